@@ -1,0 +1,149 @@
+"""Command-line arguments that mean the same in every script, and a parser that answers a typo in one line."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError, did_you_mean
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse without abbreviated flags, with defaults in ``--help`` and one-line errors (exit status 2)."""
+
+    def __init__(self, description: str | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(description=description, **kwargs)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        # A misspelt flag often leaves the required one missing too: name the misspelt one, which is the cause.
+        given = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        for word in given:
+            flag = word.split("=", 1)[0]
+            if re.match(r"--[A-Za-z]", flag) and flag not in known:
+                self.error(f"unknown flag {flag}{did_you_mean(flag, known)} (--help lists all)")
+        return super().parse_args(given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER_ERROR, f"error: {' '.join(message.split())}\n")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps a script's docstring as it is written, and adds each flag's default to its help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        if text and action.default not in (None, False, argparse.SUPPRESS) and "default" not in text:
+            text += " (default: %(default)s)"
+        return text
+
+
+def positive_int(text: str) -> int:
+    """An integer ≥ 1; underscores are allowed (``800_000_000``)."""
+    value = _number(text, int, "a whole number")
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """An integer ≥ 0."""
+    value = _number(text, int, "a whole number")
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A finite number ≥ 0."""
+    value = _number(text, float, "a number")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a finite number of at least 0, got {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number between 0 and 1."""
+    value = _number(text, float, "a number")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
+    return value
+
+
+def int_list(text: str) -> list[int]:
+    """Whole numbers with commas between them; an empty string is an empty list."""
+    return [_number(part, int, "whole numbers separated by commas") for part in text.split(",") if part.strip()]
+
+
+def int_pair(text: str) -> tuple[int, int]:
+    """Two whole numbers ≥ 0 with a comma between them, such as ``1,2``."""
+    values = int_list(text)
+    if len(values) != 2 or min(values) < 0:
+        raise argparse.ArgumentTypeError(f"expected two whole numbers like 1,2, got {text!r}")
+    return values[0], values[1]
+
+
+def _number(text: str, kind: type, expected: str) -> Any:
+    try:
+        return kind(text.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model_path --dtype --device --revision --trust_remote_code``."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model_path", required=True, help="Hub id or local folder of a Llama or Qwen2 checkpoint")
+    group.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="number format of the model's weights")
+    group.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    add_revision_arguments(group)
+
+
+def add_revision_arguments(parser: Any) -> None:
+    """Add ``--revision --trust_remote_code``, for scripts that need only a model's tokenizer."""
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub (default: its main branch)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="let code from the model's repo run")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output_dir --hf_user --hf_token --private``, of which the first or second is required."""
+    group = parser.add_argument_group("output (--output_dir, --hf_user or both)")
+    group.add_argument("--output_dir", type=Path, help="folder to write the data set to")
+    group.add_argument("--hf_user", help="Hub user or organisation to push the data set to")
+    group.add_argument("--hf_token", help="Hub token (default: the environment's HF_TOKEN or the Hub login)")
+    group.add_argument("--private", action="store_true", help="make the Hub repository private")
+
+
+def require_output(args: argparse.Namespace) -> None:
+    """Raise `UserError` unless the result has somewhere to go, before any work is spent on it."""
+    if args.output_dir is None and args.hf_user is None:
+        raise UserError("nowhere to put the result: give --output_dir DIR, --hf_user NAME, or both")
+    if args.output_dir is not None and args.output_dir.is_file():
+        raise UserError(f"--output_dir {args.output_dir} is a file; give the name of a folder")
+
+
+def resolve_device(name: str) -> str:
+    """The torch device that ``auto`` means here, or ``name`` itself once torch is known to have it.
+
+    Raises:
+        UserError: ``name`` is no device, or this machine has none of its kind.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        index = int(name.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu"
+            )
+    return name

@@ -1,0 +1,107 @@
+"""Conversations and reasoning traces as the text that a DeepSeek-R1 distill was trained on.
+
+The strings are those of the paper's data preparation; white space is part of them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BOS = "<｜begin▁of▁sentence｜>"
+EOS = "<｜end▁of▁sentence｜>"
+USER = "<｜User｜>"
+ASSISTANT = "<｜Assistant｜>"
+THINK = "<think>"
+END_THINK = "</think>"
+
+OPENTHOUGHTS_SYSTEM = (
+    "\nYour role as an assistant involves thoroughly exploring questions through a systematic long thinking process"
+    "\nbefore providing the final precise and accurate solutions. This requires engaging in a comprehensive cycle of"
+    "\nanalysis, summarizing, exploration, reassessment, reflection, backtracing, and iteration to develop"
+    " well-considered"
+    "\nthinking process.\n"
+)
+MATH_INSTRUCTION = "Return your final response within \\boxed{}. "
+CODE_WITH_STDIN = (
+    "Generate an executable Python function generated from the given prompt. The function should take stdin as input"
+    " and print the output. Simply call the function after the definition."
+)
+CODE_WITH_FUNCTION_NAME = (
+    "Generate an executable Python function generated from the given prompt. Return the function body without"
+    " invoking it at the final solution."
+)
+PLAIN_DOMAINS = ("puzzle", "biology", "chemistry", "physics")
+DOMAINS = ("code", "math", *PLAIN_DOMAINS)
+ROLES = ("system", "user", "assistant")
+
+
+class MalformedRow(ValueError):
+    """A record that is not what its data set's schema says."""
+
+
+def format_openthoughts(sample: Mapping[str, Any]) -> str:
+    """One record of OpenThoughts-114k (config ``metadata``) as R1 text.
+
+    Raises:
+        MalformedRow: a field is missing or not text, the domain is unknown, or ``test_cases`` is no JSON object.
+    """
+    return (
+        f"{OPENTHOUGHTS_SYSTEM}{USER}{_openthoughts_question(sample)}{ASSISTANT}{THINK}\n"
+        f"{_text(sample, 'deepseek_reasoning')}\n{END_THINK}\n{_text(sample, 'deepseek_solution')}"
+    )
+
+
+def _openthoughts_question(sample: Mapping[str, Any]) -> str:
+    problem, domain = _text(sample, "problem"), _text(sample, "domain")
+    if domain == "math":
+        return MATH_INSTRUCTION + problem
+    if domain == "code":
+        instruction = CODE_WITH_FUNCTION_NAME if _has_function_name(sample) else CODE_WITH_STDIN
+        starter_code = sample.get("starter_code")
+        return instruction + problem + (f"\n{starter_code}" if starter_code else "")
+    if domain in PLAIN_DOMAINS:
+        return problem
+    raise MalformedRow(f"unknown domain {domain!r}, expected one of {', '.join(DOMAINS)}")
+
+
+def _has_function_name(sample: Mapping[str, Any]) -> bool:
+    try:
+        test_cases = json.loads(_text(sample, "test_cases"))
+    except json.JSONDecodeError as error:
+        raise MalformedRow(f"field 'test_cases' is not JSON: {error}") from None
+    if not isinstance(test_cases, dict):
+        raise MalformedRow(f"field 'test_cases' holds a {type(test_cases).__name__}, expected a JSON object")
+    return bool(test_cases.get("fn_name"))
+
+
+def format_lmsys(conversation: Sequence[Mapping[str, Any]]) -> str:
+    """One conversation of LMSYS-Chat-1M (a list of ``{"role": …, "content": …}``) as R1 text.
+
+    Raises:
+        MalformedRow: not a list of messages, or a message with an unknown role or without text.
+    """
+    if not isinstance(conversation, list | tuple) or not conversation:
+        raise MalformedRow(f"expected a list of messages, got {type(conversation).__name__}")
+    parts: list[str] = []
+    for position, message in enumerate(conversation):
+        if not isinstance(message, Mapping):
+            raise MalformedRow(f"message {position} is a {type(message).__name__}, expected role and content")
+        role, content = message.get("role"), _text(message, "content")
+        if role == "system":
+            parts.append(content)
+        elif role == "user":
+            parts.append(USER + content)
+        elif role == "assistant":
+            last = position == len(conversation) - 1
+            parts.append(ASSISTANT + content + ("" if last else EOS))
+        else:
+            raise MalformedRow(f"unknown role {role!r}, expected one of {', '.join(ROLES)}")
+    return "".join(parts)
+
+
+def _text(record: Mapping[str, Any], field: str) -> str:
+    value = record.get(field)
+    if not isinstance(value, str):
+        kind = "missing" if field not in record else f"a {type(value).__name__}"
+        raise MalformedRow(f"field {field!r} is {kind}, expected text")
+    return value
