@@ -1,0 +1,141 @@
+"""Join token data sets into one, in an order drawn with a seed.
+
+    python training/datasets/merge_datasets.py tokens/lmsys tokens/openthoughts --output_dir tokens/merged
+
+Every part is a folder or a Hub id with a column `tokens`, as the other scripts of this folder make them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from token_dataset import display_name, make_card, say
+
+from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, require_output
+from transformer_lens_r1.errors import UserError, run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def merge(parts: Sequence[Dataset], *, seed: int) -> Dataset:
+    """All rows of all parts (column `tokens` alone), shuffled with `seed`.
+
+    Raises:
+        UserError: rows of different lengths.
+    """
+    from datasets import Features, Value, concatenate_datasets
+    from datasets import Sequence as ListOf
+
+    lengths = {row_length(part) for part in parts}
+    if len(lengths) > 1:
+        raise UserError(
+            f"the parts have rows of {', '.join(map(str, sorted(lengths)))} tokens; "
+            "tokenise them with one --context_size"
+        )
+    # A part may carry narrower ids or a fixed length in its schema; one schema joins them all.
+    features = Features({"tokens": ListOf(Value("int64"))})
+    columns = [part.select_columns("tokens") for part in parts]
+    columns = [column if column.features == features else column.cast(features) for column in columns]
+    return concatenate_datasets(columns).shuffle(seed=seed)
+
+
+def row_length(part: Dataset) -> int:
+    """The number of tokens in each row.
+
+    Raises:
+        UserError: the rows of the part differ among themselves.
+    """
+    import pyarrow.compute as pc
+
+    bounds = pc.min_max(pc.list_value_length(part.select_columns("tokens").data.column("tokens"))).as_py()
+    if bounds["min"] != bounds["max"]:
+        raise UserError(f"a part has rows of {bounds['min']} to {bounds['max']} tokens; expected rows of one length")
+    return bounds["max"]
+
+
+def shared_tokenizer(names: Sequence[str], provenances: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The tokenizer that made the parts, as `provenance.json` describes it; None where no part says.
+
+    Raises:
+        UserError: two parts were made with different vocabularies.
+    """
+    known = [(name, part["tokenizer"]) for name, part in zip(names, provenances, strict=True) if part]
+    for name, tokenizer in known[1:]:
+        if tokenizer["vocabulary_sha256"] != known[0][1]["vocabulary_sha256"]:
+            raise UserError(
+                f"{known[0][0]} was made with the tokenizer of {known[0][1]['name']}, {name} with that of "
+                f"{tokenizer['name']}: the same id means different text in them; tokenise both for one model"
+            )
+    return known[0][1] if known else None
+
+
+def read_provenance(part: str) -> dict[str, Any] | None:
+    """The `provenance.json` of a folder or Hub data set, or None where it has none."""
+    from transformer_lens_r1.data import PROVENANCE
+
+    if Path(part).is_dir():
+        path = Path(part) / PROVENANCE
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(part, PROVENANCE, repo_type="dataset"))
+        except EntryNotFoundError:
+            return None
+    if not path.is_file():
+        return None
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}); make the data set again, or delete that file") from error
+    known = isinstance(provenance, dict) and "vocabulary_sha256" in (provenance.get("tokenizer") or {})
+    return provenance if known else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("parts", nargs="+", help="folders or Hub ids of token data sets")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the rows' order")
+    parser.add_argument("--hf_name", help="name of the Hub data set (default: made from the names of the parts)")
+    add_output_arguments(parser)
+    args = parser.parse_args(argv)
+    require_output(args)
+    if len(args.parts) < 2:
+        raise UserError("one data set needs no merging; give two or more")
+
+    from transformer_lens_r1.data import check_hub_access, load_rows, publish_rows
+
+    check_hub_access(args)
+    parts = [load_rows(part, columns=("tokens",)) for part in args.parts]
+    provenances = [read_provenance(part) for part in args.parts]
+    tokenizer = shared_tokenizer(args.parts, provenances)
+    for part, provenance in zip(args.parts, provenances, strict=True):
+        if provenance is None:
+            say(f"WARNING: {part} does not say which tokenizer made it; taken on trust")
+    merged = merge(parts, seed=args.seed)
+
+    context_size = row_length(parts[0])
+    info = {
+        "tokenizer": tokenizer or {"name": None, "vocabulary_sha256": None, "bos_id": None, "eos_id": None},
+        "vocab_size": next((part["vocab_size"] for part in provenances if part and "vocab_size" in part), None),
+        "context_size": context_size,
+        "rows": len(merged),
+        "tokens": len(merged) * context_size,
+        "bos_added": any(part.get("bos_added") for part in provenances if part),
+        "seed": args.seed,
+        "parts": [
+            {"name": display_name(name), "rows": len(part), "provenance": provenance}
+            for name, part, provenance in zip(args.parts, parts, provenances, strict=True)
+        ],
+    }
+    name = args.hf_name or "-".join(display_name(part).split("/")[-1] for part in args.parts)
+    publish_rows(merged, args=args, name=name, info=info, card=make_card(name, info))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,32 @@
+"""Tokenise LMSYS-Chat-1M conversations, in the R1 chat format, into rows of equal length.
+
+    python training/datasets/prepare_lmsys_dataset.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
+        --num_tokens 400_000_000 --output_dir tokens/lmsys
+
+A record has a column `conversation`, a list of messages such as
+[{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}].
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from token_dataset import make_parser, prepare
+
+from transformer_lens_r1.arguments import require_output
+from transformer_lens_r1.chat_format import format_lmsys
+from transformer_lens_r1.errors import run
+
+
+def format_record(record: Mapping[str, Any]) -> str:
+    """The text of one record; raises `MalformedRow`."""
+    return format_lmsys(record["conversation"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser(__doc__, dataset_path="lmsys/lmsys-chat-1m").parse_args(argv)
+    require_output(args)
+    prepare(args, columns=("conversation",), format_record=format_record, title="lmsys-chat-1m")
+
+
+if __name__ == "__main__":
+    run(main)
