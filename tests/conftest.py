@@ -1,0 +1,93 @@
+"""What all tests share: the fixture files, the scripts as modules, tiny checkpoints, and the real small model."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+# Nothing in the tests may reach for the Hub; this must be said before the libraries read it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FIXTURES = REPOSITORY / "tests" / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """Files that tests read: a model, an SAE in the layout of SAELens 5.5.2, text, tokens and expected scores."""
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Path:
+    """A checkpoint of a small trained Llama: 4 layers, width 256, 327 tokens."""
+    return FIXTURES / "tiny-llama"
+
+
+@pytest.fixture(scope="session")
+def legacy_sae() -> Path:
+    """An SAE as SAELens 5.5.2 saved it: 1,024 features at blocks.2.hook_resid_post of `tiny_llama`."""
+    return FIXTURES / "legacy-sae"
+
+
+@pytest.fixture(scope="session")
+def fixture_tokens() -> Path:
+    """A data set folder with the column `tokens`."""
+    return FIXTURES / "tokens"
+
+
+@pytest.fixture(scope="session")
+def fixture_text() -> Path:
+    """A data set folder with the column `text`."""
+    return FIXTURES / "text"
+
+
+@pytest.fixture
+def load_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """A function that imports a script by its path from the root, with its folder first on the path, as python does.
+
+    What the script imports from its own folder is forgotten afterwards: two folders may use the same module name.
+    """
+    folders: list[str] = []
+    before = set(sys.modules)
+
+    def load(path: str) -> ModuleType:
+        script = REPOSITORY / path
+        folders.append(str(script.parent))
+        monkeypatch.syspath_prepend(str(script.parent))
+        spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
+        assert spec is not None and spec.loader is not None, f"no script {script}"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if any(file.startswith(folder + os.sep) for folder in folders):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real small language model as a checkpoint, made once and kept between runs of the tests."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "reasoning-features-tests"
+    folder = cache / "smollm2"
+    subprocess.run(
+        [sys.executable, str(REPOSITORY / "quickstart" / "make_checkpoint.py"), "--output_dir", str(folder)], check=True
+    )
+    return folder

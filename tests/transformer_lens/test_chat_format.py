@@ -1,0 +1,80 @@
+"""The R1 text is, to the character, what the data preparation of the paper prescribes (tests/fixtures/prompts.json)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transformer_lens_r1 import MalformedRow, format_lmsys, format_openthoughts
+
+
+@pytest.fixture(scope="module")
+def prompts(fixtures_dir: Path) -> dict[str, Any]:
+    return json.loads((fixtures_dir / "prompts.json").read_text(encoding="utf-8"))
+
+
+def openthoughts_row(domain: str, **changes: Any) -> dict[str, Any]:
+    row = {
+        "problem": "What is {x}?", "deepseek_reasoning": "Wait,\n so.", "deepseek_solution": " \\boxed{4}\n",
+        "domain": domain, "test_cases": None, "starter_code": None,
+    }  # fmt: skip
+    return {**row, **changes}
+
+
+@pytest.mark.parametrize("domain", ["math", "puzzle", "biology", "chemistry", "physics"])
+def test_openthoughts_by_domain(prompts: dict[str, Any], domain: str) -> None:
+    spec = prompts["openthoughts"]
+    user = spec["user_by_domain"][domain].replace("{problem}", "What is {x}?")
+    expected = f"{spec['system']}<｜User｜>{user}<｜Assistant｜><think>\nWait,\n so.\n</think>\n \\boxed{{4}}\n"
+    assert format_openthoughts(openthoughts_row(domain)) == expected
+
+
+@pytest.mark.parametrize(
+    ("test_cases", "starter", "kind"),
+    [
+        ('{"fn_name": "f", "inputs": []}', "def f():", "code_with_fn_name"),
+        ('{"fn_name": "f"}', None, "code_with_fn_name"),
+        ('{"fn_name": null}', "def f():", "code_without_fn_name"),
+        ('{"inputs": ["1"]}', "", "code_without_fn_name"),
+    ],
+)
+def test_openthoughts_code(prompts: dict[str, Any], test_cases: str, starter: str | None, kind: str) -> None:
+    spec = prompts["openthoughts"]
+    user = spec["user_by_domain"][kind].replace("{problem}", "What is {x}?")
+    if starter:
+        user += spec["user_by_domain"]["code_then_if_starter_code"].replace("{starter_code}", starter)
+    text = format_openthoughts(openthoughts_row("code", test_cases=test_cases, starter_code=starter))
+    assert text == f"{spec['system']}<｜User｜>{user}<｜Assistant｜><think>\nWait,\n so.\n</think>\n \\boxed{{4}}\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"domain": "cooking"}, {"problem": None}, {"deepseek_reasoning": 3}, {"domain": "code", "test_cases": "{"},
+     {"domain": "code", "test_cases": "[1]"}, {"domain": "code", "test_cases": None}],
+)  # fmt: skip
+def test_malformed_openthoughts_rows_are_named(changes: dict[str, Any]) -> None:
+    with pytest.raises(MalformedRow):
+        format_openthoughts(openthoughts_row(**{"domain": "math", **changes}))
+
+
+def test_lmsys_conversations() -> None:
+    system, user = {"role": "system", "content": "Be brief. "}, {"role": "user", "content": "Hi"}
+    assistant = {"role": "assistant", "content": "Hello!"}
+    assert format_lmsys([user, assistant]) == "<｜User｜>Hi<｜Assistant｜>Hello!"
+    assert (
+        format_lmsys([system, user, assistant, user])
+        == "Be brief. <｜User｜>Hi<｜Assistant｜>Hello!<｜end▁of▁sentence｜><｜User｜>Hi"
+    )
+    assert (
+        format_lmsys([user, assistant, user, assistant])
+        == "<｜User｜>Hi<｜Assistant｜>Hello!<｜end▁of▁sentence｜><｜User｜>Hi<｜Assistant｜>Hello!"
+    )
+
+
+@pytest.mark.parametrize(
+    "conversation", ["Hi", None, [], ["Hi"], [{"role": "tool", "content": "x"}], [{"role": "user", "content": None}]]
+)
+def test_malformed_conversations_are_named(conversation: Any) -> None:
+    with pytest.raises(MalformedRow):
+        format_lmsys(conversation)

@@ -1,0 +1,115 @@
+"""Files are whole or absent, data sets travel with their provenance, and a wrong argument ends in one line."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_dataset
+
+from transformer_lens_r1 import arguments, data
+from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.files import atomic_directory, atomic_file, write_json
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_folder(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.json", tmp_path / "b"
+    write_json(file, {"old": 1})
+    with atomic_directory(folder) as temporary:
+        (temporary / "x").write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), atomic_directory(folder) as temporary:
+        (temporary / "x").write_text("half")
+        raise RuntimeError
+    assert json.loads(file.read_text()) == {"old": 1}
+    assert (folder / "x").read_text() == "old"
+    with atomic_directory(folder) as temporary:
+        (temporary / "y").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["y"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b"]  # nothing temporary stays
+
+
+def test_saved_rows_load_with_plain_load_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Dataset.from_dict({"tokens": [[i, i + 1] for i in range(100)]})
+    monkeypatch.setattr(data, "SHARD_BYTES", rows.data.nbytes // 3)
+    data.save_rows(rows, tmp_path / "d", info={"seed": 1}, card="# Tokens\n")
+    assert len(list((tmp_path / "d").glob("train-*.parquet"))) > 1
+    assert load_dataset(str(tmp_path / "d"), split="train").to_dict() == rows.to_dict()
+    assert data.load_rows(tmp_path / "d", columns=["tokens"]).to_dict() == rows.to_dict()
+    assert json.loads((tmp_path / "d" / "provenance.json").read_text()) == {"seed": 1, "rows": 100}
+
+
+def test_rows_that_are_not_there_are_refused(tmp_path: Path, fixture_text: Path) -> None:
+    with pytest.raises(UserError, match="no column 'txt'; did you mean 'text'"):
+        data.load_rows(fixture_text, columns=["txt"])
+    with pytest.raises(UserError, match="holds no data set"):
+        data.load_rows(tmp_path)
+    with pytest.raises(UserError, match="no data set folder"):
+        data.load_rows(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def parser() -> arguments.ArgumentParser:
+    parser = arguments.ArgumentParser("A script.")
+    arguments.add_model_arguments(parser)
+    parser.add_argument("--n_samples", type=arguments.positive_int, default=4096, help="rows")
+    parser.add_argument("--expand_range", type=arguments.int_pair, default=(1, 2), help="window")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--n_sample", "3"], "unknown flag --n_sample; did you mean '--n_samples'?"),
+        (["--model_path", "m", "--n_samples", "many"], "--n_samples: expected a whole number, got 'many'"),
+        (["--model_path", "m", "--n_samples", "0"], "--n_samples: expected a whole number of at least 1, got 0"),
+        (["--model_path", "m", "--expand_range", "1"], "--expand_range: expected two whole numbers like 1,2, got '1'"),
+        (["--model_path", "m", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        ([], "required: --model_path"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(
+    parser: arguments.ArgumentParser, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert said in error
+
+
+def test_a_negative_value_is_no_flag(parser: arguments.ArgumentParser) -> None:
+    parser.add_argument("--shift", type=int)
+    assert parser.parse_args(["--model_path", "m", "--shift", "-3"]).shift == -3
+
+
+def test_user_errors_end_with_status_2_and_defects_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def user_error() -> None:
+        raise UserError("no file 'x'\n  give one")
+
+    with pytest.raises(SystemExit) as stop:
+        run(user_error)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: no file 'x' give one\n"
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+
+
+def test_a_result_needs_somewhere_to_go(tmp_path: Path) -> None:
+    nowhere = argparse.Namespace(output_dir=None, hf_user=None)
+    with pytest.raises(UserError, match="--output_dir DIR, --hf_user NAME"):
+        arguments.require_output(nowhere)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        arguments.require_output(argparse.Namespace(output_dir=tmp_path / "file", hf_user=None))
+
+
+def test_devices_are_checked() -> None:
+    assert arguments.resolve_device("cpu") == "cpu"
+    with pytest.raises(UserError, match="expected auto, cpu, cuda"):
+        arguments.resolve_device("gpu")
+    with pytest.raises(UserError, match="CUDA devices here"):
+        arguments.resolve_device("cuda:99")
