@@ -1,0 +1,296 @@
+"""A training run's YAML, checked key by key, as the configuration object of SAELens.
+
+SAELens' own reader drops what it does not know under `sae:` and notices a wrong type hours later, so every key and
+value is checked here against the fields of its dataclasses, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from transformer_lens_r1.arguments import DTYPES
+from transformer_lens_r1.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from sae_lens import LanguageModelSAERunnerConfig
+
+REQUIRED = ("model_name", "dataset_path", "hook_name", "context_size", "training_tokens", "output_path")
+REQUIRED_SAE = ("d_in", "d_sae")
+
+# Keys of SAELens that have one possible value here, with the reason.
+FIXED: dict[str, tuple[Any, str]] = {
+    "model_class_name": ("HookedTransformer", "the model is loaded by transformer_lens_r1, with TransformerLens' names"),
+    "model_kwargs": ({}, "the model takes no further arguments"),
+    "hook_head_index": (None, "the residual stream has no heads"),
+    "is_dataset_tokenized": (True, "tokenise text first, with the scripts in training/datasets"),
+    "use_chat_formatting": (False, "the chat format is applied by the scripts in training/datasets"),
+    "streaming": (False, "rows are read from memory-mapped files"),
+    "dataset_trust_remote_code": (False, "token data sets need no code of their own"),
+    "use_cached_activations": (False, "activations are computed during training"),
+    "cached_activations_path": (None, "activations are computed during training"),
+}
+# Written by SAELens itself, or without effect.
+NOT_SETTABLE = ("hook_eval", "sae_lens_version", "sae_lens_training_version")
+
+MODEL_KEYS = {"dtype": str, "center_writing_weights": bool, "revision": str | None, "trust_remote_code": bool}
+
+POSITIVE = (
+    "context_size",
+    "training_tokens",
+    "train_batch_size_tokens",
+    "store_batch_size_prompts",
+    "n_batches_in_buffer",
+    "n_batches_for_norm_estimate",
+    "n_eval_batches",
+    "lr",
+    "dead_feature_window",
+    "feature_sampling_window",
+    "n_restart_cycles",
+    "sae.d_in",
+    "sae.d_sae",
+    "logger.wandb_log_frequency",
+    "logger.eval_every_n_wandb_logs",
+)
+NON_NEGATIVE = ("lr_warm_up_steps", "lr_decay_steps", "n_checkpoints", "sae.l1_coefficient", "sae.l1_warm_up_steps")
+SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The YAML file's keys and values with ``key=value`` overrides put in; neither is checked yet.
+
+    Args:
+        path: a YAML file.
+        overrides: ``dotted.name=value``, the value read as YAML.
+
+    Raises:
+        UserError: there is no such file, it is no YAML mapping, or an override has no ``=``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no config file {path}; the ones that come with this repository are in training/configs")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no keys; expected lines like 'model_name: …'")
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set {override!r}: expected key=value, like --set device=cpu or --set sae.d_sae=4096")
+        *sections, key = name.strip().split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {override!r}: {section} is a value, not a section")
+        try:
+            target[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override!r}: {text!r} is not YAML") from error
+    return values
+
+
+def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]:
+    """SAELens' configuration object for `values`, in SAELens 6's own layout.
+
+    Where a key is left out, SAELens' default holds, except that `sae.device` and `sae.dtype` follow `device` and `dtype`.
+
+    Raises:
+        UserError: an unknown or missing key at any depth, a value of the wrong type or out of its range, or two values
+            that do not fit each other.
+    """
+    from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    top = dict(values)
+    sae_values, logger_values = (_section(top, name) for name in ("sae", "logger"))
+    architecture = sae_values.pop("architecture", "standard")
+    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        known = SAE_TRAINING_CLASS_REGISTRY
+        raise UserError(f"sae.architecture is {architecture!r}{did_you_mean(str(architecture), known)}; {_one_of(known)}")
+    sae_class = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+
+    top_types = _field_types(LanguageModelSAERunnerConfig, leave_out=("sae", "logger", *NOT_SETTABLE))
+    sae_types = _field_types(sae_class, leave_out=("metadata",))
+    logger_types = _field_types(LoggingConfig)
+    known = [*top_types, *("sae." + key for key in ("architecture", *sae_types)), *("logger." + k for k in logger_types)]
+    given = [*top, *("sae." + key for key in sae_values), *("logger." + key for key in logger_values)]
+    _refuse_unknown(given, known)
+    missing = [key for key in REQUIRED if top.get(key) is None]
+    missing += [f"sae.{key}" for key in REQUIRED_SAE if sae_values.get(key) is None]
+    if missing:
+        raise UserError(f"the config lacks {', '.join(missing)}")
+
+    top = {key: coerce(value, top_types[key], key) for key, value in top.items()}
+    for key, (only, reason) in FIXED.items():
+        if top.setdefault(key, only) != only:
+            raise UserError(f"{key} is {top[key]!r}, but can only be {only!r} here: {reason}")
+    top["model_from_pretrained_kwargs"] = _model_arguments(top.get("model_from_pretrained_kwargs"))
+    for key, default in (("dtype", "float32"), ("device", "cpu")):
+        whole = top.setdefault(key, default)
+        if sae_values.setdefault(key, whole) != whole:
+            raise UserError(f"sae.{key} is {sae_values[key]!r} but {key} is {whole!r}; leave sae.{key} out")
+    sae_values = {key: coerce(value, sae_types[key], f"sae.{key}") for key, value in sae_values.items()}
+    logger_values = {key: coerce(value, logger_types[key], f"logger.{key}") for key, value in logger_values.items()}
+
+    try:
+        cfg = LanguageModelSAERunnerConfig(
+            sae=sae_class(**sae_values), logger=LoggingConfig(**logger_values), **{"verbose": False, **top}
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"SAELens refuses the config: {error}") from error
+    check_values(cfg)
+    return cfg
+
+
+def check_values(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raise `UserError` for a value out of its range, or two values that do not fit each other."""
+    for name in (*POSITIVE, *NON_NEGATIVE):
+        section, _, key = name.rpartition(".")
+        value = getattr(getattr(cfg, section) if section else cfg, key, None)
+        if value is not None and (value < 0 or (value == 0 and name in POSITIVE)):
+            raise UserError(f"{name} is {value}, expected {'more than' if name in POSITIVE else 'at least'} 0")
+    for name, value in (("dtype", cfg.dtype), ("model_from_pretrained_kwargs.dtype", model_dtype(cfg))):
+        if value not in DTYPES:
+            raise UserError(f"{name} is {value!r}{did_you_mean(value, DTYPES)}; {_one_of(DTYPES)}")
+    if cfg.lr_scheduler_name not in SCHEDULERS:
+        guess = did_you_mean(cfg.lr_scheduler_name, SCHEDULERS)
+        raise UserError(f"lr_scheduler_name is {cfg.lr_scheduler_name!r}{guess}; {_one_of(SCHEDULERS)}")
+    steps = cfg.total_training_steps
+    if steps < 1:
+        raise UserError(
+            f"training_tokens ({cfg.training_tokens}) is less than one batch (train_batch_size_tokens "
+            f"{cfg.train_batch_size_tokens})"
+        )
+    if cfg.lr_warm_up_steps + cfg.lr_decay_steps > steps:
+        raise UserError(
+            f"lr_warm_up_steps and lr_decay_steps add up to {cfg.lr_warm_up_steps + cfg.lr_decay_steps} steps, but "
+            f"training_tokens / train_batch_size_tokens is {steps} steps"
+        )
+    buffer = cfg.n_batches_in_buffer * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    if buffer < cfg.train_batch_size_tokens:
+        raise UserError(
+            f"the buffer of n_batches_in_buffer × context_size = {buffer} tokens is smaller than a batch "
+            f"(train_batch_size_tokens {cfg.train_batch_size_tokens}); raise n_batches_in_buffer"
+        )
+    if not 0 <= cfg.activations_mixing_fraction < 1:
+        raise UserError(f"activations_mixing_fraction is {cfg.activations_mixing_fraction}, expected 0 or more, below 1")
+    for name in ("from_pretrained_path", "resume_from_checkpoint"):
+        folder = getattr(cfg, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"{name} is {folder}, but there is no such folder")
+
+
+def model_dtype(cfg: LanguageModelSAERunnerConfig[Any]) -> str:
+    """The language model's number format; float32 where the config does not say."""
+    return (cfg.model_from_pretrained_kwargs or {}).get("dtype", "float32")
+
+
+def coerce(value: Any, expected: Any, name: str) -> Any:
+    """`value` as the type `expected`, a type annotation.
+
+    Only harmless conversions are done: 3 for 3.0, and numbers that YAML reads as text or with a point, such as 5e-5 and 8e6.
+
+    Raises:
+        UserError: `value` is of another type.
+    """
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if expected is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        # Exact types come first, so that `true` stays a bool where an int would do as well.
+        for option in sorted(arguments, key=lambda option: option is not type(value)):
+            try:
+                return coerce(value, option, name)
+            except UserError:
+                continue
+    elif origin is typing.Literal:
+        if value in arguments:
+            return value
+    elif origin in (list, tuple):
+        if isinstance(value, list | tuple):
+            return origin(coerce(item, arguments[0], f"{name}[{index}]") for index, item in enumerate(value))
+    elif origin is dict:
+        if isinstance(value, dict):
+            return value
+    elif expected is type(None):
+        if value is None:
+            return None
+    elif expected in (int, float):
+        number = _number(value)
+        if number is not None and (expected is float or number == int(number)):
+            return expected(number)
+    elif isinstance(value, expected):
+        return value
+    raise UserError(f"{name} is {value!r}, expected {_describe(expected)}")
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    finite = isinstance(value, int) or (isinstance(value, float) and abs(value) < float("inf"))
+    return value if finite else None
+
+
+def _describe(expected: Any) -> str:
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in arguments)
+    if origin is typing.Literal:
+        return _one_of(arguments).removeprefix("expected ")
+    if origin in (list, tuple):
+        return f"a list of {_describe(arguments[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(expected, "a section of keys")
+
+
+def _one_of(names: typing.Iterable[Any]) -> str:
+    return f"expected one of {', '.join(map(str, names))}"
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    section = values.pop(name, None) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{name} is {section!r}, expected a section of keys")
+    return dict(section)
+
+
+def _field_types(cls: type, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.name not in leave_out}
+
+
+def _refuse_unknown(given: Sequence[Any], known: Sequence[str]) -> None:
+    unknown = [str(key) for key in given if key not in known]
+    if not unknown:
+        return
+    # The right name may be one section up or down: `l1_coefficient` for `sae.l1_coefficient`.
+    by_last_part = {name.rpartition(".")[2]: name for name in known}
+    guesses = []
+    for key in unknown:
+        guess = by_last_part.get(key.rpartition(".")[2])
+        guesses.append(f"{key}{f'; did you mean {guess!r}?' if guess else did_you_mean(key, known)}")
+    flat = " (the flat layout of SAELens 5 is not read; use sections sae: and logger:)" if len(unknown) > 3 else ""
+    raise UserError(f"unknown key{'s' if len(unknown) > 1 else ''} in the config: {', '.join(guesses)}{flat}")
+
+
+def _model_arguments(values: dict[str, Any] | None) -> dict[str, Any]:
+    name = "model_from_pretrained_kwargs"
+    values = {"center_writing_weights": False, **(values or {})}
+    _refuse_unknown([f"{name}.{key}" for key in values], [f"{name}.{key}" for key in MODEL_KEYS])
+    values = {key: coerce(value, MODEL_KEYS[key], f"{name}.{key}") for key, value in values.items()}
+    if values["center_writing_weights"]:
+        raise UserError(f"{name}.center_writing_weights is true, but weights are never changed here; set it to false")
+    return values
