@@ -1,0 +1,114 @@
+"""Arguments and inputs that scoring and dashboards have in common: model, SAE and rows of tokens, checked before they load."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_io import SaeSource, check_fits, find_sae
+from text_rows import holds_tokens, ignored_ids, sample_rows
+from transformer_lens_r1.arguments import (
+    DTYPES,
+    add_model_arguments,
+    int_list,
+    positive_int,
+    resolve_device,
+)
+from transformer_lens_r1.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> None:
+    """Add the flags for model, SAE and text, and those that bound memory."""
+    add_model_arguments(parser)
+    sae = parser.add_argument_group("SAE")
+    sae.add_argument("--sae_path", required=True, help="folder of a SAELens SAE, SAELens release, or Hub repo")
+    sae.add_argument("--sae_id", help="SAE within the release, repo or folder, like blocks.19.hook_resid_post")
+    sae.add_argument("--sae_dtype", choices=DTYPES, default="float32", help="number format of the SAE's weights")
+    text = parser.add_argument_group("text")
+    text.add_argument("--dataset_path", required=True, help="data set: folder or Hub id")
+    text.add_argument("--dataset_revision", help="branch, tag or commit of the data set on the Hub")
+    text.add_argument("--column_name", default="text", help="column of text, or of rows of token ids")
+    text.add_argument(
+        "--context_size", type=positive_int, help="tokens in a row made from text (default: the SAE's own)"
+    )
+    text.add_argument("--n_samples", type=positive_int, default=n_samples, help="rows of tokens, drawn by a seeded shuffle")
+    text.add_argument(
+        "--ignore_tokens",
+        type=int_list,
+        help="ids that count nowhere, like 128000,128001, or '' for none (default: those the SAE was trained without, "
+        "else bos and eos)",
+    )
+    text.add_argument("--seed", type=int, default=42, help="of the shuffle of rows")
+    memory = parser.add_argument_group("memory (results do not depend on it)")
+    memory.add_argument("--minibatch_size_tokens", type=positive_int, default=16, help="rows in a forward pass")
+    memory.add_argument(
+        "--minibatch_size_features", type=positive_int, default=8192, help="features encoded at once"
+    )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a script works on once everything cheap has been checked."""
+
+    source: SaeSource
+    config: PretrainedConfig
+    layer: int
+    """The layer whose output the SAE reads."""
+    device: str
+    tokenizer: PreTrainedTokenizerBase
+    tokens: Tensor
+    """int64 [rows, context], on the CPU."""
+    ignored: list[int]
+
+
+def load_inputs(args: argparse.Namespace) -> Inputs:
+    """Check SAE, model and data set against each other, then make the rows of tokens; no weights are loaded.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    from transformer_lens_r1 import load_config, load_tokenizer
+    from transformer_lens_r1.data import load_rows
+
+    device = resolve_device(args.device)
+    source = find_sae(args.sae_path, args.sae_id)
+    remote = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    config = load_config(args.model_path, **remote)
+    layer = check_fits(source, config, args.model_path)
+    context_size = args.context_size or source.context_size
+    if context_size is None:
+        raise UserError(f"SAE {source} does not say its context size: give --context_size")
+    dataset = load_rows(args.dataset_path, columns=(args.column_name,), revision=args.dataset_revision)
+    holds_tokens(dataset, args.column_name)
+    tokenizer = load_tokenizer(args.model_path, **remote)
+    tokens = sample_rows(
+        dataset,
+        tokenizer,
+        column=args.column_name,
+        context_size=context_size,
+        prepend_bos=source.prepend_bos,
+        n_samples=args.n_samples,
+        vocab_size=config.vocab_size,
+        seed=args.seed,
+    )
+    ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer)
+    return Inputs(source, config, layer, device, tokenizer, tokens, ignored)
+
+
+def check_output_folder(path: Path, marker: str) -> None:
+    """Refuse a folder that holds something else: a finished result replaces its whole folder.
+
+    Args:
+        path: where the result is to go.
+        marker: a file that every earlier result of this script holds.
+    """
+    if path.is_file():
+        raise UserError(f"--output_dir {path} is a file; give the name of a folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+        raise UserError(f"--output_dir {path} holds other files, which a new result would replace; name another folder")

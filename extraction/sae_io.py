@@ -1,0 +1,235 @@
+"""SAEs of SAELens: read what their configuration says without loading them, and load them with the decoder norm folded in.
+
+Both today's folder layout and that of SAELens 5.5.2 are read, from the disk or from the Hub.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.files import hash_file
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformers import PretrainedConfig
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+# One feature's activation depends on no other feature's, so the encoder can be run on some of them.
+ELEMENTWISE = ("standard", "jumprelu", "gated")
+ARCHITECTURES = (*ELEMENTWISE, "topk")
+
+
+@dataclass(frozen=True)
+class SaeSource:
+    """Where an SAE lies, and what its configuration says."""
+
+    path: str
+    sae_id: str | None
+    folder: Path | None
+    """The local folder; None for an SAE of the Hub."""
+    architecture: str
+    d_in: int
+    d_sae: int
+    hook_name: str
+    context_size: int | None
+    prepend_bos: bool
+    exclude_special_tokens: list[int] | bool | None
+
+    def __str__(self) -> str:
+        return self.path if self.sae_id is None else f"{self.path} {self.sae_id}"
+
+    def weights_hash(self) -> str | None:
+        """SHA-256 of the weights file; None where a Hub release keeps its weights in another format."""
+        if self.folder is not None:
+            return hash_file(self.folder / WEIGHTS)
+        from huggingface_hub import try_to_load_from_cache
+        from sae_lens.loading.pretrained_saes_directory import get_repo_id_and_folder_name
+
+        repo_id, folder = get_repo_id_and_folder_name(self.path, self.sae_id)
+        cached = try_to_load_from_cache(repo_id, f"{folder}/{WEIGHTS}")
+        return hash_file(cached) if isinstance(cached, str | os.PathLike) else None
+
+
+def find_sae(path: str, sae_id: str | None = None) -> SaeSource:
+    """Read an SAE's configuration; its weights stay where they are.
+
+    Args:
+        path: a folder with ``cfg.json``, a folder that holds such folders (then ``sae_id`` names one), or a SAELens release
+            or Hub repo (then ``sae_id`` is required).
+        sae_id: for instance ``blocks.19.hook_resid_post``.
+
+    Raises:
+        UserError: there is no such SAE, its files are incomplete, or its architecture has no feature-wise activations ≥ 0.
+    """
+    if Path(path).is_dir():
+        folder = _sae_folder(Path(path), sae_id)
+        config = _read_config(folder / CONFIG)
+        if not (folder / WEIGHTS).is_file():
+            raise UserError(f"SAE folder {folder} has no {WEIGHTS} beside its {CONFIG}")
+    else:
+        folder, config = None, _hub_config(path, sae_id)
+    return _source(path, sae_id, folder, config)
+
+
+def _sae_folder(path: Path, sae_id: str | None) -> Path:
+    if sae_id is not None and (path / sae_id / CONFIG).is_file():
+        return path / sae_id
+    if (path / CONFIG).is_file():
+        return path
+    inside = sorted(str(found.parent.relative_to(path)) for found in path.rglob(CONFIG))
+    hint = f"; give --sae_id, one of: {', '.join(inside[:5])}" if inside else ""
+    raise UserError(f"no SAE in {path if sae_id is None else path / sae_id}: expected {CONFIG} and {WEIGHTS}{hint}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds a {type(config).__name__}, expected SAELens' configuration object")
+    return config
+
+
+def _hub_config(path: str, sae_id: str | None) -> dict[str, Any]:
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"no SAE folder {path}: expected a folder with {CONFIG}, or a SAELens release or Hub repo")
+    if sae_id is None:
+        raise UserError(f"no SAE folder {path}; for a SAELens release or Hub repo give --sae_id too")
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+
+    try:
+        return load_sae_config_from_huggingface(path, sae_id)
+    except (OSError, ValueError, KeyError, httpx.HTTPError, HfHubHTTPError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"no SAE {sae_id} in the release or Hub repo {path}: {reason}") from error
+
+
+def _source(path: str, sae_id: str | None, folder: Path | None, config: dict[str, Any]) -> SaeSource:
+    metadata = config.get("metadata", config)  # SAELens 5 keeps everything on one level
+    hook_name = metadata.get("hook_name") or metadata.get("hook_point")
+    name = path if sae_id is None else f"{path} {sae_id}"
+    for key, value in {"d_in": config.get("d_in"), "d_sae": config.get("d_sae"), "hook_name": hook_name}.items():
+        if value is None:
+            raise UserError(f"the configuration of SAE {name} does not say its {key}")
+    architecture = config.get("architecture", "standard")
+    if "topk" in (config.get("activation_fn"), config.get("activation_fn_str")):
+        architecture = "topk"
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"SAE {name} is of architecture {architecture}; supported are {', '.join(ARCHITECTURES)}")
+    prepend_bos = metadata.get("prepend_bos")
+    return SaeSource(
+        path=path,
+        sae_id=sae_id,
+        folder=folder,
+        architecture=architecture,
+        d_in=config["d_in"],
+        d_sae=config["d_sae"],
+        hook_name=hook_name,
+        context_size=metadata.get("context_size"),
+        prepend_bos=True if prepend_bos is None else prepend_bos,  # SAELens' own default
+        exclude_special_tokens=metadata.get("exclude_special_tokens"),
+    )
+
+
+def check_fits(source: SaeSource, config: PretrainedConfig, model_name: str) -> int:
+    """The layer whose output the SAE reads, once it is clear that the model has it.
+
+    Raises:
+        UserError: the SAE's d_in is not the model's width, or its hook point is none of the model's.
+    """
+    from transformer_lens_r1 import hook_layer
+
+    layer = hook_layer(source.hook_name)
+    if source.d_in != config.hidden_size:
+        raise UserError(
+            f"SAE {source} reads {source.d_in} dimensions (d_in), but the model {model_name} is {config.hidden_size} "
+            "wide: it was trained on another model"
+        )
+    if layer >= config.num_hidden_layers:
+        raise UserError(
+            f"SAE {source} reads {source.hook_name}, but the layers of {model_name} are "
+            f"0 to {config.num_hidden_layers - 1}: it was trained on another model"
+        )
+    return layer
+
+
+def load_sae(source: SaeSource, *, device: str = "cpu", dtype: str = "float32") -> SAE:
+    """Load the SAE with the decoder norm folded into its features: every decoder direction has unit norm.
+
+    Raises:
+        UserError: the weights do not fit the configuration.
+    """
+    from sae_lens import SAE
+
+    try:
+        if source.folder is not None:
+            sae = SAE.load_from_disk(source.folder, device=device, dtype=dtype)
+        else:
+            sae = SAE.from_pretrained(source.path, source.sae_id, device=device, dtype=dtype)
+    except (RuntimeError, KeyError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot load the weights of SAE {source}: {reason}") from error
+    sae.eval().requires_grad_(False)
+    fold_decoder_norm(sae)
+    return sae
+
+
+def fold_decoder_norm(sae: SAE) -> None:
+    """Scale, in place, each feature by its decoder direction's norm, and the direction to norm 1.
+
+    Reconstructions stay the same. A TopK SAE that picks its k features by activations without the norm would pick others
+    if its encoder were scaled, so there the activations are scaled after the choice.
+    """
+    if folding_keeps_choice(sae):
+        sae.fold_W_dec_norm()
+        return
+    norm = sae.get_W_dec_norm()
+    sae.W_dec.data.div_(norm[:, None])
+    sae.hook_sae_acts_post.register_forward_hook(lambda _module, _inputs, activations: activations * norm)
+    # SAEDashboard folds what it is given once more; here that is done.
+    sae.fold_W_dec_norm = lambda: None
+
+
+def folding_keeps_choice(sae: SAE) -> bool:
+    """Whether scaling the encoder leaves the choice of active features as it is."""
+    return sae.cfg.architecture() != "topk" or sae.cfg.rescale_acts_by_decoder_norm
+
+
+def encoder_blocks(sae: SAE, size: int) -> Iterator[tuple[slice, SAE]]:
+    """The SAE cut into blocks of features, to bound the memory that activations take.
+
+    Args:
+        sae: what `load_sae` gave.
+        size: features in a block. TopK needs all of them to choose from and comes as one block.
+
+    Yields:
+        The block's features, and an SAE whose ``encode`` gives [..., features of the block]; it shares the weights' memory.
+    """
+    d_sae = sae.cfg.d_sae
+    if sae.cfg.architecture() not in ELEMENTWISE or size >= d_sae:
+        yield slice(0, d_sae), sae
+        return
+    for start in range(0, d_sae, size):
+        features = slice(start, min(start + size, d_sae))
+        block = copy.copy(sae)
+        block.__dict__["_parameters"] = {name: _cut(name, p, features) for name, p in sae._parameters.items()}
+        yield features, block
+
+
+def _cut(name: str, parameter: Any, features: slice) -> Any:
+    from torch import nn
+
+    if name == "b_dec" or parameter is None:
+        return parameter
+    cut = parameter.data[:, features] if name == "W_enc" else parameter.data[features]
+    return nn.Parameter(cut, requires_grad=False)
