@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quality = train(cfg, model, train_rows, held_out_rows)
     print(f"wrote the SAE to {cfg.output_path}")
     for name, value in quality["held_out"].items():
-        print(f"  held-out {name.replace('_', ' ')}: {value:,.4g}" if isinstance(value, float) else f"  {name}: {value:,}")
+        print(f"  held-out {name.replace('_', ' ')}: {value:,.4g}")
 
 
 def check_output(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
@@ -78,15 +78,19 @@ def check_output(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
 
 
 def check_wandb(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raise `UserError` where the run would log to W&B but has no key for it, or would wait at a prompt."""
+    """Raise `UserError` where the run would log to W&B but W&B has no key, or refuses the one there is."""
     if not cfg.logger.log_to_wandb or os.environ.get("WANDB_MODE", "online") != "online":
         return
     import wandb
 
-    if not wandb.api.api_key:
+    try:
+        fault = None if wandb.login(prompt=False) else "there is no W&B key"
+    except (wandb.errors.AuthenticationError, wandb.errors.CommError, wandb.errors.UsageError) as error:
+        fault = f"W&B does not let you in ({error})"
+    if fault is not None:
         raise UserError(
-            "logger.log_to_wandb is true but there is no W&B key: set WANDB_API_KEY, or WANDB_MODE=offline to log to "
-            "this disk, or --set logger.log_to_wandb=false"
+            f"logger.log_to_wandb is true but {fault}: set WANDB_API_KEY, or WANDB_MODE=offline to log to this disk, "
+            "or --set logger.log_to_wandb=false"
         )
 
 
@@ -112,8 +116,8 @@ def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
         )
     if cfg.sae.d_in != model_config.hidden_size:
         raise UserError(
-            f"sae.d_in is {cfg.sae.d_in}, but the residual stream of {cfg.model_name} is {model_config.hidden_size} wide; "
-            f"set sae.d_in to {model_config.hidden_size}"
+            f"sae.d_in is {cfg.sae.d_in}, but the residual stream of {cfg.model_name} is "
+            f"{model_config.hidden_size} wide; set sae.d_in to {model_config.hidden_size}"
         )
     return layer + 1
 
@@ -125,6 +129,7 @@ def load_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset:
         UserError: no such data set or column, rows of another length, or ids that the model does not have.
     """
     import pyarrow.compute as pc
+
     from transformer_lens_r1.data import load_rows
     from transformer_lens_r1.loading import load_config
 
@@ -138,13 +143,13 @@ def load_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset:
             "context_size to the rows' length, or tokenise again"
         )
     vocab_size = load_config(cfg.model_name, **hub_arguments(cfg)).vocab_size
-    # Every id is read, gigabytes at the paper's size but at the disk's speed: a wrong one would end the run hours later.
+    # Every id is read, gigabytes at the paper's size but at the disk's speed: a wrong one would end the run late.
     bounds = [pc.min_max(chunk.flatten()).as_py() for chunk in column.chunks if len(chunk)]
     if min(bound["min"] for bound in bounds) < 0 or max(bound["max"] for bound in bounds) >= vocab_size:
         largest = max(bound["max"] for bound in bounds)
         raise UserError(
-            f"{cfg.dataset_path} holds the id {largest}, but {cfg.model_name} knows ids 0 to {vocab_size - 1}; the tokens "
-            "were made for another model"
+            f"{cfg.dataset_path} holds the id {largest}, but {cfg.model_name} knows ids 0 to {vocab_size - 1}; "
+            "the tokens were made for another model"
         )
     return rows
 
@@ -192,6 +197,7 @@ def train(
     import torch
     from held_out import HeldOutEvaluator
     from sae_lens import LanguageModelSAETrainingRunner
+
     from transformer_lens_r1.files import atomic_directory, write_json
 
     started = time.monotonic()

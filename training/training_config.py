@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
 from transformer_lens_r1.arguments import DTYPES
 from transformer_lens_r1.errors import UserError, did_you_mean
 
@@ -25,7 +26,7 @@ REQUIRED_SAE = ("d_in", "d_sae")
 
 # Keys of SAELens that have one possible value here, with the reason.
 FIXED: dict[str, tuple[Any, str]] = {
-    "model_class_name": ("HookedTransformer", "the model is loaded by transformer_lens_r1, with TransformerLens' names"),
+    "model_class_name": ("HookedTransformer", "transformer_lens_r1 loads the model, with TransformerLens' names"),
     "model_kwargs": ({}, "the model takes no further arguments"),
     "hook_head_index": (None, "the residual stream has no heads"),
     "is_dataset_tokenized": (True, "tokenise text first, with the scripts in training/datasets"),
@@ -100,7 +101,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]:
     """SAELens' configuration object for `values`, in SAELens 6's own layout.
 
-    Where a key is left out, SAELens' default holds, except that `sae.device` and `sae.dtype` follow `device` and `dtype`.
+    Where a key is left out, SAELens' default holds, except that `sae.device` and `sae.dtype` follow `device` and
+    `dtype`, and that what is in `FIXED` is so.
 
     Raises:
         UserError: an unknown or missing key at any depth, a value of the wrong type or out of its range, or two values
@@ -113,18 +115,17 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
     sae_values, logger_values = (_section(top, name) for name in ("sae", "logger"))
     architecture = sae_values.pop("architecture", "standard")
     if architecture not in SAE_TRAINING_CLASS_REGISTRY:
-        known = SAE_TRAINING_CLASS_REGISTRY
-        raise UserError(f"sae.architecture is {architecture!r}{did_you_mean(str(architecture), known)}; {_one_of(known)}")
+        guess = did_you_mean(str(architecture), SAE_TRAINING_CLASS_REGISTRY)
+        raise UserError(f"sae.architecture is {architecture!r}{guess}; {_one_of(SAE_TRAINING_CLASS_REGISTRY)}")
     sae_class = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
 
     top_types = _field_types(LanguageModelSAERunnerConfig, leave_out=("sae", "logger", *NOT_SETTABLE))
     sae_types = _field_types(sae_class, leave_out=("metadata",))
     logger_types = _field_types(LoggingConfig)
-    known = [*top_types, *("sae." + key for key in ("architecture", *sae_types)), *("logger." + k for k in logger_types)]
-    given = [*top, *("sae." + key for key in sae_values), *("logger." + key for key in logger_values)]
-    _refuse_unknown(given, known)
+    known = [*top_types, "sae.architecture", *_dotted("sae", sae_types), *_dotted("logger", logger_types)]
+    _refuse_unknown([*top, *_dotted("sae", sae_values), *_dotted("logger", logger_values)], known)
     missing = [key for key in REQUIRED if top.get(key) is None]
-    missing += [f"sae.{key}" for key in REQUIRED_SAE if sae_values.get(key) is None]
+    missing += _dotted("sae", [key for key in REQUIRED_SAE if sae_values.get(key) is None])
     if missing:
         raise UserError(f"the config lacks {', '.join(missing)}")
 
@@ -181,7 +182,7 @@ def check_values(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"(train_batch_size_tokens {cfg.train_batch_size_tokens}); raise n_batches_in_buffer"
         )
     if not 0 <= cfg.activations_mixing_fraction < 1:
-        raise UserError(f"activations_mixing_fraction is {cfg.activations_mixing_fraction}, expected 0 or more, below 1")
+        raise UserError(f"activations_mixing_fraction is {cfg.activations_mixing_fraction}, expected 0 to below 1")
     for name in ("from_pretrained_path", "resume_from_checkpoint"):
         folder = getattr(cfg, name)
         if folder is not None and not Path(folder).is_dir():
@@ -196,7 +197,7 @@ def model_dtype(cfg: LanguageModelSAERunnerConfig[Any]) -> str:
 def coerce(value: Any, expected: Any, name: str) -> Any:
     """`value` as the type `expected`, a type annotation.
 
-    Only harmless conversions are done: 3 for 3.0, and numbers that YAML reads as text or with a point, such as 5e-5 and 8e6.
+    Only harmless conversions are done: 3 for 3.0, and numbers that YAML reads as text, such as 5e-5.
 
     Raises:
         UserError: `value` is of another type.
@@ -267,6 +268,10 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(section)
 
 
+def _dotted(section: str, keys: typing.Iterable[Any]) -> list[str]:
+    return [f"{section}.{key}" for key in keys]
+
+
 def _field_types(cls: type, leave_out: Sequence[str] = ()) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.name not in leave_out}
@@ -289,7 +294,7 @@ def _refuse_unknown(given: Sequence[Any], known: Sequence[str]) -> None:
 def _model_arguments(values: dict[str, Any] | None) -> dict[str, Any]:
     name = "model_from_pretrained_kwargs"
     values = {"center_writing_weights": False, **(values or {})}
-    _refuse_unknown([f"{name}.{key}" for key in values], [f"{name}.{key}" for key in MODEL_KEYS])
+    _refuse_unknown(_dotted(name, values), _dotted(name, MODEL_KEYS))
     values = {key: coerce(value, MODEL_KEYS[key], f"{name}.{key}") for key, value in values.items()}
     if values["center_writing_weights"]:
         raise UserError(f"{name}.center_writing_weights is true, but weights are never changed here; set it to false")

@@ -101,9 +101,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("parts", nargs="+", help="folders or Hub ids of token data sets")
     parser.add_argument("--seed", type=int, default=42, help="seed of the rows' order")
-    parser.add_argument("--hf_name", help="name of the Hub data set (default: made from the names of the parts)")
+    parser.add_argument("--hf_repo", help="Hub data set to push to, as user/name (default: named after the parts)")
     add_output_arguments(parser)
     args = parser.parse_args(argv)
+    name = "-".join(display_name(part).split("/")[-1] for part in args.parts)
+    if args.hf_repo is not None:
+        if args.hf_repo.count("/") != 1:
+            raise UserError(f"--hf_repo {args.hf_repo}: expected user/name")
+        args.hf_user, name = args.hf_repo.split("/")
     require_output(args)
     if len(args.parts) < 2:
         raise UserError("one data set needs no merging; give two or more")
@@ -133,7 +138,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, part, provenance in zip(args.parts, parts, provenances, strict=True)
         ],
     }
-    name = args.hf_name or "-".join(display_name(part).split("/")[-1] for part in args.parts)
     publish_rows(merged, args=args, name=name, info=info, card=make_card(name, info))
 
 

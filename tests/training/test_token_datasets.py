@@ -1,0 +1,271 @@
+"""The scripts of training/datasets: rows equal TransformerLens' own, whatever the split, and mistakes are one line."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from transformer_lens.utilities import tokenize_and_concatenate
+from transformers import AutoTokenizer
+
+from transformer_lens_r1.chat_format import ASSISTANT, USER
+from transformer_lens_r1.errors import UserError
+
+LMSYS = "training/datasets/prepare_lmsys_dataset.py"
+OPENTHOUGHTS = "training/datasets/prepare_openthoughts_dataset.py"
+MERGE = "training/datasets/merge_datasets.py"
+CONTEXT = 64
+
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache for each test: nothing is taken from, or left in, the user's."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def texts(fixture_text: Path) -> list[str]:
+    """1,200 documents: more than one group of 1,000, of unequal lengths."""
+    rows = datasets.load_dataset(str(fixture_text), split="train")["text"][:]
+    return [row[: 60 + 7 * (index % 90)] for index, row in enumerate(rows * 3)]
+
+
+@pytest.fixture(scope="module")
+def conversations(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in the schema of LMSYS-Chat-1M."""
+    rows = [
+        [{"content": text[:40], "role": "user"}, {"content": text[40:], "role": "assistant"}] for text in texts
+    ]
+    return write(tmp_path_factory.mktemp("lmsys"), {"conversation": rows})
+
+
+@pytest.fixture(scope="module")
+def expected_rows(texts: list[str], tiny_llama: Path) -> list[list[int]]:
+    """What TransformerLens' function makes of the same conversations, in one process; it pads none of these."""
+    documents = [f"{USER}{text[:40]}{ASSISTANT}{text[40:]}" for text in texts]
+    rows = tokenize_and_concatenate(
+        datasets.Dataset.from_dict({"text": documents}),
+        AutoTokenizer.from_pretrained(tiny_llama),
+        max_length=CONTEXT,
+        add_bos_token=False,
+        num_proc=None,
+    )
+    return rows["tokens"][:].tolist()
+
+
+def write(folder: Path, columns: dict[str, list[Any]]) -> Path:
+    datasets.Dataset.from_dict(columns).to_parquet(str(folder / "train-00000.parquet"))
+    return folder
+
+
+def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
+    paths = ["--model_path", str(model), "--dataset_path", str(data), "--output_dir", str(output)]
+    return [*paths, "--context_size", str(CONTEXT), *more]
+
+
+def tokens(folder: Path) -> list[list[int]]:
+    # Read without the datasets library, whose cache might hand back what another test wrote.
+    return pq.read_table(sorted(folder.glob("*.parquet")))["tokens"].to_pylist()
+
+
+def one_line_exit(main: Callable[[list[str]], None], argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that a mistake ends with; asserts that it is one line and that argparse would exit with 2."""
+    try:
+        main(argv)
+    except UserError as error:
+        line = str(error)
+    except SystemExit as error:
+        assert error.code == 2
+        line = capsys.readouterr().err.strip()
+    else:
+        pytest.fail("no error")
+    assert "\n" not in line
+    return line
+
+
+def test_all_rows_equal_those_of_transformer_lens(
+    load_script: Load, tiny_llama: Path, conversations: Path, expected_rows: list[list[int]], tmp_path: Path
+) -> None:
+    load_script(LMSYS).main(arguments(tiny_llama, conversations, tmp_path / "out"))
+    rows = tokens(tmp_path / "out")
+    assert len(expected_rows) > 500
+    assert sorted(rows) == sorted(expected_rows)
+    assert rows != expected_rows  # shuffled
+
+
+def test_the_number_of_processes_changes_nothing(
+    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path
+) -> None:
+    main = load_script(LMSYS).main
+    for processes in ("1", "3"):
+        more = ["--num_proc", processes, "--num_tokens", "9999"]
+        main(arguments(tiny_llama, conversations, tmp_path / processes, *more))
+    assert tokens(tmp_path / "1") == tokens(tmp_path / "3")
+
+
+def test_the_draw_follows_the_seed_and_covers_the_tokens_asked_for(
+    load_script: Load, tiny_llama: Path, conversations: Path, expected_rows: list[list[int]], tmp_path: Path
+) -> None:
+    main = load_script(LMSYS).main
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        main(arguments(tiny_llama, conversations, tmp_path / name, "--num_tokens", "1000", "--seed", seed))
+    a, b, c = (tokens(tmp_path / name) for name in "abc")
+    assert len(a) == 16  # ceil(1000 / 64)
+    assert a == b != c
+    assert all(row in expected_rows for row in a)
+
+
+def test_short_data_gives_no_padded_row(load_script: Load, tiny_llama: Path, tmp_path: Path) -> None:
+    messages = [{"content": "therefore the sum is two ", "role": "user"}]
+    short = write(tmp_path, {"conversation": [messages]})
+    argv = arguments(tiny_llama, short, tmp_path / "out")
+    with pytest.raises(UserError, match="no row of 64 tokens"):
+        load_script(LMSYS).main(argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_asking_for_more_than_there_is_gives_all_and_says_so(
+    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_script(LMSYS).main(arguments(tiny_llama, conversations, tmp_path / "out", "--num_tokens", "10_000_000"))
+    assert "WARNING: the data holds" in capsys.readouterr().err
+    assert len(tokens(tmp_path / "out")) > 500
+
+
+def test_malformed_rows_are_left_out_and_counted(
+    load_script: Load, tiny_llama: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [[{"content": text, "role": "user"}] for text in texts[:50]]
+    bad = [[{"content": "x", "role": "tool"}], [{"content": None, "role": "user"}]]
+    mixed, clean = tmp_path / "mixed", tmp_path / "clean"
+    main = load_script(LMSYS).main
+    for folder, rows in ((mixed, [*good[:7], bad[0], *good[7:], bad[1]]), (clean, good)):
+        folder.mkdir()
+        main(arguments(tiny_llama, write(folder, {"conversation": rows}), folder / "out"))
+    assert "left out 2 of 52 records; the first is number 7" in capsys.readouterr().err
+    assert tokens(mixed / "out") == tokens(clean / "out")
+    assert json.loads((mixed / "out" / "provenance.json").read_text())["source"]["malformed"] == 2
+
+
+def test_openthoughts_rows_hold_the_prescribed_text(load_script: Load, tiny_llama: Path, tmp_path: Path) -> None:
+    record = {
+        "problem": "what is the sum of two and two ",
+        "deepseek_reasoning": "but maybe it is more. therefore no ",
+        "deepseek_solution": "the answer is four ",
+        "domain": "math",
+        "test_cases": None,
+        "starter_code": None,
+    }
+    data = write(tmp_path, {key: [value] * 20 for key, value in record.items()})
+    load_script(OPENTHOUGHTS).main(arguments(tiny_llama, data, tmp_path / "out"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    strings = json.loads((Path(__file__).parents[1] / "fixtures" / "prompts.json").read_text())["openthoughts"]
+    user = strings["user_by_domain"]["math"].replace("{problem}", record["problem"])
+    text = strings["template"].replace("{system}", strings["system"]).replace("{user}", user)
+    text = text.replace("{assistant_reasoning}", record["deepseek_reasoning"])
+    text = text.replace("{assistant_solution}", record["deepseek_solution"])
+    document = tokenizer(text, add_special_tokens=False)["input_ids"]
+    stream = (document + [tokenizer.eos_token_id]) * 20
+    rows = [stream[start : start + CONTEXT] for start in range(0, len(stream) - CONTEXT, CONTEXT)]
+    assert sorted(tokens(tmp_path / "out")) == sorted(rows)
+
+
+def test_provenance_says_what_made_the_rows(
+    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path
+) -> None:
+    load_script(LMSYS).main(arguments(tiny_llama, conversations, tmp_path / "out", "--num_tokens", "640"))
+    info = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert (info["rows"], info["tokens"], info["context_size"], info["seed"]) == (10, 640, CONTEXT, 42)
+    assert info["tokenizer"]["name"] == "tiny-llama"
+    assert (info["tokenizer"]["bos_id"], info["tokenizer"]["eos_id"]) == (0, 1)
+    assert str(tmp_path) not in json.dumps(info) + (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_merged_set_is_all_parts_shuffled_with_the_seed(
+    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path
+) -> None:
+    prepare, merge = load_script(LMSYS).main, load_script(MERGE).main
+    for seed in ("1", "2", "3"):
+        prepare(arguments(tiny_llama, conversations, tmp_path / seed, "--num_tokens", "3200", "--seed", seed))
+    parts = [str(tmp_path / seed) for seed in "123"]
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        merge([*parts, "--seed", seed, "--output_dir", str(tmp_path / name)])
+    a, b, c = (tokens(tmp_path / name) for name in "abc")
+    joined = [row for part in parts for row in tokens(Path(part))]
+    assert sorted(a) == sorted(joined)
+    assert a == b != c and a != joined
+    info = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    assert [part["rows"] for part in info["parts"]] == [50, 50, 50]
+    assert info["tokenizer"]["name"] == "tiny-llama"
+
+
+def test_parts_of_another_row_length_or_tokenizer_are_refused(
+    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path
+) -> None:
+    prepare, merge = load_script(LMSYS).main, load_script(MERGE).main
+    for name, context in (("a", "64"), ("b", "32"), ("c", "64")):
+        argv = arguments(tiny_llama, conversations, tmp_path / name, "--num_tokens", "640")
+        prepare([*argv, "--context_size", context])
+    with pytest.raises(UserError, match="rows of 32, 64 tokens"):
+        merge([str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path / "out")])
+    info = json.loads((tmp_path / "c" / "provenance.json").read_text())
+    info["tokenizer"] |= {"name": "other", "vocabulary_sha256": "0" * 64}
+    (tmp_path / "c" / "provenance.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="tokenizer of tiny-llama, .* that of other"):
+        merge([str(tmp_path / "a"), str(tmp_path / "c"), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (["--output_dir"], "--output_dir"),
+        (["--num_token", "5"], "did you mean '--num_tokens'?"),
+        (["--num_tokens", "0"], "at least 1"),
+        (["--dataset_path", "tests/fixtures/tokens"], "no column 'conversation'"),
+        (["--dataset_path", "./no/such/folder"], "no/such/folder"),
+        (["--model_path", "./no/such/model"], "no/such/model"),
+    ],
+)
+def test_mistakes_are_one_line(
+    load_script: Load,
+    tiny_llama: Path,
+    conversations: Path,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(repository)
+    argv = arguments(tiny_llama, conversations, tmp_path / "out")
+    argv = [*argv[:4], *argv[6:]] if change == ["--output_dir"] else [*argv, *change]
+    assert expected in one_line_exit(load_script(LMSYS).main, argv, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_flag_is_answered_within_a_second(repository: Path) -> None:
+    started = time.monotonic()
+    process = subprocess.run(
+        [sys.executable, LMSYS, "--model_pth", "x"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    # Half a second on a free machine; the tests share it.
+    assert time.monotonic() - started < 4
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.count("\n") == 1 and "--model_path" in process.stderr
+
+
+def test_the_folder_named_datasets_does_not_hide_the_library(repository: Path) -> None:
+    code = "import sys; sys.path.insert(0, 'training'); import datasets; print(datasets.__version__)"
+    process = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == datasets.__version__
