@@ -1,13 +1,14 @@
-"""One page for each of the best features (by ReasonScore), and an index: what a feature fires on, how strongly, what it writes.
+"""One page for each of the best features by ReasonScore, and an index: what a feature fires on and what it writes.
 
-SAEDashboard computes the panels: activating text by strength, activation histogram, logit effects, tables. The pages need no network.
+SAEDashboard computes the panels: activating text by strength, activation histogram, logit effects, tables. The
+pages need no network.
 
     python extraction/compute_dashboard.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
         --sae_path andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts --sae_id blocks.19.hook_resid_post \\
         --dataset_path andreuka18/OpenThoughts-10k-DeepSeek-R1 --scores_dir extraction/scores --topk 100 \\
         --output_dir extraction/dashboards
 
-The output folder holds index.html, feature_<index>.html and assets/. In memory are 4 bytes for each shown feature and token.
+The output folder holds index.html, feature_<index>.html and assets/. Memory: 4 bytes for each shown feature and token.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from inputs import Inputs, add_input_arguments, check_output_folder, load_inputs
 from sae_io import load_sae
+
 from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.errors import UserError, run
 from transformer_lens_r1.files import atomic_directory
@@ -102,7 +104,7 @@ def compute_panels(
         hook_name: where the SAE reads.
         ignored_ids: ids where activations are taken as 0.
         rows_per_batch: rows in a forward pass.
-        features_per_pass: where this is fewer than ``features``, the model runs over the text again for each further group.
+        features_per_pass: with fewer than ``features`` the model runs over the text again for each further group.
         device: where model and SAE are.
         seed: of the sequences drawn from each interval of activations.
     """
@@ -150,7 +152,9 @@ def compute_panels(
     return Runner(config).run(encoder=sae, model=model, tokens=tokens)
 
 
-def write_dashboards(folder: Path, panels: SaeVisData, facts: Sequence[FeatureFacts], inputs: Inputs, *, about: str) -> None:
+def write_dashboards(
+    folder: Path, panels: SaeVisData, facts: Sequence[FeatureFacts], inputs: Inputs, *, about: str
+) -> None:
     """Write assets, one page for each feature and the index; whole or not at all."""
     from dashboard_pages import best_snippet, token_text, write_assets, write_feature_page, write_index
 
@@ -206,10 +210,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=args.seed,
     )
     rank_of = {feature: rank for rank, feature in enumerate(ranked, start=1)}
-    facts = sorted((feature_facts(saved, feature, rank_of[feature]) for feature in features), key=lambda fact: fact.rank)
+    facts = [feature_facts(saved, feature, rank_of[feature]) for feature in sorted(features, key=rank_of.__getitem__)]
     about = (
-        f"model {args.model_path} · SAE {inputs.source} at {inputs.source.hook_name} · {inputs.tokens.numel():,} tokens of "
-        f"{args.dataset_path} · scores from {saved.run['tokens']:,} tokens"
+        f"model {args.model_path} · SAE {inputs.source} at {inputs.source.hook_name} · "
+        f"{inputs.tokens.numel():,} tokens of {args.dataset_path} · scores from {saved.run['tokens']:,} tokens"
     )
     write_dashboards(args.output_dir, panels, facts, inputs, about=about)
     print(f"wrote the pages of {len(features)} features; open {args.output_dir / 'index.html'}")

@@ -1,7 +1,7 @@
 """ReasonScore of every feature of an SAE, exact, in one pass over the text.
 
-Each batch goes once through the model's first layers, up to the SAE's hook point, once through the SAE's encoder, and into
-sums from which the scores of all features follow (formulas: reason_score.py).
+Each batch goes once through the model's first layers, up to the SAE's hook point, once through the SAE's encoder,
+and into sums from which the scores of all features follow (formulas: reason_score.py).
 
     python extraction/compute_score.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
         --sae_path andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts --sae_id blocks.19.hook_resid_post \\
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from inputs import add_input_arguments, check_output_folder, load_inputs
 from sae_io import encoder_blocks, load_sae
+
 from transformer_lens_r1.arguments import ArgumentParser, int_pair, non_negative_float, positive_int
 from transformer_lens_r1.errors import UserError, run
 
@@ -37,7 +38,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_input_arguments(parser, n_samples=4096)
     score = parser.add_argument_group("score")
-    score.add_argument("--tokens_str_path", type=Path, default=VOCABULARY, help="reasoning vocabulary: a JSON list of strings")
+    score.add_argument(
+        "--tokens_str_path", type=Path, default=VOCABULARY, help="reasoning vocabulary: a JSON list of strings"
+    )
     score.add_argument(
         "--expand_range",
         type=int_pair,
@@ -66,7 +69,7 @@ def read_vocabulary(path: Path) -> list[str]:
     if not isinstance(spellings, list) or not all(isinstance(spelling, str) for spelling in spellings):
         raise UserError(f"the vocabulary {path} is not a list of strings")
     if not any(spelling.strip() for spelling in spellings):
-        raise UserError(f"the vocabulary {path} is empty: expected words like \"wait\", \" wait\", \"Wait\"")
+        raise UserError(f'the vocabulary {path} is empty: expected words like "wait", " wait", "Wait"')
     return [spelling for spelling in spellings if spelling.strip()]
 
 
@@ -100,6 +103,7 @@ def sum_activations(
     import torch
     from reason_score import ActivationSums, find_membership
     from tqdm import tqdm
+
     from transformer_lens_r1 import residual_stream
 
     left, right = expand_range
@@ -129,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from reason_score import group_spellings, reason_scores
     from score_files import print_summary, write_scores
+
     from transformer_lens_r1 import load_model
 
     groups = group_spellings(spellings, lambda text: inputs.tokenizer.encode(text, add_special_tokens=False))
@@ -154,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         features_per_block=args.minibatch_size_features,
     )
     if not sums.by_set.isfinite().all():
-        raise UserError(f"activations are not finite in --dtype {args.dtype}, --sae_dtype {args.sae_dtype}: try float32")
+        formats = f"--dtype {args.dtype}, --sae_dtype {args.sae_dtype}"
+        raise UserError(f"some activations are not finite in {formats}: try float32")
     scores = reason_scores(sums.by_set, sums.n_positions, alpha=args.alpha)
     write_scores(args.output_dir, scores, sums, list(groups), args=args, inputs=inputs)
     print_summary(scores, sums, list(groups))

@@ -93,7 +93,8 @@ def write_feature_page(
     body = CDN_SCRIPT.sub("", path.read_text())
     embedded = json.dumps(script_data)
     # Text must not be able to end the script element it stands in, nor to become elements of its own.
-    body = body.replace(embedded, embedded.replace("<", "\\u003c")).replace("${tok}</code>", "${escapeHtml(tok)}</code>")
+    body = body.replace(embedded, embedded.replace("<", "\\u003c"))
+    body = body.replace("${tok}</code>", "${escapeHtml(tok)}</code>")
     page = Template((ASSETS / "feature.html").read_text(encoding="utf-8")).substitute(
         title=f"Feature {facts.feature}", facts=_facts_line(facts), panels=body
     )

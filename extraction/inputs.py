@@ -1,4 +1,4 @@
-"""Arguments and inputs that scoring and dashboards have in common: model, SAE and rows of tokens, checked before they load."""
+"""What scoring and dashboards have in common: arguments, and the model, SAE and text they name, checked early."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sae_io import SaeSource, check_fits, find_sae
 from text_rows import holds_tokens, ignored_ids, sample_rows
+
 from transformer_lens_r1.arguments import (
     DTYPES,
     add_model_arguments,
@@ -37,7 +38,9 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     text.add_argument(
         "--context_size", type=positive_int, help="tokens in a row made from text (default: the SAE's own)"
     )
-    text.add_argument("--n_samples", type=positive_int, default=n_samples, help="rows of tokens, drawn by a seeded shuffle")
+    text.add_argument(
+        "--n_samples", type=positive_int, default=n_samples, help="rows of tokens, drawn by a seeded shuffle"
+    )
     text.add_argument(
         "--ignore_tokens",
         type=int_list,
@@ -47,9 +50,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     text.add_argument("--seed", type=int, default=42, help="of the shuffle of rows")
     memory = parser.add_argument_group("memory (results do not depend on it)")
     memory.add_argument("--minibatch_size_tokens", type=positive_int, default=16, help="rows in a forward pass")
-    memory.add_argument(
-        "--minibatch_size_features", type=positive_int, default=8192, help="features encoded at once"
-    )
+    memory.add_argument("--minibatch_size_features", type=positive_int, default=8192, help="features encoded at once")
 
 
 @dataclass(frozen=True)

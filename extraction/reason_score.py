@@ -1,18 +1,19 @@
 """ReasonScore: which SAE features act on a reasoning vocabulary, as pure tensor code.
 
-Everything is a function of sums over token positions, so that one pass over the text serves every feature and sums of separate
-batches, ranks or shards simply add up. The definition (Galichin et al. 2025, arXiv 2503.18878):
+Everything is a function of sums over token positions, so that one pass over the text serves every feature and sums
+of separate batches, ranks or shards simply add up. The definition (Galichin et al. 2025, arXiv 2503.18878):
 
-A vocabulary of spellings is grouped into words w by ``lstrip().lower()``; |W| is the number of words. A position belongs to w
-if it lies within ``left`` tokens before to ``right`` tokens after any token of a match of any spelling of w, inside the same row.
-Ignored ids belong nowhere. P: positions of any word. N: all others that are not ignored. With a_i(t) ≥ 0 the activation
-of feature i at position t, for SAE features whose decoder direction has unit norm,
+A vocabulary of spellings is grouped into words w by ``lstrip().lower()``; |W| is the number of words. A position
+belongs to w if it lies within ``left`` tokens before to ``right`` tokens after any token of a match of any spelling
+of w, inside the same row. Ignored ids belong nowhere. P: positions of any word. N: all others that are not ignored.
+With a_i(t) ≥ 0 the activation of feature i at position t, for SAE features whose decoder direction has unit norm,
 
     μ⁺_i = mean over P of a_i        μ⁻_i = mean over N        μ_i(w) = mean over positions of w
     p_i(w) = μ_i(w) / Σ_w' μ_i(w')   H_i = −Σ_w p_i(w) ln p_i(w) / ln |W|   (1 where |W| = 1)
     score_i = μ⁺_i / Σ_j μ⁺_j · H_i^α − μ⁻_i / Σ_j μ⁻_j          (ε = 1e-12 in each denominator)
 
-where j runs over all features of the SAE. A mean over no positions is 0: a word that never occurs adds nothing to H but counts in |W|.
+where j runs over all features of the SAE. A mean over no positions is 0: a word that never occurs adds nothing to
+the sum in H but counts in |W|.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ class ActivationSums:
     def add(self, activations: Tensor, membership: Membership, features: slice = slice(None)) -> None:
         """Add a batch's activations for a block of features; each feature once for each batch.
 
-        Rows are summed in the activations' precision (at least float32) and added to each other in float64, so the result hardly
-        depends on how rows were put into batches.
+        Rows are summed in the activations' precision (at least float32) and added to each other in float64, so the
+        result hardly depends on how rows were put into batches.
 
         Args:
             activations: [batch, pos, features of the block]; overwritten with 0 at ignored positions.

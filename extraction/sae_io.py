@@ -1,4 +1,4 @@
-"""SAEs of SAELens: read what their configuration says without loading them, and load them with the decoder norm folded in.
+"""SAEs of SAELens: what their configuration says, and loading them with the decoder norm folded in.
 
 Both today's folder layout and that of SAELens 5.5.2 are read, from the disk or from the Hub.
 """
@@ -61,12 +61,12 @@ def find_sae(path: str, sae_id: str | None = None) -> SaeSource:
     """Read an SAE's configuration; its weights stay where they are.
 
     Args:
-        path: a folder with ``cfg.json``, a folder that holds such folders (then ``sae_id`` names one), or a SAELens release
-            or Hub repo (then ``sae_id`` is required).
+        path: a folder with ``cfg.json``, a folder that holds such folders (then ``sae_id`` names one), or a SAELens
+            release or Hub repo (then ``sae_id`` is required).
         sae_id: for instance ``blocks.19.hook_resid_post``.
 
     Raises:
-        UserError: there is no such SAE, its files are incomplete, or its architecture has no feature-wise activations ≥ 0.
+        UserError: there is no such SAE, its files are incomplete, or its architecture is not supported.
     """
     if Path(path).is_dir():
         folder = _sae_folder(Path(path), sae_id)
@@ -187,10 +187,10 @@ def load_sae(source: SaeSource, *, device: str = "cpu", dtype: str = "float32") 
 def fold_decoder_norm(sae: SAE) -> None:
     """Scale, in place, each feature by its decoder direction's norm, and the direction to norm 1.
 
-    Reconstructions stay the same. A TopK SAE that picks its k features by activations without the norm would pick others
-    if its encoder were scaled, so there the activations are scaled after the choice.
+    Reconstructions stay the same. A TopK SAE that picks its k features by activations without the norm would pick
+    others if its encoder were scaled, so there the activations are scaled after the choice.
     """
-    if folding_keeps_choice(sae):
+    if sae.cfg.architecture() != "topk" or sae.cfg.rescale_acts_by_decoder_norm:
         sae.fold_W_dec_norm()
         return
     norm = sae.get_W_dec_norm()
@@ -198,11 +198,6 @@ def fold_decoder_norm(sae: SAE) -> None:
     sae.hook_sae_acts_post.register_forward_hook(lambda _module, _inputs, activations: activations * norm)
     # SAEDashboard folds what it is given once more; here that is done.
     sae.fold_W_dec_norm = lambda: None
-
-
-def folding_keeps_choice(sae: SAE) -> bool:
-    """Whether scaling the encoder leaves the choice of active features as it is."""
-    return sae.cfg.architecture() != "topk" or sae.cfg.rescale_acts_by_decoder_norm
 
 
 def encoder_blocks(sae: SAE, size: int) -> Iterator[tuple[slice, SAE]]:
@@ -213,7 +208,7 @@ def encoder_blocks(sae: SAE, size: int) -> Iterator[tuple[slice, SAE]]:
         size: features in a block. TopK needs all of them to choose from and comes as one block.
 
     Yields:
-        The block's features, and an SAE whose ``encode`` gives [..., features of the block]; it shares the weights' memory.
+        The block's features, and an SAE whose ``encode`` gives [..., features of the block] and shares the weights.
     """
     d_sae = sae.cfg.d_sae
     if sae.cfg.architecture() not in ELEMENTWISE or size >= d_sae:

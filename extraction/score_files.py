@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from reason_score import ActivationSums, ReasonScores
 from torch import Tensor
+
 from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.files import atomic_directory, hash_file, write_json
 
@@ -29,7 +30,7 @@ def rank_features(scores: Tensor) -> Tensor:
 
 
 def feature_statistics(scores: ReasonScores, sums: ActivationSums) -> dict[str, Tensor]:
-    """Every feature's statistics as float32 [d_sae] (`word_means`: [d_sae, |W|]), under the names they are stored by."""
+    """Every feature's statistics, float32 [d_sae] (`word_means`: [d_sae, |W|]), by the names they are stored under."""
     n_counted = sums.n_positions[-2:].sum().clamp(min=1)
     statistics = {
         "score": scores.score,
@@ -115,12 +116,12 @@ def print_summary(scores: ReasonScores, sums: ActivationSums, words: list[str], 
         row = {name: value[feature] for name, value in statistics.items()}
         print(
             f"{rank:>4} {feature:>8} {row['score'].item():>12.3e} {row['max_activation'].item():>9.3f} "
-            f"{row['firing_frequency'].item():>8.3%} {row['entropy'].item():>8.3f}  {words[int(row['word_means'].argmax())]}"
+            f"{row['firing_frequency'].item():>8.3%} {row['entropy'].item():>8.3f}  "
+            f"{words[int(row['word_means'].argmax())]}"
         )
-    print("\nmatches of each word: " + ", ".join(
-        f"{word} {count:,}" for word, count in zip(words, sums.n_matches.tolist(), strict=True)
-    ))
-    never = [word for word, count in zip(words, sums.n_matches.tolist(), strict=True) if count == 0]
+    matches = dict(zip(words, sums.n_matches.tolist(), strict=True))
+    print("\nmatches of each word: " + ", ".join(f"{word} {count:,}" for word, count in matches.items()))
+    never = [word for word, count in matches.items() if count == 0]
     if never:
         print(f"note: never found in the text, and so lowering every entropy: {', '.join(never)}")
 

@@ -40,8 +40,8 @@ def sample_rows(
 ) -> Tensor:
     """The first ``n_samples`` rows of tokens after a seeded shuffle (all rows where there are fewer).
 
-    A column of ids is taken as it is. Text becomes rows as `transformer_lens_r1.tokenize_and_concatenate` says: documents joined by
-    eos, cut into ``context_size`` ids, rows that would need padding left out.
+    A column of ids is taken as it is. Text becomes rows as `transformer_lens_r1.tokenize_and_concatenate` says:
+    documents joined by eos, cut into ``context_size`` ids, rows that would need padding left out.
 
     Args:
         dataset: one document or one row of ids per row.
@@ -57,9 +57,10 @@ def sample_rows(
         int64 [rows, context].
 
     Raises:
-        UserError: the text is shorter than one row, the rows of ids differ in length, or an id is outside the vocabulary.
+        UserError: less text than one row, rows of ids that differ in length, or an id outside the vocabulary.
     """
     import torch
+
     from transformer_lens_r1 import tokenize_and_concatenate
 
     if holds_tokens(dataset, column):
@@ -91,7 +92,9 @@ def sample_rows(
     return tokens
 
 
-def ignored_ids(choice: list[int] | None, excluded: list[int] | bool | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def ignored_ids(
+    choice: list[int] | None, excluded: list[int] | bool | None, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
     """Ids that count nowhere: those asked for, else those the SAE was trained without, else bos and eos.
 
     Args:

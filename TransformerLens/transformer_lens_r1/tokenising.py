@@ -1,10 +1,11 @@
 """Text to rows of tokens, the way the paper's data sets were cut.
 
-Documents are taken in groups of `DOCUMENTS_PER_GROUP`, in order. A group's documents are joined by the end-of-sequence id and
-cut into rows of equal length; what is left over at the end of a group is dropped. The groups are part of the
-definition (another size gives other rows), which is why it is one constant and one process here: the result
-depends on nothing but the texts and the tokenizer. It equals `transformer_lens.utilities.tokenize_and_concatenate(…, num_proc=None)` of
-TransformerLens 3.9, except that rows which that function would pad are dropped.
+Documents are taken in groups of `DOCUMENTS_PER_GROUP`, in order. A group's documents are joined by the
+end-of-sequence id and cut into rows of equal length; what is left over at the end of a group is dropped. The groups
+are part of the definition (another size gives other rows), which is why it is one constant and one process here: the
+result depends on nothing but the texts and the tokenizer. It equals TransformerLens 3.9's
+`transformer_lens.utilities.tokenize_and_concatenate(…, num_proc=None)`, except that rows which that function would pad
+are dropped.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def tokenize_and_concatenate(
 ) -> Dataset:
     """Rows of tokens from a column of texts.
 
-    A bos or eos that the tokenizer would add by itself is left out; `add_bos` puts one bos at the start of every row. A text that spells
-    out the tokenizer's separate pad token, or a token that the model has no embedding for, costs the rows it stands in.
+    A bos or eos that the tokenizer would add by itself is left out; `add_bos` puts one bos at the start of every row.
+    A text that spells out the tokenizer's separate pad token, or a token that the model has no embedding for, costs
+    the rows it stands in.
 
     Args:
         texts: one document per row.

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Feature interfaces for the 100 best features of the paper's SAE, from the scores that compute_score.sh wrote.
+# Every value can be set in the environment (MODEL_PATH=… SAE_PATH=…), and further flags are passed on:
+#   SCORES_DIR=runs/scores OUTPUT_DIR=runs/dashboards bash extraction/scripts/compute_dashboard.sh --features 46379
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+root="$(cd "$here/../.." && pwd)"
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON="$root/.venv/bin/python"
+    [ -x "$PYTHON" ] || PYTHON=python
+fi
+
+# An SAE in a folder of its own has no id: SAE_ID= leaves it out.
+SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
+# With MINIBATCH_SIZE_FEATURES below TOPK the model runs over the text once more for each further group of features.
+exec "$PYTHON" "$here/../compute_dashboard.py" \
+    --model_path "${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}" \
+    --sae_path "${SAE_PATH:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}" \
+    ${SAE_ID:+--sae_id "$SAE_ID"} \
+    --dataset_path "${DATASET_PATH:-andreuka18/OpenThoughts-10k-DeepSeek-R1}" \
+    --column_name "${COLUMN_NAME:-text}" \
+    --scores_dir "${SCORES_DIR:-$root/extraction/scores}" \
+    --topk "${TOPK:-100}" \
+    --n_samples "${N_SAMPLES:-10000}" \
+    --minibatch_size_features "${MINIBATCH_SIZE_FEATURES:-128}" \
+    --minibatch_size_tokens "${MINIBATCH_SIZE_TOKENS:-64}" \
+    --seed "${SEED:-42}" \
+    --output_dir "${OUTPUT_DIR:-$root/extraction/dashboards}" \
+    "$@"

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# ReasonScore of every feature of the paper's SAE: one pass over 4,096 contexts of 1,024 tokens.
+# Every value can be set in the environment (MODEL_PATH=… SAE_PATH=…), and further flags are passed on:
+#   OUTPUT_DIR=runs/scores bash extraction/scripts/compute_score.sh --device cpu
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+root="$(cd "$here/../.." && pwd)"
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON="$root/.venv/bin/python"
+    [ -x "$PYTHON" ] || PYTHON=python
+fi
+
+# An SAE in a folder of its own has no id: SAE_ID= leaves it out.
+SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
+# MINIBATCH_SIZE_* bound memory only; results do not depend on them.
+exec "$PYTHON" "$here/../compute_score.py" \
+    --model_path "${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}" \
+    --sae_path "${SAE_PATH:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}" \
+    ${SAE_ID:+--sae_id "$SAE_ID"} \
+    --dataset_path "${DATASET_PATH:-andreuka18/OpenThoughts-10k-DeepSeek-R1}" \
+    --column_name "${COLUMN_NAME:-text}" \
+    --tokens_str_path "${TOKENS_STR_PATH:-$here/../reason_tokens.json}" \
+    --expand_range "${EXPAND_RANGE:-1,2}" \
+    --ignore_tokens "${IGNORE_TOKENS-128000,128001}" \
+    --n_samples "${N_SAMPLES:-4096}" \
+    --alpha "${ALPHA:-0.7}" \
+    --minibatch_size_features "${MINIBATCH_SIZE_FEATURES:-8192}" \
+    --minibatch_size_tokens "${MINIBATCH_SIZE_TOKENS:-16}" \
+    --seed "${SEED:-42}" \
+    --output_dir "${OUTPUT_DIR:-$root/extraction/scores}" \
+    "$@"
