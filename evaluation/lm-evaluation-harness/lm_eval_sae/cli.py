@@ -1,0 +1,121 @@
+"""The command line: lm-eval's own, with this package's models and tasks, and one line for a mistake.
+
+`--model hf` is `hf-sae` here, which without `sae_*` arguments does the same and counts tokens besides.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from lm_eval_sae import TASKS_DIR, register_models
+from lm_eval_sae.errors import UserError, did_you_mean
+from lm_eval_sae.problems import TASK as PROBLEMS_TASK
+from lm_eval_sae.problems import problems_file
+from lm_eval_sae.steering import check_model, read_steering, split_arguments
+
+HF_MODELS = ("hf", "hf-auto", "huggingface", "hf-sae")
+GENERATION_ARGUMENTS = (
+    "until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length", "cutoff_token",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `lm_eval` with `argv` (sys.argv by default). Raises UserError for a mistake of the user's."""
+    from lm_eval.utils import setup_logging
+
+    setup_logging()
+    args = parse(sys.argv[1:] if argv is None else argv)
+    if hasattr(args, "include_path"):
+        args.include_path = [str(TASKS_DIR), *([args.include_path] if args.include_path else [])]
+    if args.command == "run":
+        prepare_run(args)
+    try:
+        args.func(args)
+    except ValueError as error:
+        if str(error).startswith("Tasks not found"):
+            names = str(error).partition(": ")[2]
+            ours = [file.stem for file in TASKS_DIR.glob("*.yaml")]
+            raise UserError(f"no task '{names}'{did_you_mean(names, ours)}; --tasks list shows all") from error
+        raise
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """lm-eval's parser, which says what is wrong in one line and takes no abbreviated flags."""
+    from lm_eval._cli.harness import HarnessCLI
+
+    cli = HarnessCLI()
+    commands: dict[str, ArgumentParser] = cli._subparsers.choices
+    argv = list(argv)
+    if not argv or (argv[0] not in commands and argv[0] not in ("-h", "--help")):
+        argv.insert(0, "run")  # lm-eval's older style, without a command
+    known = {flag for parser in commands.values() for flag in parser._option_string_actions}
+
+    def fail(message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        hint = did_you_mean(unknown.group(1).partition("=")[0], known) if unknown else ""
+        raise UserError(message + hint)
+
+    for parser in (cli._parser, *commands.values()):
+        parser.error = fail
+        parser.allow_abbrev = False
+    return cli._parser.parse_args(argv)
+
+
+def prepare_run(args: Namespace) -> None:
+    """Checks a run against the SAE, the model's config and the data before anything is loaded; edits `args`."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    logging.disable(logging.WARNING)  # lm-eval reads the same arguments again, and says the same then
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            config = EvaluatorConfig.from_cli(Namespace(**vars(args)))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    tasks = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
+    if not tasks:
+        raise UserError("no --tasks; for instance --tasks math-500")
+    if PROBLEMS_TASK in tasks:
+        problems_file(config.metadata)
+
+    ours, others = split_arguments(config.model_args)
+    if config.model not in HF_MODELS:
+        if ours or config.model == "vllm-sae":
+            raise UserError(f"--model {config.model} cannot steer; expected hf-sae")
+        return
+    if "pretrained" not in others:
+        raise UserError("--model_args has no pretrained=<Hub id or folder of the model>")
+    check_generation_arguments(config.gen_kwargs)
+    steering = read_steering(ours)
+
+    # transformers is imported from here on.
+    from lm_eval_sae.models import load_model_config
+
+    name = str(others["pretrained"])
+    model_config = load_model_config(name, others)
+    if steering is not None:
+        check_model(steering, model_config, name=name)
+        if config.use_cache:
+            # lm-eval's cache of responses does not know which model gave them.
+            record = json.dumps(steering.record(), sort_keys=True)
+            args.use_cache = f"{config.use_cache}-sae-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
+    args.model = "hf-sae"
+    register_models()
+
+
+def check_generation_arguments(gen_kwargs: Mapping[str, Any]) -> None:
+    """Raises UserError for a generation argument that neither lm-eval, this package nor transformers knows."""
+    from transformers import GenerationConfig
+
+    known = {*GENERATION_ARGUMENTS, *GenerationConfig().to_dict()}
+    for key in gen_kwargs:
+        if key not in known:
+            raise UserError(f"unknown generation argument '{key}'{did_you_mean(key, known)}")

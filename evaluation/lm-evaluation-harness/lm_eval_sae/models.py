@@ -1,0 +1,177 @@
+"""The model `hf-sae`: lm-eval's transformers back end with a feature steered at every token.
+
+    python -m lm_eval_sae --model hf-sae --tasks math-500 --model_args \
+        pretrained=MODEL,sae_path=SAE,sae_feature_idx=46379,sae_strength=2.0,sae_max_activation=5.84
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor, nn
+
+from lm_eval_sae.completion import Completion, measure_completion
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.steering import check_model, read_steering, split_arguments
+
+logger = logging.getLogger(__name__)
+
+# Generation arguments that tasks and reports read, and that no engine knows.
+NOT_FOR_THE_ENGINE = ("cutoff_token",)
+CONFIG_ARGUMENTS = ("revision", "subfolder", "trust_remote_code", "gguf_file")
+
+
+class HFSAE(HFLM):
+    """HFLM whose layer L leaves its residual stream with one SAE feature changed.
+
+    The change applies to every token, prompt and generated, in `generate_until` and `loglikelihood` alike. Takes
+    HFLM's arguments and those of `lm_eval_sae.steering.ARGUMENTS`; with none of the latter it is HFLM. Completions
+    carry their length in tokens in either case.
+
+    `steered_positions` counts token positions that were changed. Left padding of a batch is not counted; the right
+    padding of `loglikelihood` batches, and rows that wait for the rest of their batch, are.
+    """
+
+    def __init__(self, pretrained: Any, **kwargs: Any) -> None:
+        arguments, kwargs = split_arguments(kwargs)
+        self.steering = read_steering(arguments)
+        if self.steering is not None:
+            if isinstance(pretrained, str):
+                config, name = load_model_config(pretrained, kwargs), pretrained
+            else:
+                config, name = pretrained.config, "the model"
+            check_model(self.steering, config, name=name)
+        super().__init__(pretrained, **kwargs)
+
+        self._requests_of_batch: list[int] = []
+        self._lengths: dict[int, tuple[int, bool]] = {}
+        self._attention_mask: Tensor | None = None
+        self._steered: Tensor | int = 0
+        if self.steering is not None:
+            layer = decoder_layers(self.model)[self.steering.layer]
+            self.intervention = self.steering.intervention().to(next(layer.parameters()).device)
+            self.model.register_forward_pre_hook(self._note_attention_mask, with_kwargs=True)
+            layer.register_forward_hook(self._steer)
+            logger.info("Steering %s", self.steering.record())
+
+    @property
+    def steered_positions(self) -> int:
+        """Token positions changed since the model was loaded."""
+        return int(self._steered)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's entries for the results file, and the whole intervention as `sae` (null where there is none)."""
+        record = None
+        if self.steering is not None:
+            record = self.steering.record() | {"steered_positions": self.steered_positions}
+        return super().get_model_info() | {"sae": record}
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """HFLM's completions, each a `Completion`."""
+        self._lengths = {}
+        indexed = []
+        for index, request in enumerate(requests):
+            context, gen_kwargs, *others = request.args
+            engine_kwargs = {key: value for key, value in gen_kwargs.items() if key not in NOT_FOR_THE_ENGINE}
+            indexed.append(
+                Instance(
+                    request_type=request.request_type,
+                    doc=request.doc,
+                    arguments=(_Prompt(context, index), engine_kwargs, *others),
+                    idx=request.idx,
+                    metadata=request.metadata,
+                )
+            )
+        texts = super().generate_until(indexed, disable_tqdm=disable_tqdm)
+        return [Completion(text, *self._lengths[index]) for index, text in enumerate(texts)]
+
+    def tok_batch_encode(self, strings: Sequence[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """HFLM's, and notes which requests make up the batch that is about to be generated."""
+        self._requests_of_batch = [string.index for string in strings if isinstance(string, _Prompt)]
+        return super().tok_batch_encode(strings, *args, **kwargs)
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        before = self.steered_positions
+        tokens = super()._model_generate(context, max_length, stop, **generation_kwargs)  # [batch, prompt + new]
+        prompt_width = context.shape[1]
+        lengths = [
+            measure_completion(
+                row,
+                eos_ids=self._eos_ids(),
+                stop=stop,
+                max_tokens=max_length - prompt_width,
+                decode=lambda ids: self.tok_decode(ids, skip_special_tokens=False),
+            )
+            for row in tokens[:, prompt_width:].tolist()
+        ]
+        self._lengths.update(zip(self._requests_of_batch, lengths, strict=True))
+        if self.steering is not None:
+            mask = generation_kwargs.get("attention_mask")
+            prompt = context.numel() if mask is None else int(mask.sum())
+            # The last token of a row is not fed back, so nothing is left to steer there.
+            self._require_steered(self.steered_positions - before, prompt + sum(n - 1 for n, _ in lengths))
+        return tokens
+
+    def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        before = self.steered_positions
+        logits = super()._model_call(inps, *args, **kwargs)
+        if self.steering is not None:
+            self._require_steered(self.steered_positions - before, inps.numel())
+        return logits
+
+    def _require_steered(self, steered: int, required: int) -> None:
+        if steered < required:
+            raise RuntimeError(f"only {steered} of {required} token positions were steered")
+
+    def _eos_ids(self) -> set[int]:
+        eos = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = set(eos if isinstance(eos, list) else [eos])
+        return (ids | {self.tokenizer.eos_token_id}) - {None}
+
+    def _note_attention_mask(self, _module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+        self._attention_mask = kwargs.get("attention_mask")
+
+    def _steer(self, _layer: nn.Module, _args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        hidden = output[0] if isinstance(output, tuple) else output  # [batch, pos, d_in]
+        mask = self._attention_mask
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= hidden.shape[1]:
+            self._steered = self._steered + mask[:, -hidden.shape[1] :].sum()
+        else:
+            self._steered = self._steered + hidden.shape[0] * hidden.shape[1]
+        changed = self.intervention(hidden)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+class _Prompt(str):
+    """A prompt that knows which request it belongs to, wherever the batching of lm-eval takes it."""
+
+    index: int
+
+    def __new__(cls, text: str, index: int) -> "_Prompt":
+        self = super().__new__(cls, text)
+        self.index = index
+        return self
+
+
+def load_model_config(pretrained: str, arguments: dict[str, Any]) -> Any:
+    """The transformers config of a model, without its weights. Raises UserError where there is none."""
+    import transformers
+
+    kwargs = {key: arguments[key] for key in CONFIG_ARGUMENTS if arguments.get(key) is not None}
+    try:
+        return transformers.AutoConfig.from_pretrained(pretrained, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model at '{pretrained}': {str(error).strip().splitlines()[0]}") from error
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a causal language model as transformers lays out Llama and Qwen2."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise UserError(f"{type(model).__name__} has no list of decoder layers; expected a Llama or Qwen2 model")
+    return layers

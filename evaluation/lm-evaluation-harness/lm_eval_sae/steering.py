@@ -1,0 +1,176 @@
+"""From the `sae_*` model arguments to an intervention that was checked against the SAE and the model."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_sae.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from lm_eval_sae.intervention import FeatureIntervention
+    from lm_eval_sae.sae_rows import FeatureRow
+
+MODES = ("set", "clamp", "add")
+UNITS = ("folded", "raw")
+STATS_FILE = "feature_stats.safetensors"
+ARGUMENTS = {
+    "sae_path": "folder of the SAE",
+    "sae_release": "Hub repository of the SAE, with sae_id",
+    "sae_id": "folder within that repository, e.g. blocks.19.hook_resid_post",
+    "sae_feature_idx": "index of the feature",
+    "sae_strength": "how many times its maximal activation the feature is set to",
+    "sae_max_activation": "maximal activation of the feature, in sae_units, or 'auto' with sae_stats",
+    "sae_mode": "set (default), clamp or add",
+    "sae_units": "folded (default; activations at unit decoder norm) or raw (weights as stored)",
+    "sae_stats": f"scores folder with {STATS_FILE}",
+}
+
+
+def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts model arguments into the `sae_*` ones and all others. Raises UserError for an unknown `sae_*`."""
+    ours = {key: value for key, value in arguments.items() if key.startswith("sae_")}
+    for key in ours:
+        if key not in ARGUMENTS:
+            hint = did_you_mean(key, ARGUMENTS) or f"; there are {', '.join(ARGUMENTS)}"
+            raise UserError(f"unknown model argument '{key}'{hint}")
+    others = {key: value for key, value in arguments.items() if key not in ours}
+    return {key: value for key, value in ours.items() if value is not None}, others
+
+
+@dataclass(frozen=True)
+class Steering:
+    """One feature of one SAE and the value it gets; everything that the results file records of it."""
+
+    sae: str  # folder, or release/id
+    architecture: str
+    hook_name: str
+    layer: int
+    d_in: int
+    d_sae: int
+    feature_idx: int
+    strength: float
+    max_activation: float  # in `units`
+    value: float  # strength × max_activation
+    mode: str
+    units: str
+    row: "FeatureRow"
+
+    def intervention(self) -> "FeatureIntervention":
+        """The torch module that applies it."""
+        from lm_eval_sae.intervention import FeatureIntervention
+
+        return FeatureIntervention([self.row], [self.value], mode=self.mode)
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for the results file."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "row"}
+
+
+def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
+    """Checks the `sae_*` arguments and reads the feature; None where there are none.
+
+    Raises UserError for whatever is missing, contradictory or of the wrong kind.
+    """
+    if not arguments:
+        return None
+    path, release, sae_id = (arguments.get(f"sae_{name}") for name in ("path", "release", "id"))
+    if path is not None and (release is not None or sae_id is not None):
+        raise UserError("both sae_path and sae_release/sae_id are given; expected one of them")
+    if path is None and (release is None or sae_id is None):
+        raise UserError("which SAE? expected sae_path=<folder>, or sae_release=<Hub repository> with sae_id=<folder>")
+    for name in ("sae_feature_idx", "sae_strength", "sae_max_activation"):
+        if name not in arguments:
+            raise UserError(f"{name} is missing ({ARGUMENTS[name]})")
+    feature_idx = arguments["sae_feature_idx"]
+    if isinstance(feature_idx, bool) or not isinstance(feature_idx, int):
+        raise UserError(f"sae_feature_idx is {feature_idx!r}, expected a whole number")
+    strength = _number("sae_strength", arguments["sae_strength"])
+    mode = _choice("sae_mode", arguments.get("sae_mode", "set"), MODES)
+    units = _choice("sae_units", arguments.get("sae_units", "folded"), UNITS)
+    stats = arguments.get("sae_stats")
+    max_activation = arguments["sae_max_activation"]
+    if max_activation == "auto":
+        if stats is None:
+            raise UserError("sae_max_activation=auto needs sae_stats=<scores folder>")
+    else:
+        max_activation = _number("sae_max_activation", max_activation)
+        if max_activation <= 0:
+            raise UserError(f"sae_max_activation is {max_activation}, expected a number above 0")
+        if stats is not None:
+            raise UserError("sae_stats is read with sae_max_activation=auto only; expected one or the other")
+
+    # torch is imported from here on: a mistake above is answered at once.
+    from lm_eval_sae.sae_rows import find_sae, read_config, read_feature
+
+    folder = find_sae(None if path is None else str(path), release=release, sae_id=sae_id)
+    config = read_config(folder)
+    row = read_feature(folder, config, feature_idx)
+    if max_activation == "auto":
+        max_activation = read_max_activation(Path(str(stats)), feature_idx, d_sae=config.d_sae)
+        if units == "raw":
+            max_activation /= row.decoder_norm
+    return Steering(
+        sae=str(path) if path is not None else f"{release}/{sae_id}",
+        architecture=config.architecture,
+        hook_name=config.hook_name,
+        layer=config.layer,
+        d_in=config.d_in,
+        d_sae=config.d_sae,
+        feature_idx=feature_idx,
+        strength=strength,
+        max_activation=max_activation,
+        value=strength * max_activation,
+        mode=mode,
+        units=units,
+        row=row.folded() if units == "folded" else row,
+    )
+
+
+def read_max_activation(scores: Path, feature_idx: int, *, d_sae: int) -> float:
+    """Maximal activation of a feature, in folded units, from the statistics that compute_score.py wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    file = scores.expanduser() / STATS_FILE
+    if not file.is_file():
+        raise UserError(f"{scores} holds no {STATS_FILE}; expected the folder that compute_score.py wrote")
+    try:
+        with safe_open(file, framework="pt") as stats:
+            if "max_activation" not in stats.keys():  # noqa: SIM118  (safe_open is no mapping)
+                raise UserError(f"{file} holds no 'max_activation'; it has {', '.join(sorted(stats.keys()))}")
+            values = stats.get_tensor("max_activation")
+    except SafetensorError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if values.shape != (d_sae,):
+        raise UserError(f"{file} is of {values.numel()} features, the SAE has {d_sae}; expected scores of this SAE")
+    value = float(values[feature_idx])
+    if not value > 0:
+        raise UserError(f"feature {feature_idx} never fired in the scored text: there is no maximum to scale")
+    return value
+
+
+def check_model(steering: Steering, config: Any, *, name: str) -> None:
+    """Compares an SAE with a transformers config. Raises UserError where width or layer do not fit."""
+    text = config.get_text_config()
+    if steering.d_in != text.hidden_size:
+        raise UserError(
+            f"the SAE has d_in {steering.d_in} but {name} has hidden size {text.hidden_size}; "
+            "expected an SAE that was trained on this model"
+        )
+    if steering.layer >= text.num_hidden_layers:
+        raise UserError(
+            f"the SAE sits at {steering.hook_name} but {name} has layers 0 to {text.num_hidden_layers - 1}"
+        )
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}, expected a number")
+    return float(value)
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}, expected one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
+    return value
