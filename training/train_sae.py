@@ -13,7 +13,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,16 +225,28 @@ def train(
 
     # SAELens draws the initial weights and the buffer's order from torch's global generator, which it never seeds.
     torch.manual_seed(cfg.seed)
+    batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
     with warnings.catch_warnings():
         # It compares a number of rows with a number of tokens; `report_epochs` says it right.
         warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
-        logging.getLogger("sae_lens").setLevel(logging.ERROR)
-        runner = Runner(cfg, override_model=model, override_dataset=train_rows)
-    logging.getLogger("sae_lens").setLevel(logging.NOTSET)
-    batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
-    runner.evaluator = HeldOutEvaluator(runner.activations_store, held_out_rows, batch_size=batch_size)
-    runner.run()
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        with quiet("sae_lens"):  # it warns that a model and a data set were handed to it
+            runner = Runner(cfg, override_model=model, override_dataset=train_rows)
+        runner.evaluator = HeldOutEvaluator(runner.activations_store, held_out_rows, batch_size=batch_size)
+        runner.run()
     return summary
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Silence the warnings, not the errors, of a library's logger for a while."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 if __name__ == "__main__":

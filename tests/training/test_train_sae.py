@@ -1,0 +1,312 @@
+"""train_sae.py: configs are checked in full before a model loads, and a short run gives an SAE that reconstructs."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import wandb
+import yaml
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from transformer_lens_r1.errors import UserError
+
+TRAIN = "training/train_sae.py"
+UPLOAD = "training/upload_sae.py"
+CONFIG = "training/training_config.py"
+PAPER = "training/configs/r1-distill-llama-8b.yaml"
+CONTEXT, WIDTH, FEATURES = 128, 256, 512
+
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache for each test: nothing is taken from, or left in, the user's."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def values(tiny_llama: Path, fixture_tokens: Path, tmp_path: Path) -> dict[str, Any]:
+    """A run of seconds on the small model."""
+    return {
+        "model_name": str(tiny_llama),
+        "hook_name": "blocks.2.hook_resid_post",
+        "dataset_path": str(fixture_tokens),
+        "context_size": CONTEXT,
+        "prepend_bos": False,
+        "sae": {
+            "d_in": WIDTH,
+            "d_sae": FEATURES,
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "expected_average_only_in",
+            "l1_coefficient": 1,
+        },
+        "training_tokens": 16384,
+        "train_batch_size_tokens": 256,
+        "n_batches_in_buffer": 8,
+        "store_batch_size_prompts": 8,
+        "n_batches_for_norm_estimate": 4,
+        "n_eval_batches": 2,
+        "lr": 2e-3,
+        "logger": {"log_to_wandb": False},
+        "checkpoint_path": None,
+        "output_path": str(tmp_path / "sae"),
+    }
+
+
+@pytest.fixture
+def train(load_script: Load, tmp_path: Path) -> Callable[..., None]:
+    """Runs the script on a config of the given values."""
+    main = load_script(TRAIN).main
+
+    def call(values: dict[str, Any], *overrides: str) -> None:
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(values))
+        main([str(config), *(word for override in overrides for word in ("--set", override))])
+
+    return call
+
+
+def residuals(model: Path, tokens: Sequence[Sequence[int]], layer: int) -> torch.Tensor:
+    """The residual stream after `layer` as transformers computes it, [rows, context, width]."""
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return whole(torch.tensor(tokens), output_hidden_states=True).hidden_states[layer + 1]
+
+
+def test_a_short_run_gives_an_sae_that_reconstructs_rows_it_never_saw(
+    train: Callable[..., None], values: dict[str, Any], tiny_llama: Path, fixture_tokens: Path
+) -> None:
+    from sae_lens import SAE
+
+    train(values)
+    output = Path(values["output_path"])
+    sae = SAE.load_from_disk(str(output))
+    assert sae.W_enc.shape == (WIDTH, FEATURES) and sae.W_dec.shape == (FEATURES, WIDTH)
+    assert sae.cfg.metadata.hook_name == values["hook_name"] and sae.cfg.metadata.prepend_bos is False
+    with safe_open(output / "sparsity.safetensors", framework="pt") as file:
+        assert file.get_tensor("sparsity").shape == (FEATURES,)
+
+    rows = datasets.load_dataset(str(fixture_tokens), split="train")["tokens"][-16:]  # 2 batches of 8, the last rows
+    x = residuals(tiny_llama, rows, 2).reshape(-1, WIDTH)
+    with torch.no_grad():
+        features = sae.encode(x)
+        error = (x - sae.decode(features)).square().sum()
+    explained = 1 - (error / (x - x.mean(0)).square().sum()).item()
+    assert error < 0.5 * x.square().sum()  # the zero SAE's error
+    assert explained > 0.3
+
+    summary = json.loads((output / "training_summary.json").read_text())
+    assert summary["training_tokens"] == 16384 and summary["training_steps"] == 64
+    assert summary["held_out"]["tokens"] == x.shape[0]
+    assert summary["held_out"]["explained_variance"] == pytest.approx(explained, abs=1e-3)
+    assert summary["held_out"]["l0"] == pytest.approx((features > 0).sum(1).double().mean().item(), rel=1e-3)
+
+
+def test_the_seed_decides_the_result(train: Callable[..., None], values: dict[str, Any], tmp_path: Path) -> None:
+    short = {**values, "training_tokens": 1024, "train_batch_size_tokens": 256}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(short, f"output_path={tmp_path / name}", f"seed={seed}")
+    weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_wandb_offline_needs_no_key_and_holds_the_curves(
+    train: Callable[..., None], values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    logger = {"log_to_wandb": True, "log_weights_to_wandb": False}
+    logger |= {"wandb_log_frequency": 1, "eval_every_n_wandb_logs": 2}
+    train({**values, "training_tokens": 1024, "logger": logger})
+    # W&B's own process writes the file; this waits for it, as the end of the script would.
+    wandb.teardown()
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    assert b"metrics/l0" in content and b"held_out/explained_variance" in content
+
+
+def test_wandb_without_a_key_is_refused_before_the_model_loads(
+    train: Callable[..., None], values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match="WANDB_MODE=offline"):
+        train({**values, "logger": {"log_to_wandb": True}})
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("l1_coefficent=3", "unknown key in the config: l1_coefficent; did you mean"),
+        ("sae.l1_coeficient=3", "did you mean 'sae.l1_coefficient'?"),
+        ("l1_coefficient=3", "did you mean 'sae.l1_coefficient'?"),
+        ("logger.wandb_projekt=x", "did you mean 'logger.wandb_project'?"),
+        ("model_from_pretrained_kwargs={dtyp: bfloat16}", "did you mean 'model_from_pretrained_kwargs.dtype'?"),
+        ("model_from_pretrained_kwargs={dtype: bfloat61}", "did you mean 'bfloat16'?"),
+        ("lr=fast", "lr is 'fast', expected a number"),
+        ("training_tokens=1.5", "expected a whole number"),
+        ("prepend_bos=1", "expected true or false"),
+        ("sae.normalize_activations=sometimes", "expected one of none, expected_average_only_in"),
+        ("sae.architecture=standrad", "did you mean 'standard'?"),
+        ("exclude_special_tokens=[a]", "exclude_special_tokens is ['a']"),
+        ("streaming=true", "can only be False"),
+        ("training_tokens=0", "training_tokens is 0"),
+        ("lr_decay_steps=100000", "add up to 100000 steps"),
+        ("train_batch_size_tokens=4096", "the buffer"),
+        ("output_path=null", "the config lacks output_path"),
+        ("sae.d_in=128", "sae.d_in is 128, but the residual stream"),
+        ("hook_name=blocks.4.hook_resid_post", "has layers 0 to 3"),
+        ("hook_name=blocks.2.hook_resid_pst", "expected blocks.<layer>.hook_resid_post"),
+        ("context_size=64", "have 128 tokens"),
+        ("dataset_path=tests/fixtures/text", "no column 'tokens'"),
+        ("dataset_path=./nowhere/at/all", "nowhere/at/all"),
+        ("model_name=./nowhere/at/all", "nowhere/at/all"),
+        ("output_path=tests/fixtures", "holds other files"),
+        ("device=cuda:99", "cuda:99"),
+        ("resume_from_checkpoint=./nowhere", "no such folder"),
+        ("nonsense", "expected key=value"),
+    ],
+)
+def test_mistakes_are_one_line_before_the_model_loads(
+    train: Callable[..., None],
+    values: dict[str, Any],
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
+    expected: str,
+) -> None:
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr("transformer_lens_r1.loading.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError) as caught:
+        train(values, override)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path(values["output_path"]).exists()
+
+
+def test_ids_that_the_model_has_not_are_refused(
+    train: Callable[..., None], values: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    rows = [[5] * CONTEXT for _ in range(40)]
+    rows[33][7] = 327
+    datasets.Dataset.from_dict({"tokens": rows}).to_parquet(str(folder / "train-00000.parquet"))
+    with pytest.raises(UserError, match="holds the id 327, but .* knows ids 0 to 326"):
+        train(values, f"dataset_path={folder}")
+
+
+def test_a_missing_or_broken_config_is_one_line(load_script: Load, tmp_path: Path) -> None:
+    main = load_script(TRAIN).main
+    with pytest.raises(UserError, match="no config file"):
+        main([str(tmp_path / "none.yaml")])
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="is not YAML"):
+        main([str(tmp_path / "broken.yaml")])
+
+
+def test_the_papers_config_gives_the_papers_values(load_script: Load, repository: Path) -> None:
+    config = load_script(CONFIG)
+    cfg = config.build_config(config.read_config(repository / PAPER))
+    assert config.model_dtype(cfg) == "bfloat16"
+    expected = {
+        "model_name": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+        "dataset_path": "andreuka18/DeepSeek-R1-Distill-Llama-8B-lmsys-openthoughts-tokenized",
+        "is_dataset_tokenized": True,
+        "prepend_bos": False,
+        "streaming": False,
+        "context_size": 1024,
+        "hook_name": "blocks.19.hook_resid_post",
+        "dtype": "float32",
+        "training_tokens": 819_200_000,
+        "total_training_steps": 200_000,
+        "train_batch_size_tokens": 4096,
+        "lr": 5e-5,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "lr_scheduler_name": "constant",
+        "lr_warm_up_steps": 0,
+        "lr_decay_steps": 40_000,
+        "n_batches_in_buffer": 32,
+        "store_batch_size_prompts": 8,
+        "feature_sampling_window": 1000,
+        "dead_feature_window": 1000,
+        "dead_feature_threshold": 1e-4,
+        "device": "cuda",
+        "seed": 42,
+        "n_checkpoints": 5,
+        "exclude_special_tokens": [128000, 128001],
+    }
+    assert {name: getattr(cfg, name) for name in expected} == expected
+    assert cfg.checkpoint_path.startswith("sae_runs/")
+    sae = {
+        "d_in": 4096,
+        "d_sae": 16 * 4096,
+        "dtype": "float32",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "expected_average_only_in",
+        "decoder_init_norm": 0.1,
+        "l1_coefficient": 5,
+        "l1_warm_up_steps": 10_000,
+        "lp_norm": 1.0,
+    }
+    assert cfg.sae.architecture() == "standard"
+    assert {name: getattr(cfg.sae, name) for name in sae} == sae
+    logger = {
+        "log_to_wandb": True,
+        "wandb_project": "sae-lmsys-openthoughts",
+        "run_name": "r1-distill-llama-8b-ctx-1024-l1-5",
+        "wandb_log_frequency": 30,
+        "eval_every_n_wandb_logs": 20,
+    }
+    assert {name: getattr(cfg.logger, name) for name in logger} == logger
+
+
+def test_the_quickstart_config_passes_the_checks(load_script: Load, repository: Path) -> None:
+    config = load_script(CONFIG)
+    cfg = config.build_config(config.read_config(repository / "training/configs/quickstart.yaml"))
+    assert (cfg.sae.d_in, cfg.context_size, cfg.device) == (576, 256, "cpu")
+
+
+def test_yaml_numbers_written_as_text_are_numbers(load_script: Load, values: dict[str, Any]) -> None:
+    config = load_script(CONFIG)
+    assert yaml.safe_load("5e-5") == "5e-5"  # YAML 1.1 wants 5.0e-5
+    cfg = config.build_config({**values, "lr": "5e-5", "training_tokens": "8e6"})
+    assert (cfg.lr, cfg.training_tokens) == (5e-5, 8_000_000)
+
+
+def test_an_upload_is_laid_out_as_saelens_reads_it(load_script: Load, legacy_sae: Path, tmp_path: Path) -> None:
+    from sae_lens import SAE
+
+    upload = load_script(UPLOAD)
+    config = upload.read_sae_folder(legacy_sae)
+    upload.stage(legacy_sae, tmp_path, repo_id="me/sae", sae_id="blocks.2.hook_resid_post", config=config)
+    assert SAE.load_from_disk(str(tmp_path / "blocks.2.hook_resid_post")).cfg.d_sae == 1024
+    assert 'SAE.from_pretrained("me/sae", "blocks.2.hook_resid_post")' in (tmp_path / "README.md").read_text()
+
+
+def test_a_damaged_sae_is_not_uploaded(load_script: Load, legacy_sae: Path, tmp_path: Path) -> None:
+    main = load_script(UPLOAD).main
+    with pytest.raises(UserError, match="nowhere to push"):
+        main(["--sae_path", str(legacy_sae)])
+    with pytest.raises(UserError, match="cfg.json is missing"):
+        main(["--sae_path", str(tmp_path), "--hf_user", "me"])
+    damaged = tmp_path / "damaged"
+    shutil.copytree(legacy_sae, damaged, copy_function=shutil.copyfile)
+    config = json.loads((damaged / "cfg.json").read_text())
+    (damaged / "cfg.json").write_text(json.dumps({**config, "d_sae": 2048}))
+    with pytest.raises(UserError, match="the files belong to different SAEs"):
+        main(["--sae_path", str(damaged), "--hf_user", "me"])
+    (damaged / "sae_weights.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match="damaged"):
+        main(["--sae_path", str(damaged), "--hf_user", "me"])
