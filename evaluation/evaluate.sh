@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Plain and steered evaluation of one model: lm-evaluation-harness on each task, without and with one SAE feature set
+# at every token. As it stands it is the paper's run (DeepSeek-R1-Distill-Llama-8B, feature 46379 at 2 × 5.84), which
+# wants a GPU of 24 GB and, in transformers, days; a trial takes minutes:
+#
+#     LIMIT=4 GEN_KWARGS=max_gen_toks=512 TASKS=math-500 bash evaluation/evaluate.sh
+#
+# Every run writes <OUTPUT_DIR>/<model>-<task>[-sae-<feature>]/ (results_*.json, samples_*.jsonl) when it is complete.
+# Started again, finished runs are skipped. Everything is set by environment variables:
+#
+#     MODEL            Hub id or folder            SAE_PATH          folder of the SAE, or
+#     DTYPE            of the model                SAE_RELEASE, SAE_ID  Hub repository and folder in it
+#     DEVICE           auto, cpu, cuda, cuda:1     FEATURE           index of the feature
+#     TASKS            separated by spaces or ,    STRENGTH          times the maximal activation
+#     RUNS             plain steered               MAX_ACTIVATION    a number, or auto with SAE_STATS=<scores folder>
+#     BATCH_SIZE       sequences at once           SAE_MODE          set, clamp or add
+#     GEN_KWARGS       of generation, may be ""    SAE_UNITS         folded or raw
+#     LIMIT            questions per task          CHAT_TEMPLATE     1 or 0
+#     OUTPUT_DIR       where runs go               FRESH             1 runs again what is finished
+#     BACKEND          hf                          PYTHON            interpreter
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+root="$(dirname "$here")"
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+if (($#)); then
+    if [[ $1 == -h || $1 == --help ]]; then
+        sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+        exit 0
+    fi
+    fail "unknown argument '$1': evaluate.sh is set by environment variables, see evaluate.sh --help"
+fi
+
+# ---- settings: the paper's, each overridable -------------------------------------------------------------------------
+if [[ -n "${SAE_PATH:-}" && -n "${SAE_RELEASE:-}${SAE_ID:-}" ]]; then
+    fail "both SAE_PATH and SAE_RELEASE/SAE_ID are set; expected one of them"
+fi
+MODEL="${MODEL:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}"
+SAE_RELEASE="${SAE_RELEASE:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}"
+SAE_ID="${SAE_ID:-blocks.19.hook_resid_post}"
+FEATURE="${FEATURE:-46379}"
+STRENGTH="${STRENGTH:-2.0}"
+MAX_ACTIVATION="${MAX_ACTIVATION:-5.84}"
+SAE_MODE="${SAE_MODE:-set}"
+SAE_UNITS="${SAE_UNITS:-folded}"
+TASKS="${TASKS:-aime2024_nofigures math-500 openai_gpqa_diamond}"
+RUNS="${RUNS:-plain steered}"
+BACKEND="${BACKEND:-hf}"
+DTYPE="${DTYPE:-bfloat16}"
+DEVICE="${DEVICE:-auto}"
+BATCH_SIZE="${BATCH_SIZE:-8}" # lm-eval's "auto" tries batches of the model's longest context, here 131,072 tokens
+GEN_KWARGS="${GEN_KWARGS-max_gen_toks=32768,cutoff_token=128014}"
+LIMIT="${LIMIT:-}"
+CHAT_TEMPLATE="${CHAT_TEMPLATE:-1}"
+OUTPUT_DIR="${OUTPUT_DIR:-$here/results}"
+FRESH="${FRESH:-0}"
+if [[ -z "${PYTHON:-}" ]]; then
+    PYTHON="$root/.venv/bin/python"
+    [[ -x "$PYTHON" ]] || PYTHON="$(command -v python3 || true)"
+fi
+
+case "$BACKEND" in
+    hf) ;;
+    vllm) fail "BACKEND=vllm is not there yet; expected BACKEND=hf" ;;
+    *) fail "BACKEND is '$BACKEND', expected hf" ;;
+esac
+[[ -n "$PYTHON" ]] || fail "no python3 found; set PYTHON"
+for kind in $RUNS; do
+    [[ $kind == plain || $kind == steered ]] || fail "RUNS has '$kind', expected plain and steered"
+done
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+run_task() { # run_task <task> <plain|steered>
+    local task="$1" kind="$2" name folder settings started
+    local model_args="pretrained=$MODEL,dtype=$DTYPE"
+    name="$(basename "$MODEL")-$task"
+    if [[ $kind == steered ]]; then
+        name+="-sae-$FEATURE"
+        model_args+=",sae_feature_idx=$FEATURE,sae_strength=$STRENGTH,sae_max_activation=$MAX_ACTIVATION"
+        model_args+=",sae_mode=$SAE_MODE,sae_units=$SAE_UNITS"
+        if [[ -n "${SAE_PATH:-}" ]]; then
+            model_args+=",sae_path=$SAE_PATH"
+        else
+            model_args+=",sae_release=$SAE_RELEASE,sae_id=$SAE_ID"
+        fi
+        if [[ -n "${SAE_STATS:-}" ]]; then model_args+=",sae_stats=$SAE_STATS"; fi
+    fi
+    folder="$OUTPUT_DIR/$name"
+
+    local arguments=(--model "$BACKEND" --model_args "$model_args" --tasks "$task" --batch_size "$BATCH_SIZE")
+    if [[ $DEVICE != auto ]]; then arguments+=(--device "$DEVICE"); fi
+    if [[ -n "$GEN_KWARGS" ]]; then arguments+=(--gen_kwargs "$GEN_KWARGS"); fi
+    if [[ -n "$LIMIT" ]]; then arguments+=(--limit "$LIMIT"); fi
+    if [[ $CHAT_TEMPLATE == 1 ]]; then arguments+=(--apply_chat_template); fi
+    arguments+=(--log_samples)
+    settings="${arguments[*]}"
+    if [[ $task == quickstart_problems ]]; then settings+=" problems=${QUICKSTART_PROBLEMS:-}"; fi
+
+    if [[ -e "$folder" && $FRESH != 1 ]]; then
+        if [[ "$(cat "$folder/settings.txt" 2>/dev/null)" == "$settings" ]]; then
+            echo "== $name: finished before, skipped (FRESH=1 runs it again)"
+            return
+        fi
+        fail "$folder holds a run with other settings (settings.txt there); set another OUTPUT_DIR, or FRESH=1"
+    fi
+    echo "== $name: $kind, into $folder"
+    started=$SECONDS
+    rm -rf "$folder.partial"
+    # In a condition, so that the exit status is kept: 2 for a mistake, with its one line on stderr.
+    "$PYTHON" -m lm_eval_sae run "${arguments[@]}" --output_path "$folder.partial" || exit $?
+    compgen -G "$folder.partial/*/results_*.json" >/dev/null || fail "$name ended without results"
+    echo "$settings" >"$folder.partial/settings.txt"
+    rm -rf "$folder"
+    mv "$folder.partial" "$folder"
+    echo "== $name: done in $((SECONDS - started)) s"
+}
+
+for task in ${TASKS//,/ }; do
+    for kind in $RUNS; do
+        run_task "$task" "$kind"
+    done
+done
+echo "== the table: python evaluation/summarize.py --results $OUTPUT_DIR --output_dir $OUTPUT_DIR/report"
