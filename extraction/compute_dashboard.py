@@ -14,6 +14,7 @@ The output folder holds index.html, feature_<index>.html and assets/. Memory: 4 
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,9 @@ def compute_panels(
         seed=seed,
         verbose=False,
     )
-    return Runner(config).run(encoder=sae, model=model, tokens=tokens)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="eindex")
+        return Runner(config).run(encoder=sae, model=model, tokens=tokens)
 
 
 def write_dashboards(

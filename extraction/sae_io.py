@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,10 +173,13 @@ def load_sae(source: SaeSource, *, device: str = "cpu", dtype: str = "float32") 
     from sae_lens import SAE
 
     try:
-        if source.folder is not None:
-            sae = SAE.load_from_disk(source.folder, device=device, dtype=dtype)
-        else:
-            sae = SAE.from_pretrained(source.path, source.sae_id, device=device, dtype=dtype)
+        with warnings.catch_warnings():
+            # It recommends a class that this project's models are not of.
+            warnings.filterwarnings("ignore", message="\\s*This SAE has non-empty model_from_pretrained_kwargs")
+            if source.folder is not None:
+                sae = SAE.load_from_disk(source.folder, device=device, dtype=dtype)
+            else:
+                sae = SAE.from_pretrained(source.path, source.sae_id, device=device, dtype=dtype)
     except (RuntimeError, KeyError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot load the weights of SAE {source}: {reason}") from error

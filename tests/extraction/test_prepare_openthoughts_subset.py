@@ -1,0 +1,91 @@
+"""The OpenThoughts sample: its shares, its text, and what it does with malformed rows."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from datasets import Dataset
+
+from transformer_lens_r1.chat_format import format_openthoughts
+from transformer_lens_r1.data import load_rows
+from transformer_lens_r1.errors import UserError
+
+SIZES = {"math": 60, "code": 40, "puzzle": 3, "biology": 12, "chemistry": 12, "physics": 12}
+
+
+@pytest.fixture
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("extraction/prepare_openthoughts_subset.py")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder in the schema of OpenThoughts-114k, domain after domain, with one malformed row."""
+    domains = [domain for domain, size in SIZES.items() for _ in range(size)] + ["astrology"]
+    rows = [
+        {
+            "problem": f"problem {index}",
+            "deepseek_reasoning": f"Wait, {index}",
+            "deepseek_solution": f"so {index}",
+            "domain": domain,
+            "test_cases": json.dumps({"fn_name": "f"} if index % 2 else {}) if domain == "code" else None,
+            "starter_code": None,
+        }
+        for index, domain in enumerate(domains)
+    ]
+    Dataset.from_list(rows).to_parquet(tmp_path / "source" / "train.parquet")
+    return tmp_path / "source"
+
+
+def test_every_domain_gives_its_share_and_the_first_remaining_rows_fill_up(
+    script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "subset"
+    flags = ["--dataset_path", str(source), "--num_samples", "60"]
+    script.main([*flags, "--output_dir", str(out)])
+    subset, rows = load_rows(out), load_rows(source)
+    assert subset.column_names == ["text", "domain"]
+    # A share is 10; puzzle has only 3, and the 7 that are missing come from math, whose rows are first.
+    assert Counter(subset["domain"]) == {
+        "math": 17,
+        "code": 10,
+        "puzzle": 3,
+        "biology": 10,
+        "chemistry": 10,
+        "physics": 10,
+    }
+    texts = {format_openthoughts(row): row["domain"] for row in rows if row["domain"] != "astrology"}
+    assert all(texts[row["text"]] == row["domain"] for row in subset) and len(set(subset["text"])) == 60
+    assert "1 of 140 rows are malformed" in capsys.readouterr().out
+
+    script.main([*flags, "--output_dir", str(tmp_path / "again")])
+    assert load_rows(tmp_path / "again")["text"][:] == subset["text"][:]
+    script.main([*flags, "--output_dir", str(tmp_path / "other"), "--seed", "1"])
+    assert load_rows(tmp_path / "other")["text"][:] != subset["text"][:]
+
+
+def test_the_draw_is_that_of_the_data_librarys_shuffle(script: ModuleType) -> None:
+    domains = ["a", "b"] * 50
+    shuffled = Dataset.from_dict({"row": range(100), "domain": domains}).shuffle(seed=42)
+    expected = [
+        row["row"] for wanted in "ab" for row in shuffled.filter(lambda r, d=wanted: r["domain"] == d).select(range(5))
+    ]
+    assert script.stratified_rows(domains, 10, 42) == sorted(expected)
+
+
+def test_all_rows_are_taken_where_there_are_fewer(script: ModuleType, source: Path, tmp_path: Path) -> None:
+    script.main(["--dataset_path", str(source), "--num_samples", "1000", "--output_dir", str(tmp_path / "all")])
+    assert Counter(load_rows(tmp_path / "all")["domain"]) == SIZES
+
+
+def test_mistakes_are_one_line(script: ModuleType, source: Path, fixture_text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--output_dir DIR, --hf_user NAME"):
+        script.main(["--dataset_path", str(source)])
+    with pytest.raises(UserError, match="has no column 'problem'"):
+        script.main(["--dataset_path", str(fixture_text), "--output_dir", str(tmp_path / "x")])
+    with pytest.raises(UserError, match="at least 6"):
+        script.main(["--dataset_path", str(source), "--num_samples", "5", "--output_dir", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,93 @@
+"""SAEs in both of SAELens' layouts: read early, checked against the model, loaded in folded units."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from transformer_lens_r1.errors import UserError
+
+ARCHITECTURES = ["standard", "jumprelu", "gated", "topk", "topk_rescaled"]
+
+
+@pytest.fixture
+def sae_io(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("extraction/sae_io.py")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_folding_scales_activations_by_the_decoder_norm_and_keeps_reconstructions(
+    sae_io: ModuleType, make_sae: Callable[..., Path], architecture: str
+) -> None:
+    from sae_lens import SAE
+
+    folder = make_sae(architecture)
+    raw = SAE.load_from_disk(folder)
+    folded = sae_io.load_sae(sae_io.find_sae(str(folder)))
+    x = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        # A TopK SAE that rescales gives activations in units of unit decoder directions already.
+        norm = 1 if architecture == "topk_rescaled" else raw.W_dec.norm(dim=1)
+        torch.testing.assert_close(folded.encode(x), raw.encode(x) * norm)
+        torch.testing.assert_close(folded(x), raw(x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(40))
+        assert (folded.encode(x) > 0).any()
+        folded.fold_W_dec_norm()
+        torch.testing.assert_close(folded.encode(x), raw.encode(x) * norm)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("size", [1, 7, 40, 1000])
+def test_blocks_of_features_put_together_are_the_whole_encoder(
+    sae_io: ModuleType, make_sae: Callable[..., Path], architecture: str, size: int
+) -> None:
+    sae = sae_io.load_sae(sae_io.find_sae(str(make_sae(architecture))))
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        whole = sae.encode(x)
+        together = torch.full_like(whole, torch.nan)
+        for features, block in sae_io.encoder_blocks(sae, size):
+            together[..., features] = block.encode(x)
+    torch.testing.assert_close(together, whole)
+
+
+def test_the_layout_of_saelens_5_is_read(sae_io: ModuleType, legacy_sae: Path) -> None:
+    source = sae_io.find_sae(str(legacy_sae))
+    assert (source.d_in, source.d_sae, source.hook_name) == (256, 1024, "blocks.2.hook_resid_post")
+    assert (source.context_size, source.prepend_bos, source.exclude_special_tokens) == (128, False, [0, 1])
+    assert sae_io.load_sae(source).W_enc.shape == (256, 1024)
+
+
+def test_an_id_names_a_folder_within_a_repository(sae_io: ModuleType, make_sae: Callable[..., Path]) -> None:
+    folder = make_sae(name="repo/blocks.2.hook_resid_post")
+    source = sae_io.find_sae(str(folder.parent), "blocks.2.hook_resid_post")
+    assert source.folder == folder and len(source.weights_hash()) == 64
+    with pytest.raises(UserError, match="--sae_id, one of: blocks.2.hook_resid_post"):
+        sae_io.find_sae(str(folder.parent))
+
+
+def test_what_is_no_sae_is_refused_in_one_line(
+    sae_io: ModuleType, make_sae: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no SAE folder"):
+        sae_io.find_sae(str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="give --sae_id"):
+        sae_io.find_sae("someone/some-sae")
+    folder = make_sae()
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "architecture": "temporal"}))
+    with pytest.raises(UserError, match="architecture temporal; supported are"):
+        sae_io.find_sae(str(folder))
+    (folder / "cfg.json").write_text(json.dumps({**config, "d_sae": 41}))
+    with pytest.raises(UserError, match="cannot load the weights"):
+        sae_io.load_sae(sae_io.find_sae(str(folder)))
+    (folder / "cfg.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        sae_io.find_sae(str(folder))
+    (folder / "cfg.json").write_text(json.dumps(config))
+    (folder / "sae_weights.safetensors").unlink()
+    with pytest.raises(UserError, match="has no sae_weights.safetensors"):
+        sae_io.find_sae(str(folder))
