@@ -1,0 +1,62 @@
+"""SAEs and problems for the evaluation tests."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+D_IN, D_SAE, LAYER = 256, 64, 1  # of the SAEs made here; D_IN is tiny_llama's width
+
+
+@pytest.fixture(scope="session")
+def make_sae(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that saves a random SAE through SAELens: decoder rows of many norms, about half of f(x) above 0."""
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+
+    classes = {
+        "standard": (StandardSAE, StandardSAEConfig),
+        "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig),
+        "topk": (TopKSAE, TopKSAEConfig),
+    }
+
+    def make(
+        architecture: str = "standard",
+        *,
+        d_in: int = D_IN,
+        hook_name: str = f"blocks.{LAYER}.hook_resid_post",
+        **config: object,
+    ) -> Path:
+        sae_class, config_class = classes[architecture]
+        metadata = SAEMetadata(hook_name=hook_name, model_name="tiny-llama")
+        sae = sae_class(config_class(d_in=d_in, d_sae=D_SAE, metadata=metadata, **config))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            sae.W_dec.copy_(torch.randn(D_SAE, d_in, generator=generator))
+            sae.W_dec.mul_(torch.linspace(0.2, 3, D_SAE)[:, None] / d_in**0.5)
+            sae.W_enc.copy_(torch.randn(d_in, D_SAE, generator=generator) / d_in**0.5)
+            sae.b_enc.copy_(torch.randn(D_SAE, generator=generator) * 0.1)
+            sae.b_dec.copy_(torch.randn(d_in, generator=generator) * 0.1)
+            if architecture == "jumprelu":
+                sae.threshold.copy_(torch.rand(D_SAE, generator=generator) * 0.3)
+        folder = tmp_path_factory.mktemp(architecture)
+        sae.save_model(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six short problems in a .jsonl file."""
+    file = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    rows = [{"problem": f"What is {a} + {a * a}?", "answer": str(a + a * a)} for a in range(2, 8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file

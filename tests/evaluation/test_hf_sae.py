@@ -1,0 +1,132 @@
+"""The steered back end: batches, counts, log-likelihoods, and nothing changed where nothing was asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from sae_lens import SAE
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lm_eval_sae.completion import Completion, measure_completion
+from lm_eval_sae.models import HFSAE
+
+PROMPTS = ["What is 2 + 2?", "Wait, let me think about this again. However, 7 times 6", "So", "What is 2 + 2?"]
+GENERATION = {"until": ["Problem:"], "max_gen_toks": 12, "do_sample": False, "cutoff_token": 5}
+
+
+def requests(prompts: list[str]) -> list[Instance]:
+    return [
+        Instance("generate_until", doc={}, arguments=(prompt, dict(GENERATION)), idx=0, metadata=("task", i, 1))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def loglikelihoods(prompts: list[str]) -> list[Instance]:
+    pairs = [(prompt, " the answer") for prompt in prompts]
+    return [Instance("loglikelihood", {}, pair, 0, metadata=("task", i, 1)) for i, pair in enumerate(pairs)]
+
+
+@pytest.fixture(scope="module")
+def sae(make_sae: Callable[..., Path]) -> Path:
+    return make_sae("standard")
+
+
+def load(model: Path, sae: Path | None, *, batch_size: int = 4) -> HFSAE:
+    steering = {} if sae is None else {
+        "sae_path": str(sae), "sae_feature_idx": 40, "sae_strength": 2.0, "sae_max_activation": 6.0
+    }  # fmt: skip
+    return HFSAE(str(model), dtype="float32", device="cpu", batch_size=batch_size, **steering)
+
+
+def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path) -> None:
+    stock = HFLM(str(tiny_llama), dtype="float32", device="cpu", batch_size=4)
+    ours = load(tiny_llama, None)
+    plain_requests = requests(PROMPTS)
+    for request in plain_requests:
+        request.args[1].pop("cutoff_token")  # which stock lm-eval hands to transformers, which refuses it
+    assert ours.generate_until(requests(PROMPTS), disable_tqdm=True) == stock.generate_until(plain_requests)
+    assert ours.loglikelihood(loglikelihoods(PROMPTS)) == stock.loglikelihood(loglikelihoods(PROMPTS))
+    assert ours.steered_positions == 0 and ours.get_model_info()["sae"] is None
+
+
+def test_a_padded_batch_generates_what_single_prompts_do(tiny_llama: Path, sae: Path) -> None:
+    batched, single = load(tiny_llama, sae), load(tiny_llama, sae, batch_size=1)
+    together = batched.generate_until(requests(PROMPTS), disable_tqdm=True)
+    alone = single.generate_until(requests(PROMPTS), disable_tqdm=True)
+    assert together == alone
+    assert [c.completion_tokens for c in together] == [c.completion_tokens for c in alone]
+    assert together != load(tiny_llama, None).generate_until(requests(PROMPTS), disable_tqdm=True)
+
+    # One at a time, every position but a completion's last token is steered, and nothing else.
+    prompt_tokens = sum(len(single.tok_encode(prompt)) for prompt in PROMPTS)
+    assert single.steered_positions == prompt_tokens + sum(c.completion_tokens - 1 for c in alone)
+    # In a batch, left padding is not counted; rows that have ended wait for the others.
+    waiting = batched.steered_positions - single.steered_positions
+    assert 0 <= waiting <= sum(12 - c.completion_tokens for c in alone)
+
+
+def test_completion_tokens_are_those_transformers_generated(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    for prompt, completion in zip(
+        PROMPTS, load(tiny_llama, None).generate_until(requests(PROMPTS), disable_tqdm=True), strict=True
+    ):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        new = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs.input_ids.shape[1] :]
+        assert isinstance(completion, Completion)
+        assert completion.completion_tokens == len(new)
+        assert completion.truncated == (len(new) == 12 and new[-1] != tokenizer.eos_token_id)
+
+
+def test_loglikelihood_is_steered_at_the_prompt_too(tiny_llama: Path, sae: Path) -> None:
+    full = SAE.load_from_disk(sae)
+    full.fold_W_dec_norm()
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+
+    def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        acts = full.encode(output)
+        error = output - full.decode(acts)
+        acts[..., 40] = 12.0
+        return full.decode(acts) + error
+
+    model.model.layers[1].register_forward_hook(hook)
+    lm = load(tiny_llama, sae)
+    got = lm.loglikelihood(loglikelihoods(PROMPTS))
+    for (value, _), request in zip(got, loglikelihoods(PROMPTS), strict=True):
+        context, continuation = (lm.tok_encode(text) for text in request.args)
+        ids = torch.tensor([context + continuation])
+        with torch.no_grad():
+            logprobs = model(ids).logits.log_softmax(-1)[0, len(context) - 1 : -1]
+        expected = logprobs.gather(1, ids[0, len(context) :, None]).sum().item()
+        assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_missed_position_fails_the_run(tiny_llama: Path, sae: Path) -> None:
+    lm = load(tiny_llama, sae)
+    lm.model.model.layers[1]._forward_hooks.clear()
+    with pytest.raises(RuntimeError, match="only 0 of"):
+        lm.generate_until(requests(PROMPTS[:1]), disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([10, 11, 1, 0, 0], (3, False)),  # ended by eos (1), then padded
+        ([10, 11, 12, 13, 14], (5, True)),  # the limit
+        ([10, 20, 21, 14, 15], (3, False)),  # "st" + "op", then run on with the batch
+        ([10, 11, 12], (3, False)),  # ended early with the whole batch
+    ],
+)
+def test_lengths_of_a_batch_row(tokens: list[int], expected: tuple[int, bool]) -> None:
+    words = {20: "st", 21: "op"}
+    measured = measure_completion(
+        tokens,
+        eos_ids={1},
+        stop=["stop", ""],
+        max_tokens=5,
+        decode=lambda ids: "".join(words.get(i, f" {i}") for i in ids),
+    )
+    assert measured == expected
