@@ -1,0 +1,1 @@
+"""Reasoning text for the quickstart: natural exemplars, and generated problems whose solutions check themselves."""
