@@ -24,7 +24,9 @@ from transformer_lens_r1.files import atomic_file
 
 ACCURACY = ("exact_match", "acc")  # a task's own word for it, the first that is there
 # Settings that a plain and a steered run must share for their difference to be the feature's.
-SHARED = ("limit", "gen_kwargs", "batch_size", "model_dtype", "model_revision", "torch_seed", "chat_template_sha", "version")
+SHARED = (
+    "limit", "gen_kwargs", "batch_size", "model_dtype", "model_revision", "torch_seed", "chat_template_sha", "version",
+)  # fmt: skip
 COLUMNS = {
     "task": "task",
     "model": "model",

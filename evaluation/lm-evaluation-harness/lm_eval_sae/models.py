@@ -92,9 +92,7 @@ class HFSAE(HFLM):
         self._requests_of_batch = [string.index for string in strings if isinstance(string, _Prompt)]
         return super().tok_batch_encode(strings, *args, **kwargs)
 
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
-    ) -> Tensor:
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         before = self.steered_positions
         tokens = super()._model_generate(context, max_length, stop, **generation_kwargs)  # [batch, prompt + new]
         prompt_width = context.shape[1]

@@ -13,9 +13,7 @@ from lm_eval_sae.completion import Completion
 if TYPE_CHECKING:
     import datasets
 
-MATH_PROMPT = (
-    "Please reason step by step, and put your final answer within \\boxed{{}}.\nProblem: {problem}\nAnswer:"
-)
+MATH_PROMPT = "Please reason step by step, and put your final answer within \\boxed{{}}.\nProblem: {problem}\nAnswer:"
 SHORT_MATH_PROMPT = "{problem} End with the answer."
 GPQA_PROMPT = (
     "Answer the following multiple choice question. The last line of your response should be of the following "

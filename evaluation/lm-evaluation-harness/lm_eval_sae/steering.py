@@ -84,6 +84,8 @@ def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
         if name not in arguments:
             raise UserError(f"{name} is missing ({ARGUMENTS[name]})")
     feature_idx = arguments["sae_feature_idx"]
+    if isinstance(feature_idx, float) and feature_idx.is_integer():
+        feature_idx = int(feature_idx)  # lm-eval reads "-1" as -1.0
     if isinstance(feature_idx, bool) or not isinstance(feature_idx, int):
         raise UserError(f"sae_feature_idx is {feature_idx!r}, expected a whole number")
     strength = _number("sae_strength", arguments["sae_strength"])
@@ -159,9 +161,7 @@ def check_model(steering: Steering, config: Any, *, name: str) -> None:
             "expected an SAE that was trained on this model"
         )
     if steering.layer >= text.num_hidden_layers:
-        raise UserError(
-            f"the SAE sits at {steering.hook_name} but {name} has layers 0 to {text.num_hidden_layers - 1}"
-        )
+        raise UserError(f"the SAE sits at {steering.hook_name} but {name} has layers 0 to {text.num_hidden_layers - 1}")
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,0 +1,209 @@
+"""`python -m lm_eval_sae`: real runs on the tiny model, and mistakes answered before anything is loaded."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lm_eval_sae import TASKS_DIR
+from lm_eval_sae.cli import main
+from lm_eval_sae.errors import UserError
+
+
+def run_cli(model: Path, output: Path, *options: str, task: str, sae: str = "", gen: str = "max_gen_toks=8") -> None:
+    main(
+        [
+            "--model", "hf", "--model_args", f"pretrained={model},dtype=float32{sae}", "--tasks", task,
+            "--device", "cpu", "--batch_size", "4", "--gen_kwargs", f"{gen},cutoff_token=5", "--log_samples",
+            "--output_path", str(output), *options,
+        ]
+    )  # fmt: skip
+
+
+def read_run(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    (results,) = output.rglob("results_*.json")
+    (samples,) = output.rglob("samples_*.jsonl")
+    return json.loads(results.read_text()), [json.loads(line) for line in samples.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tiny_llama: Path, make_sae: Callable[..., Path], problems: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a plain and a steered run of `quickstart_problems`, made by the command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    sae = f",sae_path={make_sae('standard')},sae_feature_idx=40,sae_strength=2,sae_max_activation=6.5"
+    for name, extra in (("plain", ""), ("steered", sae)):
+        run_cli(tiny_llama, folder / name, "--metadata", f"problems={problems}", task="quickstart_problems", sae=extra)
+    return folder
+
+
+def test_steered_text_differs_from_plain(runs: Path) -> None:
+    (plain, plain_samples), (steered, steered_samples) = (read_run(runs / name) for name in ("plain", "steered"))
+    assert len(plain_samples) == len(steered_samples) == 6
+    assert [s["doc"] for s in plain_samples] == [s["doc"] for s in steered_samples]
+    assert [s["resps"] for s in plain_samples] != [s["resps"] for s in steered_samples]
+    for results, samples in ((plain, plain_samples), (steered, steered_samples)):
+        metrics = results["results"]["quickstart_problems"]
+        assert metrics["completion_tokens,none"] == pytest.approx(sum(s["completion_tokens"] for s in samples) / 6)
+        assert all(1 <= s["completion_tokens"] <= 8 for s in samples)
+
+
+def test_the_results_file_records_the_intervention(runs: Path) -> None:
+    plain, steered = read_run(runs / "plain")[0], read_run(runs / "steered")[0]
+    assert plain["config"]["sae"] is None
+    record = steered["config"]["sae"]
+    assert Path(record.pop("sae")).is_dir()
+    assert record.pop("steered_positions") > 6 * 8
+    assert record == {
+        "architecture": "standard",
+        "hook_name": "blocks.1.hook_resid_post",
+        "layer": 1,
+        "d_in": 256,
+        "d_sae": 64,
+        "feature_idx": 40,
+        "strength": 2.0,
+        "max_activation": 6.5,
+        "value": 13.0,
+        "mode": "set",
+        "units": "folded",
+    }
+
+
+def test_summary_of_real_runs(
+    runs: Path, load_script: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summarize = load_script("evaluation/summarize.py")
+    summarize.main(["--results", str(runs), "--output_dir", str(tmp_path / "report")])
+    table = (tmp_path / "report" / "summary.md").read_text()
+    assert "| set 40 to 2 × 6.5 (blocks.1.hook_resid_post) | 6 |" in table
+    assert table.split("\n\n", 1)[1] in capsys.readouterr().out
+
+    header, plain, steered = (tmp_path / "report" / "summary.csv").read_text().splitlines()
+    plain_row, steered_row = (dict(zip(header.split(","), row.split(","), strict=True)) for row in (plain, steered))
+    texts, lengths = [], []
+    for name in ("plain", "steered"):
+        samples = read_run(runs / name)[1]
+        texts.append([s["resps"][0][0] for s in samples])
+        lengths.append(sum(s["completion_tokens"] for s in samples) / 6)
+    assert int(steered_row["texts_changed"]) == sum(a != b for a, b in zip(*texts, strict=True)) > 0
+    assert float(steered_row["tokens_difference"]) == pytest.approx(lengths[1] - lengths[0])
+    assert plain_row["tokens_difference"] == "" and plain_row["intervention"] == "none"
+    assert steered_row["note"] == ""
+
+    summarize.main(["--results", str(runs / "steered"), "--output_dir", str(tmp_path / "alone")])
+    assert "no plain run" in (tmp_path / "alone" / "summary.md").read_text()
+
+
+TASK_DATA = {
+    "math-500": [{"problem": "What is $\\frac{1}{2}$ of 3?", "solution": "...", "answer": "\\frac{3}{2}"}],
+    "aime2024_nofigures": [{"problem": "Find $n$.", "solution": "...", "answer": "073"}],
+    "openai_gpqa_diamond": [
+        {
+            "Question": "Which one?", "Correct Answer": "this\n", "Incorrect Answer 1": "one",
+            "Incorrect Answer 2": "two [x]", "Incorrect Answer 3": "three",
+        }
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASK_DATA)
+def test_benchmark_tasks_run_on_rows_in_their_schema(task: str, tiny_llama: Path, tmp_path: Path) -> None:
+    split = "test" if task == "math-500" else "train"
+    (tmp_path / "data.json").write_text("".join(json.dumps(row) + "\n" for row in TASK_DATA[task]))
+    (tmp_path / "local.yaml").write_text(
+        f"include: {TASKS_DIR / task}.yaml\ntask: local\ndataset_path: json\ndataset_name: null\n"
+        f"dataset_kwargs: {{data_files: {{{split}: {tmp_path / 'data.json'}}}}}\n"
+    )
+    run_cli(tiny_llama, tmp_path / "out", "--include_path", str(tmp_path), "--apply_chat_template", task="local")
+    results, (sample,) = read_run(tmp_path / "out")
+    prompt, generation = sample["arguments"]["gen_args_0"].values()
+    doc = TASK_DATA[task][0]
+    assert (doc.get("problem") or doc["Question"]) in prompt and prompt.startswith("<｜begin▁of▁sentence｜><｜User｜>")
+    assert generation["until"] == ["Problem:", "<｜end▁of▁sentence｜>"]
+    assert (generation["temperature"], generation["top_p"], generation["do_sample"]) == (0.6, 0.95, True)
+    assert {"exact_match,none", "completion_tokens,none", "truncated,none"} <= set(results["results"]["local"])
+
+
+def sae_arguments(sae: object, **arguments: object) -> str:
+    values = {"sae_path": sae, "sae_feature_idx": 3, "sae_strength": 2.0, "sae_max_activation": 5.0} | arguments
+    return "".join(f",{key}={value}" for key, value in values.items() if value is not None)
+
+
+@pytest.mark.parametrize(
+    ("sae", "arguments", "message"),
+    [
+        ({}, {"sae_feature_index": 3}, "unknown model argument 'sae_feature_index'.*did you mean 'sae_feature_idx'"),
+        ({}, {"sae_feature_idx": 64}, "feature 64 is not in the SAE, which has features 0 to 63"),
+        ({}, {"sae_feature_idx": -1}, "feature -1 is not in the SAE"),
+        ({}, {"sae_feature_idx": "x"}, "sae_feature_idx is 'x', expected a whole number"),
+        ({}, {"sae_max_activation": None}, "sae_max_activation is missing"),
+        ({}, {"sae_max_activation": "auto"}, "auto needs sae_stats"),
+        ({}, {"sae_max_activation": "auto", "sae_stats": "/nowhere"}, "holds no feature_stats.safetensors"),
+        ({}, {"sae_mode": "ad"}, "sae_mode is 'ad', expected one of set, clamp, add"),
+        ({}, {"sae_units": "half"}, "sae_units is 'half'"),
+        ({}, {"sae_release": "a/b"}, "both sae_path and sae_release"),
+        ({}, {"sae_path": None}, "which SAE"),
+        ({}, {"sae_path": "/nowhere"}, "no SAE folder at /nowhere"),
+        ({"d_in": 128}, {}, "d_in 128 but .* has hidden size 256"),
+        ({"hook_name": "blocks.4.hook_resid_post"}, {}, "layers 0 to 3"),
+        ({"hook_name": "blocks.1.hook_mlp_out"}, {}, "expected blocks.<layer>.hook_resid_post"),
+        ({"normalize_activations": "layer_norm"}, {}, "layer_norm"),
+        ({"architecture": "topk", "k": 8}, {}, "'topk'"),
+    ],
+)
+def test_mistakes_of_steering_end_before_the_model_is_loaded(
+    sae: dict[str, Any],
+    arguments: dict[str, Any],
+    message: str,
+    tiny_llama: Path,
+    make_sae: Callable[..., Path],
+    problems: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("QUICKSTART_PROBLEMS", str(problems))
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=message):
+        run_cli(
+            tiny_llama, tmp_path / "out", task="quickstart_problems", sae=sae_arguments(make_sae(**sae), **arguments)
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tsks", "math-500"], "unrecognized arguments: --tsks.*did you mean '--tasks'"),
+        (["--model_args", "pretrained=/nowhere", "--tasks", "math-500"], "no model at '/nowhere'"),
+        (["--model_args", "dtype=float32", "--tasks", "math-500"], "no pretrained="),
+        (["--model_args", "pretrained=MODEL", "--tasks", "math-50"], "no task 'math-50'; did you mean 'math-500'"),
+        (["--model_args", "pretrained=MODEL"], "no --tasks"),
+        (["--model_args", "pretrained=MODEL", "--tasks", "quickstart_problems"], "needs QUICKSTART_PROBLEMS"),
+        (["--model", "vllm", "--model_args", "sae_path=x", "--tasks", "math-500"], "--model vllm cannot steer"),
+        (["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--log_samples"], "Specify --output_path"),
+        (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "temprature=1"],
+            "unknown generation argument 'temprature'; did you mean 'temperature'",
+        ),
+    ],
+)
+def test_mistakes_of_the_command_line(
+    options: list[str], message: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QUICKSTART_PROBLEMS", raising=False)
+    with pytest.raises(UserError, match=message):
+        main([option.replace("MODEL", str(tiny_llama)) for option in options])
+
+
+def test_a_mistake_is_one_line_and_exit_status_2(tiny_llama: Path) -> None:
+    sae = sae_arguments("/nowhere")
+    command = [sys.executable, "-m", "lm_eval_sae", "--tasks", "math-500", "--model_args", f"pretrained=x{sae}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: no SAE folder at /nowhere; expected") and done.stderr.count("\n") == 1
