@@ -40,7 +40,9 @@ def check_output(folder: Path) -> None:
         raise UserError(f"--output_dir {folder} holds other files; give a new folder, nothing was changed")
 
 
-def make(seed: int, *, num_reasoning: int, num_conversations: int, num_problems: int) -> dict[str, list[dict[str, Any]]]:
+def make(
+    seed: int, *, num_reasoning: int, num_conversations: int, num_problems: int
+) -> dict[str, list[dict[str, Any]]]:
     """All rows, as ``openthoughts``, ``lmsys`` and ``problems``; the same for the same arguments."""
     from reasoning_data.exemplars import load_exemplars
     from reasoning_data.problems import evaluation_problems
@@ -97,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(args.output_dir)
 
     from datasets import Dataset
+
     from transformer_lens_r1.data import save_rows
 
     sizes = {name: getattr(args, name) for name in ("num_reasoning", "num_conversations", "num_problems")}

@@ -99,4 +99,6 @@ def _exemplar(question: str, target: str, domain: str | None, source: str) -> It
     position = max(reasoning.rfind("So the answer is"), reasoning.rfind("The answer is"))
     if position <= 0 or (source.startswith("MMLU") and "(A)" not in question):
         return  # no closing answer: the file is cut in the wrong place
-    yield Exemplar(question.strip(), reasoning[:position].strip(), reasoning[position:].strip(), domain, f"lm-eval: {source}")
+    yield Exemplar(
+        question.strip(), reasoning[:position].strip(), reasoning[position:].strip(), domain, f"lm-eval: {source}"
+    )

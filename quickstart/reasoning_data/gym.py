@@ -1,4 +1,4 @@
-"""Problems of the reasoning-gym package: its worked school problems where they check, and short questions with answers."""
+"""Problems of the reasoning-gym package: worked school problems whose steps check, and short questions."""
 
 import random
 from importlib.metadata import version
@@ -7,10 +7,10 @@ from reasoning_data.trace import is_true, statements
 
 # Data sets with short questions in plain language, each generated in well under a second.
 SHORT_QUESTIONS = (
-    "aiw", "base_conversion", "basic_arithmetic", "caesar_cipher", "calendar_arithmetic", "chain_sum", "count_primes",
-    "family_relationships", "fraction_simplification", "gcd", "lcm", "leg_counting", "letter_counting", "number_filtering",
-    "number_sequence", "prime_factorization", "products", "simple_equations", "spell_backward", "syllogism", "time_intervals",
-    "word_sorting",
+    "aiw", "base_conversion", "basic_arithmetic", "caesar_cipher", "calendar_arithmetic", "chain_sum",
+    "count_primes", "family_relationships", "fraction_simplification", "gcd", "lcm", "leg_counting",
+    "letter_counting", "number_filtering", "number_sequence", "prime_factorization", "products",
+    "simple_equations", "spell_backward", "syllogism", "time_intervals", "word_sorting",
 )  # fmt: skip
 
 
@@ -33,11 +33,7 @@ def worked_problems(rng: random.Random, count: int) -> list[tuple[str, str, str]
         question = entry["question"].partition(" Give the result as your final answer.")[0].strip()
         worked, mark, result = entry["metadata"]["answer_cot"].rpartition("####")
         lines = [line.strip() for line in worked.strip().splitlines()]
-        if (
-            mark
-            and result.strip() == entry["answer"]
-            and _checks(worked)
-        ):
+        if mark and result.strip() == entry["answer"] and _checks(worked):
             problems[question] = (question, "\n".join(lines), entry["answer"])
         if len(problems) == count:
             break

@@ -32,7 +32,9 @@ def multiplication(v: Voice) -> Trace:
             f"What is the product of {a} and {b}?",
             f"A hall has {a} rows of {b} seats. How many seats are there in all?",
         ),
-        reasoning=paragraphs(v.begin() + f" I need {a} × {b}.", split, check, other, f"{v.therefore()}{a} × {b} = {product}."),
+        reasoning=paragraphs(
+            v.begin() + f" I need {a} × {b}.", split, check, other, f"{v.therefore()}{a} × {b} = {product}."
+        ),
         solution=boxed(f"Splitting {b} into {tens} and {ones}: {a * tens} + {partial} = {product}.", product),
         answer=str(product),
         domain="math",
@@ -48,12 +50,14 @@ def greatest_common_divisor(v: Voice) -> Trace:
     if small < g:
         guess = (
             f"Perhaps it is simply {small}, since {a} ÷ {small} = {a // small} and {b} ÷ {small} = {b // small}. "
-            f"{v.contrast()}a common divisor need not be the greatest one: {a // small} and {b // small} still share the "
+            f"{v.contrast()}a common divisor need not be the greatest one: {a // small} and {b // small} still share "
+            f"the "
             f"factor {g // small}."
         )
     else:
         guess = (
-            f"Perhaps the smaller number itself divides the larger one? {b} × {a // b} = {a // b * b}, which is not {a}. "
+            f"Perhaps the smaller number itself divides the larger one? {b} × {a // b} = {a // b * b}, which is not "
+            f"{a}. "
             f"But a smaller divisor may well do it."
         )
     steps, m, n = [], a, b
@@ -62,12 +66,14 @@ def greatest_common_divisor(v: Voice) -> Trace:
         m, n = n, m % n
     euclid = f"{v.hmm()}Euclid's algorithm is safer. I divide and keep the remainder:\n" + "\n".join(steps)
     check = (
-        f"The last divisor before the remainder 0 is {g}. {v.check()} {a} ÷ {g} = {a // g} and {b} ÷ {g} = {b // g}, and "
+        f"The last divisor before the remainder 0 is {g}. {v.check()} {a} ÷ {g} = {a // g} and {b} ÷ {g} = {b // g}, "
+        f"and "
         f"{a // g} and {b // g} have no common factor."
     )
     divisors = [d for d in range(1, b + 1) if b % d == 0]
     other = (
-        f"{v.second()}the divisors of {b} are {', '.join(map(str, divisors))}, and the largest of them that divides {a} "
+        f"{v.second()}the divisors of {b} are {', '.join(map(str, divisors))}, and the largest of them that divides "
+        f"{a} "
         f"is {max(d for d in divisors if a % d == 0)}. {v.agree()}"
     )
     asked = v.pick(
@@ -104,16 +110,20 @@ def factorisation(v: Voice) -> Trace:
         f"{v.hmm()}how far would I have to go? {root} × {root} = {root * root} and {root + 1} × {root + 1} = "
         f"{(root + 1) ** 2}, so primes up to {root} are enough."
     )
-    prime = (
-        f"{v.check()} Is {q} prime too? None of {', '.join(str(d) for d in PRIMES if d * d <= q)} divides it. Yes."
-    )
+    prime = f"{v.check()} Is {q} prime too? None of {', '.join(str(d) for d in PRIMES if d * d <= q)} divides it. Yes."
     other = f"{v.second()}{q - 1} × {p} = {(q - 1) * p}, and one more {p} makes {(q - 1) * p} + {p} = {n}. {v.agree()}"
     return Trace(
         problem=v.pick(
             f"What is the largest prime factor of {n}?", f"Write {n} as a product of primes and give the larger one."
         ),
         reasoning=paragraphs(
-            v.begin(), bound, " ".join(tries), found, prime, other, f"{v.therefore()}{n} = {p} × {q}, and the answer is {q}."
+            v.begin(),
+            bound,
+            " ".join(tries),
+            found,
+            prime,
+            other,
+            f"{v.therefore()}{n} = {p} × {q}, and the answer is {q}.",
         ),
         solution=boxed(f"{n} = {p} × {q}, and both are prime.", q),
         answer=str(q),
@@ -128,24 +138,31 @@ def arithmetic_series(v: Voice) -> Trace:
     total = sum(range(first, last + 1, step))
     wrong = (first + last) * (count - 1)
     slip = (
-        f"How many terms are there? {last} - {first} = {last - first}, and {last - first} ÷ {step} = {count - 1}, so maybe "
-        f"{count - 1} terms.\n\nWait, that counts the gaps and not the terms: from {first} to {first + step} is one gap and "
+        f"How many terms are there? {last} - {first} = {last - first}, and {last - first} ÷ {step} = {count - 1}, so "
+        f"maybe "
+        f"{count - 1} terms.\n\nWait, that counts the gaps and not the terms: from {first} to {first + step} is one "
+        f"gap and "
         f"already two terms. So there are {count - 1} + 1 = {count} terms."
     )
     formula = (
-        f"First and last together make {first} + {last} = {first + last}. With {count} terms, twice the sum is {count} × "
+        f"First and last together make {first} + {last} = {first + last}. With {count} terms, twice the sum is {count} "
+        f"× "
         f"{first + last} = {count * (first + last)}, and half of that is {total}."
     )
     middle = f"With {count - 1} terms I would have had half of {wrong}, which is too small." if v.chance(0.4) else ""
     other = (
-        f"{v.second()}take {first} out of every term, {count} × {first} = {count * first}. What remains is {step} times "
-        f"0 + 1 + ... + {count - 1}, and that sum is {count * (count - 1) // 2}, so {step} × {count * (count - 1) // 2} = "
-        f"{step * count * (count - 1) // 2}. Together {count * first} + {step * count * (count - 1) // 2} = {total}. {v.agree()}"
+        f"{v.second()}take {first} out of every term, {count} × {first} = {count * first}. What remains is {step} "
+        f"times "
+        f"0 + 1 + ... + {count - 1}, and that sum is {count * (count - 1) // 2}, so {step} × "
+        f"{count * (count - 1) // 2} = "
+        f"{step * count * (count - 1) // 2}. Together {count * first} + {step * count * (count - 1) // 2} = {total}. "
+        f"{v.agree()}"
     )
     return Trace(
         problem=v.pick(
             f"Find the sum {first} + {first + step} + {first + 2 * step} + ... + {last}.",
-            f"A path is tiled in rows: the first row has {first} tiles, each further row {step} more, and the last row has "
+            f"A path is tiled in rows: the first row has {first} tiles, each further row {step} more, and the last row "
+            f"has "
             f"{last}. How many tiles are there?",
         ),
         reasoning=paragraphs(v.begin(), slip, formula, middle, other, f"{v.therefore()}the sum is {total}."),
@@ -169,20 +186,25 @@ def remainders(v: Voice) -> Trace:
     ]
     return Trace(
         problem=v.pick(
-            f"Find the smallest positive whole number that leaves remainder {r} when divided by {p} and remainder {s} when "
+            f"Find the smallest positive whole number that leaves remainder {r} when divided by {p} and remainder {s} "
+            f"when "
             f"divided by {q}.",
-            f"A box of beads: in bags of {p} there are {r} left over, in bags of {q} there are {s} left over. What is the "
+            f"A box of beads: in bags of {p} there are {r} left over, in bags of {q} there are {s} left over. What is "
+            f"the "
             f"smallest possible number of beads, if there are more than {s}?",
         )
         if n > s > 0
-        else f"Find the smallest number above {s} that leaves remainder {r} on division by {p} and {s} on division by {q}.",
+        else f"Find the smallest number above {s} that leaves remainder {r} on division by {p} and {s} on division by "
+        f"{q}.",
         reasoning=paragraphs(
             v.begin(),
-            f"{v.try_out()} list the numbers with remainder {s} modulo {q}, because there are fewer of those, and test each one "
+            f"{v.try_out()} list the numbers with remainder {s} modulo {q}, because there are fewer of those, and test "
+            f"each one "
             f"modulo {p}.",
             "\n".join(lines),
             f"{v.check()} {n // p} × {p} + {r} = {n} and {n // q} × {q} + {s} = {n}. Both conditions hold.",
-            f"But could a smaller one exist? The list started at {s} and skipped nothing, so no. The next one would come only "
+            f"But could a smaller one exist? The list started at {s} and skipped nothing, so no. The next one would "
+            f"come only "
             f"{p} × {q} = {p * q} later.",
             f"{v.therefore()}the number is {n}.",
         ),
@@ -190,90 +212,6 @@ def remainders(v: Voice) -> Trace:
         answer=str(n),
         domain="math",
         family="remainders",
-    )
-
-
-def fraction_sum(v: Voice) -> Trace:
-    b, d = v.some([2, 3, 4, 5, 6, 7, 8, 9, 10, 12], 2)
-    a, c = v.number(1, b - 1), v.number(1, d - 1)
-    common = math.lcm(b, d)
-    top = a * (common // b) + c * (common // d)
-    g = math.gcd(top, common)
-    answer = f"{top // g}/{common // g}" if common // g > 1 else str(top // g)
-    larger = f"{a}/{b}" if a * d >= c * b else f"{c}/{d}"
-    tempting = (
-        f"Maybe I can add tops and bottoms, which would give {a + c}/{b + d}? {v.contrast()}that lies between the two fractions, "
-        f"while a sum of positive numbers must be larger than {larger} alone. So that cannot be right."
-        if a * d != c * b
-        else f"Both fractions are the same size, so the sum must be twice {a}/{b}."
-    )
-    work = (
-        f"The denominators need a common multiple; the least one of {b} and {d} is {common}. Then {a}/{b} becomes "
-        f"{a * (common // b)}/{common}, because {a} × {common // b} = {a * (common // b)}, and {c}/{d} becomes "
-        f"{c * (common // d)}/{common}, because {c} × {common // d} = {c * (common // d)}. The tops add to "
-        f"{a * (common // b)} + {c * (common // d)} = {top}."
-    )
-    reduce = (
-        f"Wait, {top}/{common} is not in lowest terms yet: both are divisible by {g}, which leaves {answer}."
-        if g > 1
-        else f"{v.check()} {top} and {common} have no common factor, so {top}/{common} is already in lowest terms."
-    )
-    other = (
-        f"{v.second()}cross multiplication gives the top {a} × {d} + {c} × {b} = {a * d + c * b} over {b} × {d} = {b * d}, that is "
-        f"{a * d + c * b}/{b * d}{'' if math.gcd(a * d + c * b, b * d) == 1 else ', or ' + answer}. {v.agree()}"
-    )
-    return Trace(
-        problem=v.pick(
-            f"Compute {a}/{b} + {c}/{d} and give the result in lowest terms.",
-            f"One pipe fills {a}/{b} of a tank, another fills {c}/{d} of an equal tank. How many tanks is that together, as a "
-            f"fraction in lowest terms?",
-        ),
-        reasoning=paragraphs(v.begin(), tempting, work, reduce, other, f"{v.therefore()}the sum is {answer}."),
-        solution=boxed(f"Over the common denominator {common} the sum is {top}/{common}.", answer),
-        answer=answer,
-        domain="math",
-        family="fraction_sum",
-    )
-
-
-def linear_equation(v: Voice) -> Trace:
-    x, c = v.number(2, 14), v.number(2, 6)
-    a = c + v.number(2, 7)
-    b = v.number(3, 40)
-    d = (a - c) * x + b
-    k, right = a - c, d - b
-    name = v.pick("x", "n", "t", "y")
-    if v.chance(0.6):
-        slip = (
-            f"Taking {c}{name} away from both sides and moving the {b} over gives {k}{name} = {d} + {b}, so {k}{name} = {d + b}.\n\n"
-            f"Wait, the {b} stands on the left with a plus sign, so I must subtract it and not add it: {d} - {b} = {right}, and "
-            f"{k}{name} = {right}."
-        )
-    else:
-        slip = (
-            f"{v.try_out()} collect the terms with {name} on the left: {a} - {c} = {k}, so {k}{name} + {b} = {d}. Subtracting {b}, "
-            f"{d} - {b} = {right}."
-        )
-    return Trace(
-        problem=v.pick(
-            f"Solve {a}{name} + {b} = {c}{name} + {d} for {name}.",
-            f"{a} times a number plus {b} equals {c} times the same number plus {d}. What is the number?",
-        ),
-        reasoning=paragraphs(
-            v.begin() + f" The equation is {a}{name} + {b} on one side and {c}{name} + {d} on the other.",
-            slip,
-            f"Dividing, {right} ÷ {k} = {x}.",
-            f"{v.pick('Let me substitute it back.', 'Wait, let me test that in the equation itself.')} On the left {a} × {x} + {b} = "
-            f"{a * x + b}, on the right {c} × {x} + {d} = {c * x + d}. They are equal.",
-            f"But would a neighbour fit too? With {x + 1} the left is {a * (x + 1) + b} and the right {c * (x + 1) + d}, so no."
-            if v.chance(0.5)
-            else "",
-            f"{v.therefore()}{name} = {x}.",
-        ),
-        solution=boxed(f"From {k}{name} = {right} follows {name} = {x}.", x),
-        answer=str(x),
-        domain="math",
-        family="linear_equation",
     )
 
 
@@ -286,7 +224,8 @@ def inclusion_exclusion(v: Voice) -> Trace:
     rest = sum(1 for i in range(n // lcm * lcm + 1, n + 1) if i % a == 0 or i % b == 0)
     naive = n // a + n // b
     wrong_lcm = (
-        f"Maybe the doubly counted ones are the multiples of {a} × {b} = {a * b}. Hmm, no: {lcm} is already a multiple of both. "
+        f"Maybe the doubly counted ones are the multiples of {a} × {b} = {a * b}. Hmm, no: {lcm} is already a multiple "
+        f"of both. "
         if lcm != a * b
         else ""
     )
@@ -295,12 +234,16 @@ def inclusion_exclusion(v: Voice) -> Trace:
         + v.pick("?", " (or both)?", ", possibly by both?"),
         reasoning=paragraphs(
             v.begin(),
-            f"There are {n // a} multiples of {a} up to {n}, because {a} × {n // a} = {a * (n // a)}, and {n // b} multiples of {b}, "
+            f"There are {n // a} multiples of {a} up to {n}, because {a} × {n // a} = {a * (n // a)}, and {n // b} "
+            f"multiples of {b}, "
             f"because {b} × {n // b} = {b * (n // b)}. Together {n // a} + {n // b} = {naive}.",
-            f"{v.contrast()}this counts some numbers twice. {wrong_lcm}A number divisible by both {a} and {b} is a multiple of {lcm}, "
+            f"{v.contrast()}this counts some numbers twice. {wrong_lcm}A number divisible by both {a} and {b} is a "
+            f"multiple of {lcm}, "
             f"and there are {n // lcm} of those. So the count is {naive} - {n // lcm} = {count}.",
-            f"{v.second()}the pattern repeats every {lcm} numbers, and each full stretch holds {period} such numbers. There are "
-            f"{n // lcm} full stretches, {n // lcm} × {period} = {n // lcm * period}, and the numbers after {n // lcm * lcm} add {rest}: "
+            f"{v.second()}the pattern repeats every {lcm} numbers, and each full stretch holds {period} such numbers. "
+            f"There are "
+            f"{n // lcm} full stretches, {n // lcm} × {period} = {n // lcm * period}, and the numbers after "
+            f"{n // lcm * lcm} add {rest}: "
             f"{n // lcm * period} + {rest} = {count}. {v.agree()}",
             f"{v.therefore()}there are {count} such numbers.",
         ),
@@ -317,7 +260,5 @@ FAMILIES = (
     factorisation,
     arithmetic_series,
     remainders,
-    fraction_sum,
-    linear_equation,
     inclusion_exclusion,
 )

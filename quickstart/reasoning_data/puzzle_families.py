@@ -26,27 +26,30 @@ def knights_and_knaves(v: Voice) -> Trace:
     quote_a, quote_b = (said[0].upper() + said[1:] for said in (said_a.format(o=b), said_b.format(o=a)))
     cases = []
     for x, y in v.some(worlds, 4):
-        lead = v.pick("Perhaps", "Maybe", "Let me suppose", "What if", *["Alternatively, suppose"] * (2 if cases else 0))
+        lead = v.pick(
+            "Perhaps", "Maybe", "Let me suppose", "What if", *["Alternatively, suppose"] * (2 if cases else 0)
+        )
         end = "?" if lead == "What if" else "."
         text = f"{lead} {a} is a {kind[x]} and {b} a {kind[y]}{end} "
         for name, quote, truth, honest in ((a, quote_a, forms[said_a](x, y), x), (b, quote_b, forms[said_b](y, x), y)):
             if truth != honest:
                 text += (
-                    f"Then what {name} says, \"{quote}\", would be {'true' if truth else 'false'}. "
+                    f'Then what {name} says, "{quote}", would be {"true" if truth else "false"}. '
                     f"{v.contrast()}a {kind[honest]} {'never lies' if honest else 'always lies'}, so this case is out."
                 )
                 break
         else:
             text += (
-                f"Then what {a} says is {'true' if x else 'false'}, as it must be for a {kind[x]}, and what {b} says is "
+                f"Then what {a} says is {'true' if x else 'false'}, as it must be for a {kind[x]}, and what {b} says "
+                f"is "
                 f"{'true' if y else 'false'}, as it must be for a {kind[y]}. This case stands."
             )
         cases.append(text)
     x, y = fits[0]
     answer = f"{a} is a {kind[x]} and {b} is a {kind[y]}"
     return Trace(
-        problem=f"On an island knights always tell the truth and knaves always lie. {a} says: \"{quote_a}.\" {b} says: "
-        f"\"{quote_b}.\" What is each of them?",
+        problem=f'On an island knights always tell the truth and knaves always lie. {a} says: "{quote_a}." {b} says: '
+        f'"{quote_b}." What is each of them?',
         reasoning=paragraphs(
             v.begin() + " There are only four cases, so I can go through them all.",
             *cases,
@@ -79,9 +82,13 @@ def ordering(v: Voice) -> Trace:
         top = left[0]
         if wrong and v.chance(0.7):
             steps.append(
-                f"{v.pick('Maybe', 'Perhaps')} {wrong} is number {position + 1}? {v.contrast()}{beaten[wrong]} is {more} than {wrong}, so no."
+                f"{v.pick('Maybe', 'Perhaps')} {wrong} is number {position + 1}? {v.contrast()}{beaten[wrong]} is "
+                f"{more} than {wrong}, so no."
             )
-        steps.append(f"Nobody who is left is {more} than {top}, and each of the others has someone above: {top} is number {position + 1}.")
+        steps.append(
+            f"Nobody who is left is {more} than {top}, and each of the others has someone above: {top} is number "
+            f"{position + 1}."
+        )
         left.remove(top)
     ranked = [p for p in itertools.permutations(people) if all(p.index(h) < p.index(low) for h, low in clues)]
     assert ranked == [tuple(people)]
@@ -95,7 +102,8 @@ def ordering(v: Voice) -> Trace:
             + ", ".join(f"{h} before {low}" for h, low in clues)
             + ". All of them hold.",
             f"Another way: I can count from the other end, where {people[-1]} is last."
-            f" Then {people[place - 1]} is number {count - place + 1} from below, and {count} + 1 - {count - place + 1} = {place}."
+            f" Then {people[place - 1]} is number {count - place + 1} from below, and {count} + 1 - "
+            f"{count - place + 1} = {place}."
             if v.chance(0.6)
             else "",
             f"{v.therefore()}it is {people[place - 1]}.",
@@ -110,7 +118,9 @@ def ordering(v: Voice) -> Trace:
 def swaps(v: Voice) -> Trace:
     count = v.number(3, 5)
     people = v.some(PEOPLE, count)
-    things = v.some(["red ball", "blue ball", "green ball", "novel", "violin", "compass", "umbrella", "map", "lantern"], count)
+    things = v.some(
+        ["red ball", "blue ball", "green ball", "novel", "violin", "compass", "umbrella", "map", "lantern"], count
+    )
     moves = [tuple(v.some(range(count), 2)) for _ in range(v.number(3, 6))]
     state, lines = list(things), []
     for i, j in moves:
@@ -133,8 +143,10 @@ def swaps(v: Voice) -> Trace:
         reasoning=paragraphs(
             v.begin() + f" {v.try_out()} write down the state after every swap.",
             "\n".join(lines),
-            f"But was {people[asked]} in the last swap at all? {'Yes.' if asked in moves[-1] else 'No, so nothing changed there.'}",
-            f"{v.second()}I follow the thing in {people[asked]}'s hands backwards: {backwards}. {v.agree() if v.chance(0.3) else 'It fits.'}",
+            f"But was {people[asked]} in the last swap at all? "
+            f"{'Yes.' if asked in moves[-1] else 'No, so nothing changed there.'}",
+            f"{v.second()}I follow the thing in {people[asked]}'s hands backwards: {backwards}. "
+            f"{v.agree() if v.chance(0.3) else 'It fits.'}",
             f"{v.therefore()}{people[asked]} holds the {state[asked]}.",
         ),
         solution=f"In the end {people[asked]} holds the **{state[asked]}**.",
@@ -153,7 +165,8 @@ def number_sequence(v: Voice) -> Trace:
             terms.append(terms[-1] + gap + grow * i)
         gaps = [y - x for x, y in itertools.pairwise(terms)]
         rule = (
-            f"{v.hmm()}the differences {', '.join(map(str, gaps[:5]))} grow by {grow} each time. The next difference is {gaps[4]} + {grow} = "
+            f"{v.hmm()}the differences {', '.join(map(str, gaps[:5]))} grow by {grow} each time. The next difference "
+            f"is {gaps[4]} + {grow} = "
             f"{gaps[5]}, and {terms[5]} + {gaps[5]} = {terms[6]}."
         )
     elif kind == "affine":
@@ -162,8 +175,10 @@ def number_sequence(v: Voice) -> Trace:
         for _ in range(6):
             terms.append(terms[-1] * factor + plus)
         rule = (
-            f"{v.hmm()}each term is a little more than {factor} times the one before: {factor} × {terms[1]} = {factor * terms[1]}, and "
-            f"{terms[2]} is {plus} more; {factor} × {terms[2]} = {factor * terms[2]}, and {terms[3]} is {plus} more. So the next is {factor} × "
+            f"{v.hmm()}each term is a little more than {factor} times the one before: {factor} × {terms[1]} = "
+            f"{factor * terms[1]}, and "
+            f"{terms[2]} is {plus} more; {factor} × {terms[2]} = {factor * terms[2]}, and {terms[3]} is {plus} more. "
+            f"So the next is {factor} × "
             f"{terms[5]} + {plus} = {terms[6]}."
         )
     else:
@@ -171,28 +186,36 @@ def number_sequence(v: Voice) -> Trace:
         for _ in range(5):
             terms.append(terms[-1] + terms[-2])
         rule = (
-            f"{v.hmm()}every term might be the sum of the two before it: {terms[0]} + {terms[1]} = {terms[2]} and {terms[1]} + {terms[2]} = "
-            f"{terms[3]}. It holds on to the end: {terms[3]} + {terms[4]} = {terms[5]}. So the next is {terms[4]} + {terms[5]} = {terms[6]}."
+            f"{v.hmm()}every term might be the sum of the two before it: {terms[0]} + {terms[1]} = {terms[2]} and "
+            f"{terms[1]} + {terms[2]} = "
+            f"{terms[3]}. It holds on to the end: {terms[3]} + {terms[4]} = {terms[5]}. So the next is {terms[4]} + "
+            f"{terms[5]} = {terms[6]}."
         )
     one, two = terms[2] - terms[1], terms[3] - terms[2]
     constant = (
-        f"Maybe the differences are all equal? {terms[2]} - {terms[1]} = {one}, {v.pick('but', 'however')} {terms[3]} - {terms[2]} = {two}, so no."
+        f"Maybe the differences are all equal? {terms[2]} - {terms[1]} = {one}, {v.pick('but', 'however')} {terms[3]} "
+        f"- {terms[2]} = {two}, so no."
         if one != two
-        else f"Maybe the differences are all equal? {terms[2]} - {terms[1]} = {one}, but {terms[5]} - {terms[4]} = {terms[5] - terms[4]}, so no."
+        else f"Maybe the differences are all equal? {terms[2]} - {terms[1]} = {one}, but {terms[5]} - {terms[4]} = "
+        f"{terms[5] - terms[4]}, so no."
     )
     doubling = (
-        f"Perhaps each term is twice the one before? 2 × {terms[3]} = {2 * terms[3]}. But the next term is {terms[4]}, so that fails."
+        f"Perhaps each term is twice the one before? 2 × {terms[3]} = {2 * terms[3]}. But the next term is {terms[4]}, "
+        f"so that fails."
         if 2 * terms[3] != terms[4]
         else ""
     )
     return Trace(
-        problem=v.pick("What comes next in ", "Find the next number of ") + ", ".join(map(str, terms[:6])) + v.pick(", ...?", ", ?"),
+        problem=v.pick("What comes next in ", "Find the next number of ")
+        + ", ".join(map(str, terms[:6]))
+        + v.pick(", ...?", ", ?"),
         reasoning=paragraphs(
             v.begin(),
             constant,
             doubling,
             rule,
-            f"{v.check()} The same rule must give the terms that I was told, and it does so for {terms[4]} and {terms[5]}.",
+            f"{v.check()} The same rule must give the terms that I was told, and it does so for {terms[4]} and "
+            f"{terms[5]}.",
             f"{v.therefore()}the next number is {terms[6]}.",
         ),
         solution=f"The next number is **{terms[6]}**.",
@@ -203,8 +226,9 @@ def number_sequence(v: Voice) -> Trace:
 
 
 WORDS = (
-    "strawberry", "mississippi", "bookkeeper", "assessment", "committee", "banana", "parallel", "engineering", "possession",
-    "abracadabra", "nonsense", "character", "refrigerator", "occurrence", "successful", "referee", "tattoo", "entertainment",
+    "strawberry", "mississippi", "bookkeeper", "assessment", "committee", "banana", "parallel", "engineering",
+    "possession", "abracadabra", "nonsense", "character", "refrigerator", "occurrence", "successful", "referee",
+    "tattoo", "entertainment",
 )  # fmt: skip
 
 
@@ -214,24 +238,33 @@ def letters(v: Voice) -> Trace:
     counts = [w.count(letter) for w in words]
     spelled = "\n".join(
         f"{w}: {'-'.join(w)}. "
-        + (f"\"{letter}\" stands at place {', '.join(str(i + 1) for i, c in enumerate(w) if c == letter)}" if n else f"there is no \"{letter}\"")
+        + (
+            f'"{letter}" stands at place {", ".join(str(i + 1) for i, c in enumerate(w) if c == letter)}'
+            if n
+            else f'there is no "{letter}"'
+        )
         + f": {n}."
         for w, n in zip(words, counts, strict=True)
     )
     total = sum(counts)
     without = ["".join(c for c in w if c != letter) for w in words]
     return Trace(
-        problem=f"How many times does the letter \"{letter}\" occur in \"{' '.join(words)}\"?",
+        problem=f'How many times does the letter "{letter}" occur in "{" ".join(words)}"?',
         reasoning=paragraphs(
-            v.begin() + f" At a glance, maybe {max(1, total - 1)}. But a glance easily misses doubled letters, so let me spell the words out.",
+            v.begin()
+            + f" At a glance, maybe {max(1, total - 1)}. But a glance easily misses doubled letters, so let me spell "
+            f"the words out.",
             spelled,
-            f"Together {' + '.join(map(str, counts))} = {total}." + (f" So not {max(1, total - 1)}." if total > 1 else ""),
-            f"{v.second()}without any \"{letter}\" the words are {', '.join(without)}, with {' + '.join(str(len(w)) for w in without)} = "
-            f"{sum(map(len, without))} letters instead of {sum(map(len, words))}, and {sum(map(len, words))} - {sum(map(len, without))} = "
+            f"Together {' + '.join(map(str, counts))} = {total}."
+            + (f" So not {max(1, total - 1)}." if total > 1 else ""),
+            f'{v.second()}without any "{letter}" the words are {", ".join(without)}, with '
+            f"{' + '.join(str(len(w)) for w in without)} = "
+            f"{sum(map(len, without))} letters instead of {sum(map(len, words))}, and {sum(map(len, words))} - "
+            f"{sum(map(len, without))} = "
             f"{total}. {v.agree()}",
             f"{v.therefore()}it occurs {total} times.",
         ),
-        solution=f"The letter \"{letter}\" occurs **{total}** times.",
+        solution=f'The letter "{letter}" occurs **{total}** times.',
         answer=str(total),
         domain="puzzle",
         family="letters",
@@ -256,7 +289,8 @@ def brackets(v: Voice) -> Trace:
     opened, closed = sum(c in pairs for c in text), sum(c not in pairs for c in text)
     same_order = " ".join(pairs[c] for c in stack)
     order = (
-        f"Maybe I should close them as they were opened, {same_order}. However, the one opened last must be closed first, so I read the "
+        f"Maybe I should close them as they were opened, {same_order}. However, the one opened last must be closed "
+        f"first, so I read the "
         f"list from the end: {closing}."
         if same_order != closing
         else f"The one opened last must be closed first, which gives {closing}."
@@ -267,7 +301,8 @@ def brackets(v: Voice) -> Trace:
             v.begin() + " I keep a list of the brackets that are open.",
             "\n".join(lines),
             order,
-            f"{v.check()} There are {opened} opening and {closed} closing brackets, so {opened} - {closed} = {opened - closed} are missing, and "
+            f"{v.check()} There are {opened} opening and {closed} closing brackets, so {opened} - {closed} = "
+            f"{opened - closed} are missing, and "
             f"I have written {len(stack)}.",
             f"{v.therefore()}the sequence ends with {closing}",
         ),

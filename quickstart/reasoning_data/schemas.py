@@ -4,16 +4,26 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from reasoning_data import code_families, number_families, puzzle_families, science_families, story_families
+from reasoning_data import (
+    algebra_families,
+    chemistry_biology_families,
+    code_families,
+    number_families,
+    physics_families,
+    puzzle_families,
+    story_families,
+)
 from reasoning_data.exemplars import Exemplar
 from reasoning_data.gym import short_questions, source, worked_problems
 from reasoning_data.trace import Trace, Voice, boxed
 
 FAMILIES: tuple[Callable[[Voice], Trace], ...] = (
     *number_families.FAMILIES,
+    *algebra_families.FAMILIES,
     *story_families.FAMILIES,
     *puzzle_families.FAMILIES,
-    *science_families.FAMILIES,
+    *physics_families.FAMILIES,
+    *chemistry_biology_families.FAMILIES,
     *code_families.FAMILIES * 5,  # one function, twelve tasks
 )
 GENERATED = "generated: quickstart"
@@ -87,10 +97,8 @@ THANKS = ("Thanks!", "Thank you.", "Great.", "Okay.", "Got it.", "I see.")
 ASK_STEPS = ("How did you find that?", "Can you show me the steps?", "Are you sure? Please explain.", "Why is that so?")
 
 
-def lmsys_rows(
-    rng: random.Random, exemplars: list[Exemplar], count: int, seen: set[str]
-) -> list[dict[str, Any]]:
-    """``count`` conversations: about problems with a follow-up question, over exemplars, and short questions and answers.
+def lmsys_rows(rng: random.Random, exemplars: list[Exemplar], count: int, seen: set[str]) -> list[dict[str, Any]]:
+    """``count`` conversations about problems, over exemplars, and of short questions and answers.
 
     Args:
         rng: where every choice comes from.

@@ -15,23 +15,25 @@ def shopping(v: Voice) -> Trace:
     wrong = m * p + v.pick(-3, 2, 5)
     slip = v.chance(0.5)
     first = f"The {things[0]} cost {m} × {p} = {wrong if slip else m * p}."
-    check = (
-        f"{v.check()} {m} × {p}: I can count {', '.join(str(p * i) for i in range(1, m + 1))}. "
-        + (f"So it is {m} × {p} = {m * p}, not {wrong}." if slip else "Yes, that is right.")
+    check = f"{v.check()} {m} × {p}: I can count {', '.join(str(p * i) for i in range(1, m + 1))}. " + (
+        f"So it is {m} × {p} = {m * p}, not {wrong}." if slip else "Yes, that is right."
     )
     return Trace(
-        problem=f"{name} buys {m} {things[0]} at {p} euros each and {n} {things[1]} at {q} euros each, and pays with {paid} euros. "
-        + v.pick("How much change is there?", f"How many euros does {name} get back?"),
+        problem=f"{name} buys {m} {things[0]} at {p} euros each and {n} {things[1]} at {q} euros each, and pays with "
+        f"{paid} euros. " + v.pick("How much change is there?", f"How many euros does {name} get back?"),
         reasoning=paragraphs(
             v.begin(),
             f"{first} {check}",
             f"The {things[1]} cost {n} × {q} = {n * q}. Together {m * p} + {n * q} = {cost}.",
             f"But the question asks for the change and not for the cost, so {paid} - {cost} = {change}.",
-            f"{v.second()}pay for one thing after the other: {paid} - {m * p} = {paid - m * p}, then {paid - m * p} - {n * q} = "
+            f"{v.second()}pay for one thing after the other: {paid} - {m * p} = {paid - m * p}, then {paid - m * p} - "
+            f"{n * q} = "
             f"{change}. {v.agree()}",
             f"{v.therefore()}{name} gets {change} euros back.",
         ),
-        solution=boxed(f"The cost is {m * p} + {n * q} = {cost} euros, so the change is {paid} - {cost} = {change} euros.", change),
+        solution=boxed(
+            f"The cost is {m * p} + {n * q} = {cost} euros, so the change is {paid} - {cost} = {change} euros.", change
+        ),
         answer=str(change),
         domain="math",
         family="shopping",
@@ -47,16 +49,19 @@ def up_and_down(v: Voice) -> Trace:
     end = high - fall
     thing = v.pick("bicycle", "laptop", "sofa", "camera", "coat", "piano lesson course")
     return Trace(
-        problem=f"The price of a {thing} is {price}. It is raised by {percent} percent and later lowered by {percent} percent. "
-        + v.pick("What is the price in the end?", "What does it cost then?"),
+        problem=f"The price of a {thing} is {price}. It is raised by {percent} percent and later lowered by {percent} "
+        f"percent. " + v.pick("What is the price in the end?", "What does it cost then?"),
         reasoning=paragraphs(
             v.begin(),
             f"Maybe the two changes cancel, and the price is {price} again. {v.hmm()}let me compute it and see.",
             f"{percent} percent of {price} is {rise}, so after the rise it costs {price} + {rise} = {high}.",
-            f"{v.contrast()}the second {percent} percent are taken from {high} and not from {price}. They amount to {fall}, and "
+            f"{v.contrast()}the second {percent} percent are taken from {high} and not from {price}. They amount to "
+            f"{fall}, and "
             f"{high} - {fall} = {end}.",
-            f"{v.second()}raising multiplies by {100 + percent}/100 and lowering by {100 - percent}/100. Indeed {100 + percent} × "
-            f"{100 - percent} = {(100 + percent) * (100 - percent)}, and {price} ÷ 10000 × {(100 + percent) * (100 - percent)} = {end}. "
+            f"{v.second()}raising multiplies by {100 + percent}/100 and lowering by {100 - percent}/100. Indeed "
+            f"{100 + percent} × "
+            f"{100 - percent} = {(100 + percent) * (100 - percent)}, and {price} ÷ 10000 × "
+            f"{(100 + percent) * (100 - percent)} = {end}. "
             f"{v.agree()}",
             f"{v.therefore()}the price ends at {end}, which is {price} - {end} = {price - end} below where it began.",
         ),
@@ -68,7 +73,9 @@ def up_and_down(v: Voice) -> Trace:
 
 
 def mean_speed(v: Voice) -> Trace:
-    slow, fast = v.pick((20, 30), (30, 60), (40, 60), (60, 90), (12, 24), (10, 15), (30, 45), (40, 120), (24, 48), (15, 60))
+    slow, fast = v.pick(
+        (20, 30), (30, 60), (40, 60), (60, 90), (12, 24), (10, 15), (30, 45), (40, 120), (24, 48), (15, 60)
+    )
     factor = v.number(1, 4)
     distance = fast * slow // _gcd(fast, slow) * factor
     there, back = distance // slow, distance // fast
@@ -83,17 +90,22 @@ def mean_speed(v: Voice) -> Trace:
     half = (slow + fast) / 2
     name = v.pick(*PEOPLE)
     return Trace(
-        problem=f"{name} rides {distance} km to a lake at {slow} km per hour and comes back the same way at {fast} km per hour. What "
+        problem=f"{name} rides {distance} km to a lake at {slow} km per hour and comes back the same way at {fast} km "
+        f"per hour. What "
         "is the mean speed over the whole trip, in km per hour?",
         reasoning=paragraphs(
             v.begin(),
-            f"Perhaps it is just halfway between the two speeds, {half:g}. However, {name} spends more hours on the slow way, so the "
+            f"Perhaps it is just halfway between the two speeds, {half:g}. However, {name} spends more hours on the "
+            f"slow way, so the "
             f"slow speed should count for more. {v.hmm()}then the answer must be below {half:g}.",
-            f"Let me count hours. There: {distance} ÷ {slow} = {there}. Back: {distance} ÷ {fast} = {back}. Together {there} + {back} = "
+            f"Let me count hours. There: {distance} ÷ {slow} = {there}. Back: {distance} ÷ {fast} = {back}. Together "
+            f"{there} + {back} = "
             f"{hours}.",
             f"The whole way is 2 × {distance} = {total} km, so the mean speed is {total} ÷ {hours} = {mean}.",
-            f"{v.check()} In {hours} hours at {mean} km per hour one gets {hours} × {mean} = {hours * mean} km, as it should be.",
-            f"{v.second()}the mean speed of equal distances is 2 × {slow} × {fast} over {slow} + {fast} = {slow + fast}, and "
+            f"{v.check()} In {hours} hours at {mean} km per hour one gets {hours} × {mean} = {hours * mean} km, as it "
+            f"should be.",
+            f"{v.second()}the mean speed of equal distances is 2 × {slow} × {fast} over {slow} + {fast} = "
+            f"{slow + fast}, and "
             f"{2 * slow * fast} ÷ {slow + fast} = {mean}. {v.agree()}",
             f"{v.therefore()}the mean speed is {mean} km per hour.",
         ),
@@ -121,15 +133,19 @@ def rectangle(v: Voice) -> Trace:
         for s in tries
     )
     return Trace(
-        problem=f"A rectangular {v.pick('garden', 'field', 'floor', 'sheet of metal')} has perimeter {2 * half} m and area {area} square "
+        problem=f"A rectangular {v.pick('garden', 'field', 'floor', 'sheet of metal')} has perimeter {2 * half} m and "
+        f"area {area} square "
         "metres. How many metres long is its longer side?",
         reasoning=paragraphs(
             v.begin(),
-            f"Half the perimeter is {2 * half} ÷ 2 = {half}, so the two sides add to {half}, and their product is {area}.",
+            f"Half the perimeter is {2 * half} ÷ 2 = {half}, so the two sides add to {half}, and their product is "
+            f"{area}.",
             guesses + " The closer the sides are to each other, the larger the product.",
             f"{v.hmm()}try {short} and {long}: {short} + {long} = {half} and {short} × {long} = {area}. Both hold.",
-            f"{v.second()}the square of the difference is {half} × {half} - 4 × {area} = {half * half - 4 * area}, so the difference is "
-            f"{long - short}, and the longer side is half of {half} + {long - short} = {2 * long}, which is {long}. {v.agree()}",
+            f"{v.second()}the square of the difference is {half} × {half} - 4 × {area} = {half * half - 4 * area}, so "
+            f"the difference is "
+            f"{long - short}, and the longer side is half of {half} + {long - short} = {2 * long}, which is {long}. "
+            f"{v.agree()}",
             f"But it asks for the longer side, not the shorter one. {v.therefore()}the answer is {long}.",
         ),
         solution=boxed(f"The sides add to {half} and multiply to {area}: they are {short} m and {long} m.", long),
@@ -145,21 +161,27 @@ def ages(v: Voice) -> Trace:
     total = (times + 1) * age + 2 * later
     wrong_total = total - later
     mistake = (
-        f"In {later} years they are together {total}, so maybe today they are together {total} - {later} = {wrong_total}.\n\nWait, both "
-        f"of them grow older, so I must take {later} away twice: 2 × {later} = {2 * later}, and {total} - {2 * later} = {total - 2 * later}."
+        f"In {later} years they are together {total}, so maybe today they are together {total} - {later} = "
+        f"{wrong_total}.\n\nWait, both "
+        f"of them grow older, so I must take {later} away twice: 2 × {later} = {2 * later}, and {total} - {2 * later} "
+        f"= {total - 2 * later}."
     )
     return Trace(
-        problem=f"{old} is {times} times as old as {young}. In {later} years their ages will add up to {total}. How old is "
-        + v.pick(f"{young} now?", f"{young} today, in years?"),
+        problem=f"{old} is {times} times as old as {young}. In {later} years their ages will add up to {total}. How "
+        f"old is " + v.pick(f"{young} now?", f"{young} today, in years?"),
         reasoning=paragraphs(
             v.begin(),
             mistake,
-            f"If {young} counts as one part, {old} is {times} parts, together {times} + 1 = {times + 1} parts. So one part is "
+            f"If {young} counts as one part, {old} is {times} parts, together {times} + 1 = {times + 1} parts. So one "
+            f"part is "
             f"{total - 2 * later} ÷ {times + 1} = {age}.",
-            f"Let me test it: {young} is {age} and {old} is {times} × {age} = {times * age}. In {later} years they are {age} + {later} = "
-            f"{age + later} and {times * age} + {later} = {times * age + later}, together {age + later} + {times * age + later} = {total}. "
+            f"Let me test it: {young} is {age} and {old} is {times} × {age} = {times * age}. In {later} years they are "
+            f"{age} + {later} = "
+            f"{age + later} and {times * age} + {later} = {times * age + later}, together {age + later} + "
+            f"{times * age + later} = {total}. "
             "That fits.",
-            f"However, is it the only solution? If {young} were a year older, the total would be {times + 1} more, so yes."
+            f"However, is it the only solution? If {young} were a year older, the total would be {times + 1} more, so "
+            f"yes."
             if v.chance(0.6)
             else "",
             f"{v.therefore()}{young} is {age}.",
@@ -181,20 +203,26 @@ def weekday(v: Voice) -> Trace:
     if rest:
         count = f"stepping forward from {walk[0]} {rest} times I pass {', '.join(walk[1:])}."
         slip = (
-            f"If I counted {walk[0]} itself as the first of the {rest} days, I would land on {short}. But day 1 is the day after, so "
+            f"If I counted {walk[0]} itself as the first of the {rest} days, I would land on {short}. But day 1 is the "
+            f"day after, so "
             f"that would be one too few."
         )
     else:
         count, slip = f"nothing is left over, so it is {end} again.", ""
     return Trace(
         problem=f"Today is {WEEKDAYS[start]}. "
-        + v.pick(f"Which day of the week is it in {days} days?", f"A parcel arrives {days} days from now. On which day of the week?"),
+        + v.pick(
+            f"Which day of the week is it in {days} days?",
+            f"A parcel arrives {days} days from now. On which day of the week?",
+        ),
         reasoning=paragraphs(
             v.begin(),
-            f"Weeks do not matter, only what is left over. {weeks} × 7 = {weeks * 7}, and {days} - {weeks * 7} = {rest}.",
+            f"Weeks do not matter, only what is left over. {weeks} × 7 = {weeks * 7}, and {days} - {weeks * 7} = "
+            f"{rest}.",
             f"{v.hmm()}{count}",
             slip,
-            f"{v.second()}{weeks + 1} weeks are {weeks + 1} × 7 = {(weeks + 1) * 7} days, which is {(weeks + 1) * 7} - {days} = {back} too "
+            f"{v.second()}{weeks + 1} weeks are {weeks + 1} × 7 = {(weeks + 1) * 7} days, which is {(weeks + 1) * 7} - "
+            f"{days} = {back} too "
             f"many. Going back {back} from {WEEKDAYS[start]} gives {end}. {v.agree() if v.chance(0.4) else 'It fits.'}",
             f"{v.therefore()}it is a {end}.",
         ),
@@ -206,7 +234,21 @@ def weekday(v: Voice) -> Trace:
 
 
 def shared_work(v: Voice) -> Trace:
-    a, b = v.pick((3, 6), (4, 12), (6, 12), (10, 15), (6, 3), (12, 24), (20, 30), (20, 5), (18, 9), (30, 15), (21, 28), (40, 60), (24, 8))
+    a, b = v.pick(
+        (3, 6),
+        (4, 12),
+        (6, 12),
+        (10, 15),
+        (6, 3),
+        (12, 24),
+        (20, 30),
+        (20, 5),
+        (18, 9),
+        (30, 15),
+        (21, 28),
+        (40, 60),
+        (24, 8),
+    )
     both = a * b // (a + b)
     common = a * b // _gcd(a, b)
     one, two = v.some(PEOPLE, 2)
@@ -215,17 +257,24 @@ def shared_work(v: Voice) -> Trace:
         problem=f"{one} needs {a} hours to {task}, {two} needs {b} hours. How many hours do they need together?",
         reasoning=paragraphs(
             v.begin(),
-            f"Maybe the mean of {a} and {b}? Wait, that cannot be: {one if a < b else two} alone needs only {min(a, b)} hours, and help "
+            f"Maybe the mean of {a} and {b}? Wait, that cannot be: {one if a < b else two} alone needs only "
+            f"{min(a, b)} hours, and help "
             "makes it faster and not slower.",
-            f"{v.try_out()} cut the work into {common} equal pieces, because both {a} and {b} divide {common}. Per hour {one} does "
-            f"{common} ÷ {a} = {common // a} pieces and {two} does {common} ÷ {b} = {common // b}. Together that is {common // a} + "
+            f"{v.try_out()} cut the work into {common} equal pieces, because both {a} and {b} divide {common}. Per "
+            f"hour {one} does "
+            f"{common} ÷ {a} = {common // a} pieces and {two} does {common} ÷ {b} = {common // b}. Together that is "
+            f"{common // a} + "
             f"{common // b} = {common // a + common // b} pieces per hour.",
             f"All the pieces take {common} ÷ {common // a + common // b} = {both} hours.",
-            f"{v.second()}in {both} hours {one} does {both} × {common // a} = {both * (common // a)} pieces and {two} {both} × "
-            f"{common // b} = {both * (common // b)}, and {both * (common // a)} + {both * (common // b)} = {common}. It fits.",
+            f"{v.second()}in {both} hours {one} does {both} × {common // a} = {both * (common // a)} pieces and {two} "
+            f"{both} × "
+            f"{common // b} = {both * (common // b)}, and {both * (common // a)} + {both * (common // b)} = {common}. "
+            f"It fits.",
             f"{v.therefore()}they need {both} hours.",
         ),
-        solution=boxed(f"Together they do {common // a + common // b} of {common} pieces per hour, so {both} hours.", both),
+        solution=boxed(
+            f"Together they do {common // a + common // b} of {common} pieces per hour, so {both} hours.", both
+        ),
         answer=str(both),
         domain="math",
         family="shared_work",

@@ -1,7 +1,8 @@
 """What every problem family shares: the record it returns, and the turns of speech of someone who reasons aloud.
 
 Convention for mistakes: a trace may make a slip, and then names it. Wherever a trace states ``expression = wrong``, it
-says ``not wrong`` further on; every other arithmetic statement in it is true (`uncorrected` finds any that breaks this rule).
+says ``not wrong`` further on; every other arithmetic statement in it is true (`uncorrected` finds what breaks this
+rule).
 """
 
 import operator
@@ -78,7 +79,9 @@ class Voice:
 
     def try_out(self) -> str:
         """Introduces a plan that may or may not work; a clause follows."""
-        return self.pick("Maybe I can", "Maybe it helps to", "Perhaps I can", "Perhaps it is easiest to", "Maybe I should")
+        return self.pick(
+            "Maybe I can", "Maybe it helps to", "Perhaps I can", "Perhaps it is easiest to", "Maybe I should"
+        )
 
     def second(self) -> str:
         """Introduces a second method; a clause follows."""
@@ -105,7 +108,9 @@ class Voice:
 
     def therefore(self) -> str:
         """Introduces a conclusion; a clause follows."""
-        return self.pick("Therefore, ", "Therefore, ", "Therefore ", "So, all in all, ", "That settles it, and therefore ")
+        return self.pick(
+            "Therefore, ", "Therefore, ", "Therefore ", "So, all in all, ", "That settles it, and therefore "
+        )
 
 
 PEOPLE = (
@@ -127,7 +132,9 @@ def boxed(sentence: str, answer: object) -> str:
 _NUMBER = r"\d+(?:\.\d+)?"
 _TERM = rf"-?{_NUMBER}"
 _EXPRESSION = rf"{_TERM}(?: ?[-+×*÷] ?{_NUMBER})*"
-_STATEMENT = re.compile(rf"(?<![\w.)/^-])(?<![-+×*÷/] ){_EXPRESSION}(?: ?= ?{_EXPRESSION})+(?![\w(/^%]| ?[-+×*÷/^(]|\.\d)")
+_STARTS = r"(?<![\w.)/^-])(?<![-+×*÷/] )"  # not in the middle of a longer expression
+_ENDS = r"(?![\w(/^%]| ?[-+×*÷/^(]|\.\d)"
+_STATEMENT = re.compile(rf"{_STARTS}{_EXPRESSION}(?: ?= ?{_EXPRESSION})+{_ENDS}")
 _OPERATORS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "×": operator.mul,
     "*": operator.mul,
