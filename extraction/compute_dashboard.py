@@ -82,6 +82,19 @@ def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:
     )
 
 
+class _TokensToDevice:
+    """The model as SAEDashboard calls it: with tokens that it has moved to the CPU."""
+
+    def __init__(self, model: TransformerBridge, device: str) -> None:
+        self._model, self._device = model, device
+
+    def run_with_hooks(self, tokens: Tensor, **options: Any) -> Any:
+        return self._model.run_with_hooks(tokens.to(self._device), **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
 def compute_panels(
     model: TransformerBridge,
     sae: SAE,
@@ -152,7 +165,7 @@ def compute_panels(
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="eindex")
-        return Runner(config).run(encoder=sae, model=model, tokens=tokens)
+        return Runner(config).run(encoder=sae, model=_TokensToDevice(model, device), tokens=tokens)
 
 
 def write_dashboards(
