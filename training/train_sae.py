@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +207,10 @@ def train(
 
     class Runner(LanguageModelSAETrainingRunner):
         def run_trainer_with_interruption_handling(self, trainer: Any) -> Any:
-            # SAELens' handler answers a signal with a broken checkpoint and a traceback.
+            # SAELens moves its progress bar every 100 steps, which is half of a short run.
+            interval = max(1, min(100, cfg.total_training_steps // 100))
+            trainer._update_pbar = partial(trainer._update_pbar, update_interval=interval)
+            # SAELens' handler answers a signal with a broken checkpoint and a traceback: none is set.
             sae = trainer.fit()
             summary.update(
                 training_tokens=trainer.n_training_samples,
