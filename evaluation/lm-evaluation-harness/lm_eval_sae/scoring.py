@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import datasets
 
 MATH_PROMPT = "Please reason step by step, and put your final answer within \\boxed{{}}.\nProblem: {problem}\nAnswer:"
-SHORT_MATH_PROMPT = "{problem} End with the answer."
+SHORT_MATH_PROMPT = "{problem} Explain in one or two sentences, and end with the answer."
 GPQA_PROMPT = (
     "Answer the following multiple choice question. The last line of your response should be of the following "
     "format: 'Answer: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by step before answering."
