@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 PROVENANCE = "provenance.json"
 SHARD_BYTES = 500 * 2**20
 
-# Names the data files outright: `load_dataset(folder)` would otherwise weigh provenance.json as data too.
-CARD_HEADER = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: train-*.parquet
----
-"""
-
 
 def load_rows(
     path: str | Path,
@@ -124,7 +114,9 @@ def _write_rows(dataset: "Dataset", folder: Path, info: dict[str, Any], card: st
         shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
         shard.to_parquet(str(folder / f"train-{index:05d}-of-{shards:05d}.parquet"))
     write_json(folder / PROVENANCE, {**info, "rows": len(dataset)})
-    (folder / "README.md").write_text(CARD_HEADER + card, encoding="utf-8")
+    # No YAML header that names the files: for a folder with one, the data library's cache goes by the folder's name
+    # and that header alone, and hands out the rows of an earlier folder of the same name.
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def check_hub_access(args: argparse.Namespace) -> None:

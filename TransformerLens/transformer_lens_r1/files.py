@@ -39,6 +39,9 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):
+            if file.is_file():  # safetensors writes files that only their owner can read
+                file.chmod(file.stat().st_mode | 0o666 & ~_umask())
         if path.exists():
             # A folder cannot be renamed onto one that holds files: the old one steps aside first.
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))

@@ -27,6 +27,8 @@ def test_an_error_while_writing_leaves_the_old_file_and_folder(tmp_path: Path) -
     assert (folder / "x").read_text() == "old"
     with atomic_directory(folder) as temporary:
         (temporary / "y").write_text("new")
+        (temporary / "y").chmod(0o600)
+    assert (folder / "y").stat().st_mode == file.stat().st_mode  # as readable for others as an ordinary file
     assert [path.name for path in folder.iterdir()] == ["y"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b"]  # nothing temporary stays
 
@@ -39,6 +41,14 @@ def test_saved_rows_load_with_plain_load_dataset(tmp_path: Path, monkeypatch: py
     assert load_dataset(str(tmp_path / "d"), split="train").to_dict() == rows.to_dict()
     assert data.load_rows(tmp_path / "d", columns=["tokens"]).to_dict() == rows.to_dict()
     assert json.loads((tmp_path / "d" / "provenance.json").read_text()) == {"seed": 1, "rows": 100}
+
+
+def test_a_rewritten_folder_and_one_of_the_same_name_give_their_own_rows(tmp_path: Path) -> None:
+    for number, folder in enumerate([tmp_path / "a" / "out", tmp_path / "b" / "out", tmp_path / "a" / "out"]):
+        rows = Dataset.from_dict({"tokens": [[number, index] for index in range(5)]})
+        data.save_rows(rows, folder, info={}, card="# Tokens\n")
+        assert data.load_rows(folder)["tokens"][:] == rows["tokens"][:]
+        assert load_dataset(str(folder), split="train")["tokens"][:] == rows["tokens"][:]
 
 
 def test_rows_that_are_not_there_are_refused(tmp_path: Path, fixture_text: Path) -> None:
