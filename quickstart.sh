@@ -14,16 +14,18 @@
 # Settings, by environment variable:
 #   MODEL=<Hub id or folder>   another Llama or Qwen2 checkpoint     LAYER=19   the layer whose residual stream is used
 #   RUN=quickstart-run         where everything goes                 TOPK=10    features in the table and the dashboards
-#   TRAINING_TOKENS=240000     N_SAMPLES=512 (rows scored)           LIMIT=     problems evaluated (default: all 48)
+#   TRAINING_TOKENS=120000     N_SAMPLES=256 (rows scored)           LIMIT=     problems evaluated (default: all 48)
 #   STRENGTH=2                 steering strength, in maximal activations
+#   DASHBOARD_SAMPLES=192      rows that the dashboards show
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 RUN=${RUN:-quickstart-run}
 LAYER=${LAYER:-19}
 TOPK=${TOPK:-10}
-TRAINING_TOKENS=${TRAINING_TOKENS:-240000}
-N_SAMPLES=${N_SAMPLES:-512}
+TRAINING_TOKENS=${TRAINING_TOKENS:-120000}
+N_SAMPLES=${N_SAMPLES:-256}
+DASHBOARD_SAMPLES=${DASHBOARD_SAMPLES:-192}
 STRENGTH=${STRENGTH:-2}
 LIMIT=${LIMIT:-}
 CONTEXT_SIZE=256
@@ -40,7 +42,7 @@ STARTED=$SECONDS
 
 # What is in the folder was made with these; other settings would mix two runs.
 settings="MODEL=${MODEL:-} LAYER=$LAYER TRAINING_TOKENS=$TRAINING_TOKENS N_SAMPLES=$N_SAMPLES"
-settings+=" TOPK=$TOPK STRENGTH=$STRENGTH LIMIT=$LIMIT"
+settings+=" DASHBOARD_SAMPLES=$DASHBOARD_SAMPLES TOPK=$TOPK STRENGTH=$STRENGTH LIMIT=$LIMIT"
 if [ -n "${FRESH:-}" ]; then
   for part in model data tokens-lmsys tokens-openthoughts tokens sae sample scores dashboards evaluation report \
     wandb; do
@@ -112,7 +114,7 @@ export MODEL_PATH=$MODEL SAE_PATH=$RUN/sae SAE_ID=$HOOK DATASET_PATH=$RUN/sample
 stage 6 "ReasonScore of every feature, over $N_SAMPLES rows" "$RUN/scores" \
   env N_SAMPLES="$N_SAMPLES" OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$BOS,$EOS" bash extraction/scripts/compute_score.sh
 stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
-  env N_SAMPLES="$N_SAMPLES" TOPK="$TOPK" OUTPUT_DIR="$RUN/dashboards" bash extraction/scripts/compute_dashboard.sh
+  env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" bash extraction/scripts/compute_dashboard.sh
 
 # The best feature and its maximal activation: the first row of the table.
 best='import csv, sys; row = next(csv.DictReader(open(sys.argv[1]))); print(row["feature"], row["max_activation"])'
@@ -121,7 +123,7 @@ STEERED=$RUN/evaluation/$(basename "$MODEL")-quickstart_problems-sae-$FEATURE
 stage 8 "answers of the plain model, and with feature $FEATURE set to $STRENGTH × $MAX_ACTIVATION" "$STEERED" \
   env -u SAE_ID MODEL="$MODEL" SAE_PATH="$RUN/sae" FEATURE="$FEATURE" MAX_ACTIVATION="$MAX_ACTIVATION" \
   STRENGTH="$STRENGTH" TASKS=quickstart_problems QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" LIMIT="$LIMIT" \
-  GEN_KWARGS= BATCH_SIZE=16 DTYPE=float32 OUTPUT_DIR="$RUN/evaluation" bash evaluation/evaluate.sh
+  GEN_KWARGS= BATCH_SIZE=48 DTYPE=bfloat16 OUTPUT_DIR="$RUN/evaluation" bash evaluation/evaluate.sh
 stage 9 "the table of plain and steered" "$RUN/report" \
   "$PYTHON" evaluation/summarize.py --results "$RUN/evaluation" --output_dir "$RUN/report"
 

@@ -105,6 +105,9 @@ def hub_arguments(cfg: LanguageModelSAERunnerConfig[Any]) -> dict[str, Any]:
 def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
     """The number of layers to load, once the model's configuration fits the run's.
 
+    One more than the hook needs, where there is one: SAELens stops the forward pass where the layer behind the hook
+    begins, and without such a layer the final norm and the unembedding would run for nothing.
+
     Raises:
         UserError: no such model, no such layer in it, or sae.d_in is not its width.
     """
@@ -121,7 +124,7 @@ def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
             f"sae.d_in is {cfg.sae.d_in}, but the residual stream of {cfg.model_name} is "
             f"{model_config.hidden_size} wide; set sae.d_in to {model_config.hidden_size}"
         )
-    return layer + 1
+    return min(layer + 2, model_config.num_hidden_layers)
 
 
 def load_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset:

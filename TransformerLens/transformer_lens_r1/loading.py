@@ -1,4 +1,9 @@
-"""Models and tokenizers: any checkpoint of the Llama or Qwen2 architecture, from the Hub or from a folder."""
+"""Models and tokenizers: any checkpoint of the Llama or Qwen2 architecture, from the Hub or from a folder.
+
+torch, transformers and TransformerLens, seconds to import, are imported by the functions that need them.
+"""
+
+from __future__ import annotations
 
 import copy
 import logging
@@ -7,12 +12,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
 from transformer_lens_r1.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -23,12 +26,14 @@ HOOK_PATTERN = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 
 def load_config(
     name_or_path: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
-) -> "PretrainedConfig":
+) -> PretrainedConfig:
     """The checkpoint's configuration, checked: a few kilobytes that tell width and depth before any weights load.
 
     Raises:
         UserError: no such checkpoint, a folder without weights, or another architecture than Llama and Qwen2.
     """
+    from transformers import AutoConfig
+
     folder = _checkpoint_folder(name_or_path)
     if folder is not None:
         if not (folder / "config.json").is_file():
@@ -54,12 +59,12 @@ def load_model(
     name_or_path: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | str = "float32",
     n_layers: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
-) -> "TransformerBridge":
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> TransformerBridge:
     """A checkpoint of the Llama or Qwen2 architecture as a TransformerLens model with TransformerLens' hook names.
 
     Nothing is folded or centred: logits and ``blocks.L.hook_resid_post`` are those of transformers.
@@ -77,7 +82,9 @@ def load_model(
     Raises:
         UserError: see `load_config`; or ``n_layers`` is more than the model has.
     """
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     config = load_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
@@ -105,7 +112,7 @@ def load_model(
     return model
 
 
-def _first_layers(config: "PretrainedConfig", n_layers: int) -> "PretrainedConfig":
+def _first_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
     if not 1 <= n_layers <= config.num_hidden_layers:
         raise UserError(f"asked for the first {n_layers} layers of a model that has {config.num_hidden_layers}")
     config = copy.deepcopy(config)
@@ -133,12 +140,14 @@ class _quiet:
 
 def load_tokenizer(
     name_or_path: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
-) -> "PreTrainedTokenizerBase":
+) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer with a pad token that is neither its bos nor its eos.
 
     Raises:
         UserError: the checkpoint has no tokenizer.
     """
+    from transformers import AutoTokenizer
+
     _checkpoint_folder(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -149,7 +158,7 @@ def load_tokenizer(
     return separate_pad(tokenizer)
 
 
-def separate_pad(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+def separate_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Give ``tokenizer``, in place, a pad token that is neither bos nor eos, so that padding cannot be taken for text.
 
     A special token that the vocabulary already holds for this (a ``…pad…`` or a reserved one, else unk) is preferred.
@@ -193,8 +202,7 @@ class _Reached(Exception):
         self.activations = activations
 
 
-@torch.no_grad()
-def residual_stream(model: "TransformerBridge", tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
+def residual_stream(model: TransformerBridge, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
     """Activations at ``hook_name``; nothing behind it runs, neither later layers nor the unembedding.
 
     Args:
@@ -206,11 +214,14 @@ def residual_stream(model: "TransformerBridge", tokens: torch.Tensor, hook_name:
         Tensor [batch, pos, d_model] in the model's dtype.
     """
 
+    import torch
+
     def stop(activations: torch.Tensor, hook: Any) -> None:
         raise _Reached(activations)
 
     try:
-        model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(hook_name, stop)])
+        with torch.no_grad():
+            model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(hook_name, stop)])
     except _Reached as reached:
         return reached.activations
     raise UserError(f"the model has no hook point {hook_name!r}")

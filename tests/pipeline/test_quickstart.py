@@ -20,7 +20,7 @@ def quickstart(repository: Path, **settings: str) -> subprocess.CompletedProcess
 def settings(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "MODEL": str(tiny_llama), "LAYER": "2", "RUN": str(tmp_path_factory.mktemp("run") / "quickstart"),
-        "TRAINING_TOKENS": "61440", "N_SAMPLES": "64", "TOPK": "10", "LIMIT": "4",
+        "TRAINING_TOKENS": "61440", "N_SAMPLES": "64", "DASHBOARD_SAMPLES": "64", "TOPK": "10", "LIMIT": "4",
     }  # fmt: skip
 
 
