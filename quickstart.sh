@@ -114,7 +114,8 @@ export MODEL_PATH=$MODEL SAE_PATH=$RUN/sae SAE_ID=$HOOK DATASET_PATH=$RUN/sample
 stage 6 "ReasonScore of every feature, over $N_SAMPLES rows" "$RUN/scores" \
   env N_SAMPLES="$N_SAMPLES" OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$BOS,$EOS" bash extraction/scripts/compute_score.sh
 stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
-  env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" bash extraction/scripts/compute_dashboard.sh
+  env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
+  bash extraction/scripts/compute_dashboard.sh
 
 # The best feature and its maximal activation: the first row of the table.
 best='import csv, sys; row = next(csv.DictReader(open(sys.argv[1]))); print(row["feature"], row["max_activation"])'

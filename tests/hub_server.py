@@ -101,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
             key = f"{wanted.get('type') or 'model'}s/{owner}/{wanted['name']}"
             self.server_state.repos.setdefault(key, {})
             self.server_state.private[key] = bool(wanted.get("private") or wanted.get("visibility") == "private")
-            return self.reply({"url": f"{self.server_state.endpoint}/{key.removeprefix('models/')}", "name": f"{owner}/{wanted['name']}"})
+            url = f"{self.server_state.endpoint}/{key.removeprefix('models/')}"
+            return self.reply({"url": url, "name": f"{owner}/{wanted['name']}"})
         if re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/[^/]+", path):
             files = json.loads(body)["files"]
             return self.reply(
