@@ -42,8 +42,8 @@ class HubServer:
 
     def environment(self, *, token: str | None = TOKEN) -> dict[str, str]:
         """Variables that point the Hub's client at this server."""
-        variables = {"HF_ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        return variables | ({"HF_TOKEN": token} if token else {"HF_TOKEN": ""})
+        online = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "0")
+        return {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token or "", **online}
 
 
 class _Handler(BaseHTTPRequestHandler):

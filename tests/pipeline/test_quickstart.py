@@ -40,7 +40,7 @@ def test_every_stage_runs_and_is_linked_to_the_next(
     assert pages == {f"feature_{feature}.html" for feature in top}
 
     results = [json.loads(path.read_text()) for path in (run / "evaluation").rglob("results_*.json")]
-    steered = [result["sae"] for result in results if result.get("sae")]
+    steered = [result["config"]["sae"] for result in results if result["config"]["sae"]]
     assert len(results) == 2 and len(steered) == 1
     assert steered[0]["feature_idx"] == top[0]
     assert steered[0]["steered_positions"] > 0
