@@ -66,6 +66,11 @@ def chosen_features(ranked: list[int], features: list[int] | None, topk: int) ->
     return list(dict.fromkeys(features))
 
 
+def differ(hash_of_scores: str | None, hash_of_sae: str | None) -> bool:
+    """Whether the two SAEs are known to be different ones; some releases have no file of weights to hash."""
+    return None not in (hash_of_scores, hash_of_sae) and hash_of_scores != hash_of_sae
+
+
 def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:
     """What the scores say about one feature."""
     from dashboard_pages import FeatureFacts
@@ -199,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ranked = rank_features(saved.statistics["score"]).tolist()
     features = chosen_features(ranked, args.features, args.topk)
     inputs = load_inputs(args)
-    if len(ranked) != inputs.source.d_sae or saved.run["sae"]["weights_sha256"] != inputs.source.weights_hash():
+    if len(ranked) != inputs.source.d_sae or differ(saved.run["sae"]["weights_sha256"], inputs.source.weights_hash()):
         raise UserError(f"the scores in {args.scores_dir} are those of another SAE than {inputs.source}")
 
     from transformer_lens_r1 import load_model
@@ -208,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.model_path,
         device=inputs.device,
         dtype=args.dtype,
-        n_layers=inputs.layer + 1,
+        # One more than the SAE needs, where there is one: SAEDashboard stops the forward pass where the layer behind
+        # the hook begins, and without such a layer the final norm and the unembedding would run for nothing.
+        n_layers=min(inputs.layer + 2, inputs.config.num_hidden_layers),
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
         tokenizer=inputs.tokenizer,

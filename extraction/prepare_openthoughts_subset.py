@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, positive_int, require_output
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = ("problem", "deepseek_reasoning", "deepseek_solution", "domain")
+CODE_COLUMNS = ("test_cases", "starter_code")
+"""Of problems in code; a data set without such problems may lack them."""
 
 
 def stratified_rows(domains: Sequence[str], num_samples: int, seed: int) -> list[int]:
@@ -63,6 +66,8 @@ def well_formed_rows(dataset: Dataset) -> tuple[list[int], list[int]]:
 
 def make_subset(dataset: Dataset, *, num_samples: int, seed: int) -> tuple[Dataset, int]:
     """The stratified sample with the columns `text` and `domain`, and how many malformed rows were left out."""
+    # The other columns are never read, and nested ones take long to decode.
+    dataset = dataset.select_columns([name for name in dataset.column_names if name in COLUMNS + CODE_COLUMNS])
     good, bad = well_formed_rows(dataset)
     if not good:
         raise UserError(f"none of the {len(dataset)} rows is an OpenThoughts record of a known domain")
@@ -106,8 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"note: {n_bad:,} of {len(dataset):,} rows are malformed and were left out")
     if len(subset) < args.num_samples:
         print(f"note: the data set has only {len(subset):,} usable rows")
+    path = Path(args.dataset_path)
+    source = path.resolve().name if path.exists() else args.dataset_path  # artefacts leave the machine, paths do not
     info = {
-        "source": str(args.dataset_path),
+        "source": source,
         "revision": args.dataset_revision,
         "seed": args.seed,
         "domains": dict(counts),
@@ -117,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = "".join(f"| {domain} | {count} |\n" for domain, count in counts.items())
     card = (
         f"# OpenThoughts-{thousands}k as DeepSeek-R1 text\n\n"
-        f"{len(subset):,} problems with their reasoning and solution, drawn from `{args.dataset_path}` (config "
+        f"{len(subset):,} problems with their reasoning and solution, drawn from `{source}` (config "
         f"`metadata`, seed {args.seed}), in the format of the R1 distills.\n\n| domain | rows |\n|---|---|\n{table}"
     )
     publish_rows(subset, args=args, name=f"OpenThoughts-{thousands}k-DeepSeek-R1", info=info, card=card)

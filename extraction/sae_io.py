@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,15 +46,18 @@ class SaeSource:
         return self.path if self.sae_id is None else f"{self.path} {self.sae_id}"
 
     def weights_hash(self) -> str | None:
-        """SHA-256 of the weights file; None where a Hub release keeps its weights in another format."""
+        """SHA-256 of the weights file, fetched if need be; None where a Hub release has them in another format."""
         if self.folder is not None:
             return hash_file(self.folder / WEIGHTS)
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
         from sae_lens.loading.pretrained_saes_directory import get_repo_id_and_folder_name
 
         repo_id, folder = get_repo_id_and_folder_name(self.path, self.sae_id)
-        cached = try_to_load_from_cache(repo_id, f"{folder}/{WEIGHTS}")
-        return hash_file(cached) if isinstance(cached, str | os.PathLike) else None
+        try:
+            return hash_file(hf_hub_download(repo_id, f"{folder}/{WEIGHTS}"))
+        except EntryNotFoundError:
+            return None
 
 
 def find_sae(path: str, sae_id: str | None = None) -> SaeSource:
@@ -64,7 +66,7 @@ def find_sae(path: str, sae_id: str | None = None) -> SaeSource:
     Args:
         path: a folder with ``cfg.json``, a folder that holds such folders (then ``sae_id`` names one), or a SAELens
             release or Hub repo (then ``sae_id`` is required).
-        sae_id: for instance ``blocks.19.hook_resid_post``.
+        sae_id: for instance ``blocks.19.hook_resid_post``; for a folder with ``cfg.json``, its hook point or nothing.
 
     Raises:
         UserError: there is no such SAE, its files are incomplete, or its architecture is not supported.
@@ -83,6 +85,12 @@ def _sae_folder(path: Path, sae_id: str | None) -> Path:
     if sae_id is not None and (path / sae_id / CONFIG).is_file():
         return path / sae_id
     if (path / CONFIG).is_file():
+        hook_name = _hook_name(_read_config(path / CONFIG))
+        if sae_id is not None and sae_id != hook_name:
+            raise UserError(
+                f"--sae_id {sae_id}: folder {path} holds one SAE, at {hook_name}; leave the id out (SAE_ID= for the "
+                "shell scripts), or name another folder"
+            )
         return path
     inside = sorted(str(found.parent.relative_to(path)) for found in path.rglob(CONFIG))
     hint = f"; give --sae_id, one of: {', '.join(inside[:5])}" if inside else ""
@@ -115,9 +123,14 @@ def _hub_config(path: str, sae_id: str | None) -> dict[str, Any]:
         raise UserError(f"no SAE {sae_id} in the release or Hub repo {path}: {reason}") from error
 
 
+def _hook_name(config: dict[str, Any]) -> str | None:
+    metadata = config.get("metadata", config)
+    return metadata.get("hook_name") or metadata.get("hook_point")
+
+
 def _source(path: str, sae_id: str | None, folder: Path | None, config: dict[str, Any]) -> SaeSource:
     metadata = config.get("metadata", config)  # SAELens 5 keeps everything on one level
-    hook_name = metadata.get("hook_name") or metadata.get("hook_point")
+    hook_name = _hook_name(config)
     name = path if sae_id is None else f"{path} {sae_id}"
     for key, value in {"d_in": config.get("d_in"), "d_sae": config.get("d_sae"), "hook_name": hook_name}.items():
         if value is None:

@@ -10,7 +10,7 @@ Three things are written, in about ten seconds and without the network:
 The text is worked exemplars that people wrote (shipped with lm-eval), problems of the reasoning-gym package, and
 generated problems whose solutions were computed. `source` (lmsys: `model`) says which, and README.md the licences.
 
-    python quickstart/make_data.py --output_dir quickstart_output/data --seed 42
+    python quickstart/make_data.py --output_dir quickstart-run/data --seed 42
 """
 
 import json

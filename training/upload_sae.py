@@ -23,6 +23,7 @@ CONFIG, WEIGHTS, SPARSITY, SUMMARY = (
     "sparsity.safetensors",
     "training_summary.json",
 )
+PATH_KEYS = ("model_name", "dataset_path", "checkpoint_path", "cached_activations_path", "from_pretrained_path")
 
 
 def read_sae_folder(path: Path) -> dict[str, Any]:
@@ -88,8 +89,19 @@ sae = SAE.from_pretrained("{repo_id}", "{sae_id}")
 
 
 def shown(name: str | None) -> str:
-    """A Hub id as it is; of a local path only the last part, because the card leaves the machine."""
-    return Path(name).resolve().name if name and Path(name).exists() else name or "unknown"
+    """A Hub id as it is; of a local path only the last part, because what is pushed leaves the machine."""
+    if not name:
+        return "unknown"
+    path = Path(name)
+    return path.resolve().name if path.exists() or path.is_absolute() else name
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what may be a local path as `shown`, at the top level and under `metadata`."""
+    public = {key: shown(value) if key in PATH_KEYS and value else value for key, value in config.items()}
+    if isinstance(public.get("metadata"), Mapping):
+        public["metadata"] = without_paths(public["metadata"])
+    return public
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,7 +145,8 @@ def stage(sae_path: Path, folder: Path, *, repo_id: str, sae_id: str, config: Ma
     summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else None
     target = folder / sae_id
     target.mkdir(parents=True)
-    for name in (CONFIG, WEIGHTS, SPARSITY, SUMMARY):
+    (target / CONFIG).write_text(json.dumps(without_paths(config), indent=2) + "\n", encoding="utf-8")
+    for name in (WEIGHTS, SPARSITY, SUMMARY):
         if (sae_path / name).is_file():
             # Linked where the file system can: at the paper's size the weights are 2 GB.
             try:

@@ -11,7 +11,7 @@ if [ -z "${PYTHON:-}" ]; then
     [ -x "$PYTHON" ] || PYTHON=python
 fi
 
-# An SAE in a folder of its own has no id: SAE_ID= leaves it out.
+# An SAE in a folder of its own needs no id (SAE_ID= leaves it out), and one that is not its hook point is refused.
 SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
 # With MINIBATCH_SIZE_FEATURES below TOPK the model runs over the text once more for each further group of features.
 exec "$PYTHON" "$here/../compute_dashboard.py" \
@@ -24,7 +24,7 @@ exec "$PYTHON" "$here/../compute_dashboard.py" \
     --topk "${TOPK:-100}" \
     --n_samples "${N_SAMPLES:-10000}" \
     --minibatch_size_features "${MINIBATCH_SIZE_FEATURES:-128}" \
-    --minibatch_size_tokens "${MINIBATCH_SIZE_TOKENS:-64}" \
+    --minibatch_size_tokens "${MINIBATCH_SIZE_TOKENS:-16}" \
     --seed "${SEED:-42}" \
     --output_dir "${OUTPUT_DIR:-$root/extraction/dashboards}" \
     "$@"

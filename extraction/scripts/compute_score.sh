@@ -11,7 +11,7 @@ if [ -z "${PYTHON:-}" ]; then
     [ -x "$PYTHON" ] || PYTHON=python
 fi
 
-# An SAE in a folder of its own has no id: SAE_ID= leaves it out.
+# An SAE in a folder of its own needs no id (SAE_ID= leaves it out), and one that is not its hook point is refused.
 SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
 # MINIBATCH_SIZE_* bound memory only; results do not depend on them.
 exec "$PYTHON" "$here/../compute_score.py" \

@@ -92,6 +92,28 @@ def test_the_sequences_peak_at_the_features_own_activation(
     assert shown == pytest.approx(activations[:, 11:-10].max().item(), abs=2e-3)
 
 
+def test_the_pass_ends_at_the_hook_and_an_unknown_hash_refuses_nothing(
+    script: ModuleType, flags: list[str], scores_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformer_lens_r1
+
+    ran: list[str] = []
+    load = transformer_lens_r1.load_model
+
+    def watched(*args: object, **options: object) -> object:
+        model = load(*args, **options)
+        for name in ("embed", "ln_final", "unembed"):
+            getattr(model, name).register_forward_hook(lambda *_, name=name: ran.append(name))
+        return model
+
+    monkeypatch.setattr(transformer_lens_r1, "load_model", watched)
+    run = json.loads((scores_dir / "run.json").read_text())
+    (scores_dir / "run.json").write_text(json.dumps({**run, "sae": {"weights_sha256": None}}))
+    script.main([*flags, "--topk", "1", "--dtype", "float32"])
+    assert (tmp_path / "pages" / "feature_49.html").is_file()
+    assert set(ran) == {"embed"}
+
+
 def test_text_cannot_become_markup(load_script: Callable[[str], ModuleType], tmp_path: Path) -> None:
     from sae_dashboard.components import SequenceData, SequenceGroupData, SequenceMultiGroupData
     from sae_dashboard.feature_data import FeatureData

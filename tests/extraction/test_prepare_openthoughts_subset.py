@@ -27,6 +27,7 @@ def source(tmp_path: Path) -> Path:
     domains = [domain for domain, size in SIZES.items() for _ in range(size)] + ["astrology"]
     rows = [
         {
+            "conversations": [{"from": "user", "value": f"problem {index}"}],
             "problem": f"problem {index}",
             "deepseek_reasoning": f"Wait, {index}",
             "deepseek_solution": f"so {index}",
@@ -65,6 +66,18 @@ def test_every_domain_gives_its_share_and_the_first_remaining_rows_fill_up(
     assert load_rows(tmp_path / "again")["text"][:] == subset["text"][:]
     script.main([*flags, "--output_dir", str(tmp_path / "other"), "--seed", "1"])
     assert load_rows(tmp_path / "other")["text"][:] != subset["text"][:]
+
+
+def test_only_columns_of_the_text_are_read_and_no_path_leaves_the_machine(
+    script: ModuleType, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+    monkeypatch.setattr(script, "format_openthoughts", lambda row: seen.update(row) or format_openthoughts(row))
+    out = tmp_path / "subset"
+    script.main(["--dataset_path", str(source), "--num_samples", "60", "--output_dir", str(out)])
+    assert "problem" in seen and "test_cases" in seen and "conversations" not in seen
+    assert json.loads((out / "provenance.json").read_text())["source"] == "source"
+    assert str(tmp_path) not in (out / "README.md").read_text()
 
 
 def test_the_draw_is_that_of_the_data_librarys_shuffle(script: ModuleType) -> None:

@@ -1,6 +1,9 @@
 """SAEs in both of SAELens' layouts: read early, checked against the model, loaded in folded units."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +12,10 @@ import pytest
 import torch
 
 from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.files import hash_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from hub_server import HubServer  # noqa: E402
 
 ARCHITECTURES = ["standard", "jumprelu", "gated", "topk", "topk_rescaled"]
 
@@ -67,6 +74,37 @@ def test_an_id_names_a_folder_within_a_repository(sae_io: ModuleType, make_sae: 
     assert source.folder == folder and len(source.weights_hash()) == 64
     with pytest.raises(UserError, match="--sae_id, one of: blocks.2.hook_resid_post"):
         sae_io.find_sae(str(folder.parent))
+
+
+def test_a_folder_of_one_sae_takes_no_id_but_its_hook_point(sae_io: ModuleType, legacy_sae: Path) -> None:
+    assert sae_io.find_sae(str(legacy_sae), "blocks.2.hook_resid_post").folder == legacy_sae
+    with pytest.raises(UserError, match="--sae_id blocks.19.hook_resid_post: .* at blocks.2.hook_resid_post"):
+        sae_io.find_sae(str(legacy_sae), "blocks.19.hook_resid_post")
+
+
+def test_the_hash_of_an_sae_on_the_hub_needs_no_earlier_download(
+    repository: Path, legacy_sae: Path, tmp_path: Path
+) -> None:
+    names = ("cfg.json", "sae_weights.safetensors")
+    files = {name: (legacy_sae / name).read_bytes() for name in names}
+    hashes = (
+        "from sae_io import find_sae;"
+        "print(find_sae('researcher/sae', 'whole').weights_hash(), find_sae('researcher/sae', 'part').weights_hash())"
+    )
+    with HubServer() as hub:
+        hub.repos["models/researcher/sae"] = {
+            **{f"whole/{name}": content for name, content in files.items()},
+            "part/cfg.json": files["cfg.json"],
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", hashes],
+            cwd=repository / "extraction",
+            env={**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.stdout.split() == [hash_file(legacy_sae / names[1]), "None"], done.stderr
 
 
 def test_what_is_no_sae_is_refused_in_one_line(

@@ -156,6 +156,23 @@ def test_malformed_rows_are_left_out_and_counted(
     assert json.loads((mixed / "out" / "provenance.json").read_text())["source"]["malformed"] == 2
 
 
+def test_columns_that_the_text_does_not_need_are_not_read(
+    load_script: Load, tiny_llama: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(LMSYS)
+    seen = tmp_path / "seen"
+
+    def watched(record: Any, original: Callable[[Any], str] = script.format_record) -> str:
+        seen.write_text(" ".join(record.keys()))
+        return original(record)
+
+    monkeypatch.setattr(script, "format_record", watched)
+    rows = [[{"content": text, "role": "user"}] for text in texts[:50]]
+    data = write(tmp_path, {"conversation": rows, "openai_moderation": rows})
+    script.main(arguments(tiny_llama, data, tmp_path / "out"))
+    assert seen.read_text() == "conversation"
+
+
 def test_openthoughts_rows_hold_the_prescribed_text(load_script: Load, tiny_llama: Path, tmp_path: Path) -> None:
     record = {
         "problem": "what is the sum of two and two ",

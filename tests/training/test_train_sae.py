@@ -295,6 +295,26 @@ def test_an_upload_is_laid_out_as_saelens_reads_it(load_script: Load, legacy_sae
     assert 'SAE.from_pretrained("me/sae", "blocks.2.hook_resid_post")' in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize("level", ["top", "metadata"])
+def test_no_local_path_is_uploaded(load_script: Load, legacy_sae: Path, tmp_path: Path, level: str) -> None:
+    upload = load_script(UPLOAD)
+    folder, staged = tmp_path / "sae", tmp_path / "staged"
+    shutil.copytree(legacy_sae, folder, copy_function=shutil.copyfile)
+    config = json.loads((folder / "cfg.json").read_text())
+    # The model is still there, the data set is not any more.
+    paths = {"model_name": str(legacy_sae), "dataset_path": str(tmp_path / "gone" / "tokens")}
+    config = {**config, **paths} if level == "top" else {**config, "metadata": {"hook_name": "x", **paths}}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    upload.stage(folder, staged, repo_id="me/sae", sae_id="x", config=upload.read_sae_folder(folder))
+    pushed = json.loads((staged / "x" / "cfg.json").read_text())
+    values = pushed if level == "top" else pushed["metadata"]
+    assert (values["model_name"], values["dataset_path"]) == (legacy_sae.name, "tokens")
+    assert pushed["d_sae"] == config["d_sae"] and pushed.keys() == config.keys()
+    for text in ((staged / "x" / "cfg.json").read_text(), (staged / "README.md").read_text()):
+        assert str(tmp_path) not in text and str(legacy_sae) not in text
+    assert json.loads((folder / "cfg.json").read_text()) == config
+
+
 def test_a_damaged_sae_is_not_uploaded(load_script: Load, legacy_sae: Path, tmp_path: Path) -> None:
     main = load_script(UPLOAD).main
     with pytest.raises(UserError, match="nowhere to push"):

@@ -1,7 +1,7 @@
 """Tokenise LMSYS-Chat-1M conversations, in the R1 chat format, into rows of equal length.
 
     python training/datasets/prepare_lmsys_dataset.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
-        --num_tokens 400_000_000 --output_dir tokens/lmsys
+        --num_tokens 800_000_000 --output_dir tokens/lmsys
 
 A record has a column `conversation`, a list of messages such as
 [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}].

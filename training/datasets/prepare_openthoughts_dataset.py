@@ -1,7 +1,7 @@
 """Tokenise OpenThoughts-114k reasoning traces, in the R1 chat format, into rows of equal length.
 
     python training/datasets/prepare_openthoughts_dataset.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
-        --num_tokens 400_000_000 --output_dir tokens/openthoughts
+        --num_tokens 800_000_000 --output_dir tokens/openthoughts
 
 A record (configuration `metadata`) has a problem, its domain (math, code, puzzle, biology, chemistry or physics),
 DeepSeek-R1's reasoning and solution, and for code also test_cases (JSON) and perhaps starter_code.

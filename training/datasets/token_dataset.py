@@ -74,6 +74,8 @@ def prepare(
     vocab_size = load_config(args.model_path, **hub).vocab_size
     tokenizer = load_tokenizer(args.model_path, **hub)
     records = load_rows(args.dataset_path, columns=columns, name=config_name, revision=args.dataset_revision)
+    # The other columns are never read: nested ones take longer to decode than the text takes to format.
+    records = records.select_columns(list(columns))
 
     texts, malformed = format_records(records, format_record, num_proc=args.num_proc)
     if malformed:
@@ -175,7 +177,7 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def display_name(name_or_path: str) -> str:
     """A Hub id as it is; of a local path only the last part, because artefacts leave the machine."""
     path = Path(name_or_path)
-    return path.resolve().name if path.exists() else name_or_path
+    return path.resolve().name if path.exists() or path.is_absolute() else name_or_path
 
 
 def make_card(name: str, info: Mapping[str, Any]) -> str:
