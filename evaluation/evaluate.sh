@@ -6,7 +6,8 @@
 #     LIMIT=4 GEN_KWARGS=max_gen_toks=512 TASKS=math-500 bash evaluation/evaluate.sh
 #
 # Every run writes <OUTPUT_DIR>/<model>-<task>[-sae-<feature>]/ (results_*.json, samples_*.jsonl) when it is complete.
-# Started again, finished runs are skipped. Everything is set by environment variables:
+# Started again, finished runs are skipped; those of other settings, or of an SAE that changed since, are refused.
+# Everything is set by environment variables:
 #
 #     MODEL            Hub id or folder            SAE_PATH          folder of the SAE, or
 #     DTYPE            of the model                SAE_RELEASE, SAE_ID  Hub repository and folder in it
@@ -73,6 +74,9 @@ esac
 for kind in $RUNS; do
     [[ $kind == plain || $kind == steered ]] || fail "RUNS has '$kind', expected plain and steered"
 done
+for variable in MODEL SAE_PATH SAE_STATS; do
+    [[ "${!variable:-}" != *,* ]] || fail "$variable is '${!variable}': a comma separates model arguments; rename it"
+done
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
 run_task() { # run_task <task> <plain|steered>
@@ -100,13 +104,19 @@ run_task() { # run_task <task> <plain|steered>
     arguments+=(--log_samples)
     settings="${arguments[*]}"
     if [[ $task == quickstart_problems ]]; then settings+=" problems=${QUICKSTART_PROBLEMS:-}"; fi
+    # A SAE trained again lies in the same folder. The weights are gigabytes: their size and time stand for them.
+    local sae="${SAE_PATH:-}"
+    sae="${sae/#\~\//$HOME/}"
+    if [[ $kind == steered && -f "$sae/cfg.json" && -f "$sae/sae_weights.safetensors" ]]; then
+        settings+=" cfg=$(cksum <"$sae/cfg.json") weights=$(stat -L -c '%s %Y' "$sae/sae_weights.safetensors")"
+    fi
 
     if [[ -e "$folder" && $FRESH != 1 ]]; then
         if [[ "$(cat "$folder/settings.txt" 2>/dev/null)" == "$settings" ]]; then
             echo "== $name: finished before, skipped (FRESH=1 runs it again)"
             return
         fi
-        fail "$folder holds a run with other settings (settings.txt there); set another OUTPUT_DIR, or FRESH=1"
+        fail "$folder holds a run with other settings or another SAE (see settings.txt); set OUTPUT_DIR, or FRESH=1"
     fi
     echo "== $name: $kind, into $folder"
     started=$SECONDS

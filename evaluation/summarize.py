@@ -135,13 +135,19 @@ def read_results(file: Path) -> list[Run]:
 
 
 def read_samples(file: Path, *, accuracy: str) -> dict[str, Sample]:
-    """What was logged of each question, by the hashes of its row and its prompt; {} where there is no such file."""
+    """What was logged of each question, by the hashes of its row and its prompt; {} where there is no such file.
+
+    Raises UserError for a line that is no JSON, which a run that was cut off leaves.
+    """
     if not file.is_file():
         return {}
     samples: dict[str, Sample] = {}
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
+    with file.open(encoding="utf-8", errors="replace") as lines:  # a cut character is a cut line
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file} is broken at line {number} ({error}); run that evaluation again") from error
             key = f"{row['doc_id']} {row['doc_hash']} {row['prompt_hash']}"
             text = row["resps"][0][0]
             samples.setdefault(  # one row per filter: the first counts

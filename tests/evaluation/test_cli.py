@@ -1,6 +1,7 @@
 """`python -m lm_eval_sae`: real runs on the tiny model, and mistakes answered before anything is loaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,6 +192,14 @@ def test_mistakes_of_steering_end_before_the_model_is_loaded(
             ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "temprature=1"],
             "unknown generation argument 'temprature'; did you mean 'temperature'",
         ),
+        (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_gen_toks=2048"],
+            "max_gen_toks is 2048 but the context of .* is 2048 tokens.*well below 2048",
+        ),
+        (
+            ["--model_args", "pretrained=MODEL,max_length=64", "--tasks", "math-500", "--gen_kwargs=max_gen_toks=99"],
+            "max_gen_toks is 99 but the context of .* is 64 tokens",
+        ),
     ],
 )
 def test_mistakes_of_the_command_line(
@@ -199,6 +208,40 @@ def test_mistakes_of_the_command_line(
     monkeypatch.delenv("QUICKSTART_PROBLEMS", raising=False)
     with pytest.raises(UserError, match=message):
         main([option.replace("MODEL", str(tiny_llama)) for option in options])
+
+
+def test_a_model_folder_lacks_something(
+    tiny_llama: Path, problems: Path, make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUICKSTART_PROBLEMS", str(problems))
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *_, **__: pytest.fail("loaded"))
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny_llama, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(UserError, match=f"{model} holds no weights; expected"):
+        run_cli(model, out, task="quickstart_problems")
+    (model / "pytorch_model-00001-of-00002.bin").touch()
+
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="no chat template; leave out --apply_chat_template"):
+        run_cli(model, out, "--apply_chat_template", task="quickstart_problems")
+
+    config = json.loads((model / "config.json").read_text())
+    config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is a MistralForCausalLM; steering takes LlamaForCausalLM and Qwen2"):
+        run_cli(model, out, task="quickstart_problems", sae=sae_arguments(make_sae()))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):  # unsteered, it is lm-eval's to judge
+        run_cli(model, out, task="quickstart_problems")
+
+
+def test_a_cut_off_samples_file_is_named(load_script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    file = tmp_path / "samples_t_now.jsonl"
+    row = {"doc_id": 0, "doc_hash": "a", "prompt_hash": "b", "resps": [["½"]], "acc": 1.0}
+    whole = json.dumps(row, ensure_ascii=False).encode()
+    file.write_bytes(whole + b"\n" + whole[: whole.index("½".encode()) + 1])
+    summarize = load_script("evaluation/summarize.py")
+    with pytest.raises(summarize.UserError, match=f"{file} is broken at line 2"):
+        summarize.read_samples(file, accuracy="acc")
 
 
 def test_a_mistake_is_one_line_and_exit_status_2(tiny_llama: Path) -> None:

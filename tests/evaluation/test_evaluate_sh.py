@@ -23,6 +23,9 @@ def start(repository: Path, cwd: Path, *arguments: str, **variables: str) -> sub
         ([], {"BACKEND": "vllm"}, "BACKEND=vllm is not there yet"),
         ([], {"BACKEND": "hg"}, "expected hf"),
         ([], {"RUNS": "steerd"}, "RUNS has 'steerd'"),
+        ([], {"MODEL": "a,b"}, "MODEL is 'a,b'"),
+        ([], {"SAE_PATH": "a,b"}, "SAE_PATH is 'a,b'"),
+        ([], {"SAE_STATS": "a,b"}, "SAE_STATS is 'a,b'"),
         ([], {"SAE_PATH": "a", "SAE_RELEASE": "b"}, "expected one of them"),
     ],
 )
@@ -53,5 +56,9 @@ def test_plain_and_steered_then_skipped_then_refused(
 
     again = start(repository, tmp_path, **settings)
     assert again.returncode == 0 and again.stdout.count("skipped") == 2
+    weights = Path(settings["SAE_PATH"]) / "sae_weights.safetensors"
+    os.utime(weights, (1, 1))  # as if trained again into the same folder
+    changed = start(repository, tmp_path, **settings)
+    assert changed.returncode == 2 and "another SAE" in changed.stderr and changed.stdout.count("skipped") == 1
     other = start(repository, tmp_path, **{**settings, "STRENGTH": "3"})
     assert other.returncode == 2 and "holds a run with other settings" in other.stderr

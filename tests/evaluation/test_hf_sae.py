@@ -130,3 +130,12 @@ def test_lengths_of_a_batch_row(tokens: list[int], expected: tuple[int, bool]) -
         decode=lambda ids: "".join(words.get(i, f" {i}") for i in ids),
     )
     assert measured == expected
+
+
+def test_a_dropped_argument_is_said_once(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load(tiny_llama, None)
+    for _ in range(2):
+        model.generate_until(requests(PROMPTS), disable_tqdm=True)
+    assert [record.getMessage() for record in caplog.records if "cutoff_token" in record.getMessage()] == [
+        "The generation argument 'cutoff_token' has no effect: completions are scored whole"
+    ]

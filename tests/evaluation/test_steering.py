@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.models import HFSAE
+from lm_eval_sae.sae_rows import read_config
 from lm_eval_sae.steering import read_steering
 
 STRENGTH, MAX_ACTIVATION = 1.5, 4.0
@@ -150,3 +151,10 @@ def test_auto_reads_the_maximum_from_the_scores(make_sae: Callable[..., Path], t
     assert raw.value == pytest.approx(1.0 / norm)
     with pytest.raises(UserError, match="never fired"):
         read_steering({**arguments, "sae_feature_idx": 0})
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"d_in": 4}', '{"d_in": 4, "d_sae": "x"}'])
+def test_a_config_that_is_no_sae_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path / 'cfg.json'} is not of a SAELens SAE"):
+        read_config(tmp_path)

@@ -101,16 +101,19 @@ def prepare_run(args: Namespace) -> None:
     steering = read_steering(ours)
 
     # transformers is imported from here on.
-    from lm_eval_sae.models import load_model_config
+    from lm_eval_sae.models import load_model_config, require_chat_template
 
     name = str(others["pretrained"])
     model_config = load_model_config(name, others)
+    check_context(config.gen_kwargs, others, model_config, name=name)
     if steering is not None:
         check_model(steering, model_config, name=name)
         if config.use_cache:
             # lm-eval's cache of responses does not know which model gave them.
             record = json.dumps(steering.record(), sort_keys=True)
             args.use_cache = f"{config.use_cache}-sae-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
+    if config.apply_chat_template:
+        require_chat_template(name, others)
     args.model = "hf-sae"
     register_models()
 
@@ -146,3 +149,14 @@ def check_generation_arguments(gen_kwargs: Mapping[str, Any]) -> None:
     for key in gen_kwargs:
         if key not in known:
             raise UserError(f"unknown generation argument '{key}'{did_you_mean(key, known)}")
+
+
+def check_context(gen_kwargs: Mapping[str, Any], model_args: Mapping[str, Any], config: Any, *, name: str) -> None:
+    """Raises UserError where max_gen_toks leaves no room for a prompt in the context of the model."""
+    wanted = gen_kwargs.get("max_gen_toks")
+    context = model_args.get("max_length") or getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(wanted, int) and isinstance(context, int) and wanted >= context:
+        raise UserError(
+            f"max_gen_toks is {wanted} but the context of {name} is {context} tokens, prompt included; "
+            f"set max_gen_toks in --gen_kwargs (evaluate.sh: GEN_KWARGS) well below {context}"
+        )

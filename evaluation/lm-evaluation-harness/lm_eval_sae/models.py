@@ -6,6 +6,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -18,9 +19,10 @@ from lm_eval_sae.steering import check_model, read_steering, split_arguments
 
 logger = logging.getLogger(__name__)
 
-# Generation arguments that tasks and reports read, and that no engine knows.
+# Generation arguments of the paper's commands that nothing here reads and transformers would refuse: dropped.
 NOT_FOR_THE_ENGINE = ("cutoff_token",)
 CONFIG_ARGUMENTS = ("revision", "subfolder", "trust_remote_code", "gguf_file")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class HFSAE(HFLM):
@@ -48,6 +50,7 @@ class HFSAE(HFLM):
         self._requests_of_batch: list[int] = []
         self._lengths: dict[int, tuple[int, bool]] = {}
         self._attention_mask: Tensor | None = None
+        self._warned: set[str] = set()
         self._steered: Tensor | int = 0
         if self.steering is not None:
             layer = decoder_layers(self.model)[self.steering.layer]
@@ -75,6 +78,7 @@ class HFSAE(HFLM):
         for index, request in enumerate(requests):
             context, gen_kwargs, *others = request.args
             engine_kwargs = {key: value for key, value in gen_kwargs.items() if key not in NOT_FOR_THE_ENGINE}
+            self._warn_of_dropped(gen_kwargs.keys() - engine_kwargs.keys())
             indexed.append(
                 Instance(
                     request_type=request.request_type,
@@ -121,6 +125,11 @@ class HFSAE(HFLM):
             self._require_steered(self.steered_positions - before, inps.numel())
         return logits
 
+    def _warn_of_dropped(self, names: set[str]) -> None:
+        for name in sorted(names - self._warned):
+            logger.warning("The generation argument '%s' has no effect: completions are scored whole", name)
+        self._warned |= names
+
     def _require_steered(self, steered: int, required: int) -> None:
         if steered < required:
             raise RuntimeError(f"only {steered} of {required} token positions were steered")
@@ -156,7 +165,14 @@ class _Prompt(str):
 
 
 def load_model_config(pretrained: str, arguments: dict[str, Any]) -> Any:
-    """The transformers config of a model, without its weights. Raises UserError where there is none."""
+    """The transformers config of a model, without its weights.
+
+    Raises UserError where there is none, or where a local folder has a config but no weights.
+    """
+    folder = Path(pretrained, arguments.get("subfolder") or "")
+    if folder.is_dir() and not arguments.get("gguf_file") and not any(any(folder.glob(name)) for name in WEIGHTS):
+        raise UserError(f"the model folder {folder} holds no weights; expected {' or '.join(WEIGHTS)}")
+
     import transformers
 
     kwargs = {key: arguments[key] for key in CONFIG_ARGUMENTS if arguments.get(key) is not None}
@@ -164,6 +180,25 @@ def load_model_config(pretrained: str, arguments: dict[str, Any]) -> Any:
         return transformers.AutoConfig.from_pretrained(pretrained, **kwargs)
     except (OSError, ValueError) as error:
         raise UserError(f"no model at '{pretrained}': {str(error).strip().splitlines()[0]}") from error
+
+
+def require_chat_template(pretrained: str, arguments: dict[str, Any]) -> None:
+    """Loads the tokenizer that HFLM would. Raises UserError where there is none, or it has no chat template."""
+    import transformers
+
+    name = str(arguments.get("tokenizer") or pretrained)
+    kwargs = {key: arguments[key] for key in CONFIG_ARGUMENTS if arguments.get(key) is not None}
+    if arguments.get("tokenizer"):
+        kwargs.pop("gguf_file", None)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer at '{name}': {str(error).strip().splitlines()[0]}") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of '{name}' has no chat template; leave out --apply_chat_template "
+            "(evaluate.sh: CHAT_TEMPLATE=0), or give tokenizer=<one with a template> in --model_args"
+        )
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

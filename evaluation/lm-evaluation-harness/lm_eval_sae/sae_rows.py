@@ -87,13 +87,15 @@ def find_sae(path: str | None, *, release: str | None = None, sae_id: str | None
 def read_config(folder: Path) -> SAEConfig:
     """Reads `cfg.json` in either layout.
 
-    Raises UserError for what a rank-one change cannot steer exactly: other architectures than standard and
-    JumpReLU, inputs normalised per token, hook points other than a layer's output.
+    Raises UserError for a file that is no SAE's, and for what a rank-one change cannot steer exactly: other
+    architectures than standard and JumpReLU, inputs normalised per token, hook points other than a layer's output.
     """
     try:
         cfg: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{folder / CONFIG_FILE} is no JSON: {error}") from error
+    if not isinstance(cfg, dict) or any(type(cfg.get(key)) is not int for key in ("d_in", "d_sae")):
+        raise UserError(f"{folder / CONFIG_FILE} is not of a SAELens SAE; expected an object with whole d_in and d_sae")
     metadata = cfg.get("metadata") or {}
 
     architecture = cfg.get("architecture", "standard")
@@ -125,8 +127,8 @@ def read_config(folder: Path) -> SAEConfig:
         raise UserError(f"the SAE in {folder} sits at '{hook_name}'; expected blocks.<layer>.hook_resid_post")
     return SAEConfig(
         architecture=architecture,
-        d_in=int(cfg["d_in"]),
-        d_sae=int(cfg["d_sae"]),
+        d_in=cfg["d_in"],
+        d_sae=cfg["d_sae"],
         apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
         hook_name=hook_name,
         layer=int(match.group(1)),

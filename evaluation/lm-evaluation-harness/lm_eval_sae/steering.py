@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MODES = ("set", "clamp", "add")
 UNITS = ("folded", "raw")
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # by model_type
 STATS_FILE = "feature_stats.safetensors"
 ARGUMENTS = {
     "sae_path": "folder of the SAE",
@@ -153,7 +154,13 @@ def read_max_activation(scores: Path, feature_idx: int, *, d_sae: int) -> float:
 
 
 def check_model(steering: Steering, config: Any, *, name: str) -> None:
-    """Compares an SAE with a transformers config. Raises UserError where width or layer do not fit."""
+    """Compares an SAE with a transformers config.
+
+    Raises UserError where width or layer do not fit, and for a model that is neither Llama nor Qwen2.
+    """
+    architecture = (config.architectures or [ARCHITECTURES.get(config.model_type, config.model_type)])[0]
+    if architecture not in ARCHITECTURES.values():
+        raise UserError(f"{name} is a {architecture}; steering takes {' and '.join(ARCHITECTURES.values())}")
     text = config.get_text_config()
     if steering.d_in != text.hidden_size:
         raise UserError(
