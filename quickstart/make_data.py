@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from transformer_lens_r1.arguments import ArgumentParser, positive_int
-from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import atomic_directory
+from transformer_lens_r1.errors import run
+from transformer_lens_r1.files import atomic_directory, check_output_folder
 
 CARD = """
 {what}
@@ -30,14 +30,6 @@ Made by `quickstart/make_data.py` for trying out the pipeline, not for drawing c
 it is generated. `{column}` names the source of each row: text from lm-eval's task files was written by people; what is
 labelled `generated` was written by a program, which computed every result in it.
 """
-
-
-def check_output(folder: Path) -> None:
-    """Raise `UserError` where writing to ``folder`` would replace something that this script did not make."""
-    if folder.is_file():
-        raise UserError(f"--output_dir {folder} is a file; give the name of a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "problems.jsonl").is_file():
-        raise UserError(f"--output_dir {folder} holds other files; give a new folder, nothing was changed")
 
 
 def make(
@@ -96,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_conversations", type=positive_int, default=500, help="rows of lmsys/")
     parser.add_argument("--num_problems", type=positive_int, default=48, help="rows of problems.jsonl")
     args = parser.parse_args(argv)
-    check_output(args.output_dir)
+    check_output_folder(args.output_dir, "problems.jsonl")
 
     from datasets import Dataset
 

@@ -116,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                elif entry["key"] == "deletedFile":
+                    del files[entry["value"]["path"]]
             place = f"{match[1]}/{match[2]}".removeprefix("models/")
             url = f"{self.server_state.endpoint}/{place}/commit/{COMMIT}"
             return self.reply({"commitUrl": url, "commitOid": COMMIT})

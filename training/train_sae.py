@@ -13,8 +13,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_lens_r1.arguments import ArgumentParser
 from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.files import check_output_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(values.get("device"), str):
         values["device"] = resolve_device(values["device"])
     cfg = build_config(values)
-    check_output(cfg)
+    check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
     check_wandb(cfg)
     layers = check_model(cfg)
     train_rows, held_out_rows = split_rows(cfg, load_tokens(cfg))
@@ -68,15 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote the SAE to {cfg.output_path}")
     for name, value in quality["held_out"].items():
         print(f"  held-out {name.replace('_', ' ')}: {value:,.4g}")
-
-
-def check_output(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raise `UserError` where `output_path` holds something else than an SAE: the result replaces the folder."""
-    path = Path(str(cfg.output_path))
-    if path.is_file():
-        raise UserError(f"output_path {path} is a file; give the name of a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / SAE_CONFIG).is_file():
-        raise UserError(f"output_path {path} holds other files; give a new folder, or one with an SAE to replace")
 
 
 def check_wandb(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
@@ -204,6 +195,7 @@ def train(
     from sae_lens import LanguageModelSAETrainingRunner
 
     from transformer_lens_r1.files import atomic_directory, write_json
+    from transformer_lens_r1.loading import quiet
 
     started = time.monotonic()
     summary: dict[str, Any] = {}
@@ -224,11 +216,12 @@ def train(
             return sae
 
         def save_final_sae(self, sae: Any, output_path: str, log_feature_sparsity: Any = None) -> None:
-            sae.eval()
-            summary["held_out"] = asdict(self.evaluator.quality(sae))
+            # The weights first: nothing that measuring may run into can lose them.
             with atomic_directory(output_path) as folder:
                 super().save_final_sae(sae, str(folder), log_feature_sparsity)
-                write_json(folder / SUMMARY, summary)
+            sae.eval()
+            summary["held_out"] = asdict(self.evaluator.quality(sae))
+            write_json(Path(output_path) / SUMMARY, summary)
 
     # SAELens draws the initial weights and the buffer's order from torch's global generator, which it never seeds.
     torch.manual_seed(cfg.seed)
@@ -242,18 +235,6 @@ def train(
         runner.evaluator = HeldOutEvaluator(runner.activations_store, held_out_rows, batch_size=batch_size)
         runner.run()
     return summary
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Silence the warnings, not the errors, of a library's logger for a while."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 if __name__ == "__main__":

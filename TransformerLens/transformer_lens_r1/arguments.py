@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from transformer_lens_r1.files import PROVENANCE, check_output_folder
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -116,7 +117,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output (--output_dir, --hf_user or both)")
     group.add_argument("--output_dir", type=Path, help="folder to write the data set to")
     group.add_argument("--hf_user", help="Hub user or organisation to push the data set to")
-    group.add_argument("--hf_token", help="Hub token (default: the environment's HF_TOKEN or the Hub login)")
+    group.add_argument("--hf_token", help="Hub token to push with (default: HF_TOKEN or the Hub login, as for reading)")
     group.add_argument("--private", action="store_true", help="make the Hub repository private")
 
 
@@ -124,8 +125,8 @@ def require_output(args: argparse.Namespace) -> None:
     """Raise `UserError` unless the result has somewhere to go, before any work is spent on it."""
     if args.output_dir is None and args.hf_user is None:
         raise UserError("nowhere to put the result: give --output_dir DIR, --hf_user NAME, or both")
-    if args.output_dir is not None and args.output_dir.is_file():
-        raise UserError(f"--output_dir {args.output_dir} is a file; give the name of a folder")
+    if args.output_dir is not None:
+        check_output_folder(args.output_dir, PROVENANCE)
 
 
 def resolve_device(name: str) -> str:
@@ -134,7 +135,7 @@ def resolve_device(name: str) -> str:
     Raises:
         UserError: ``name`` is no device, or this machine has none of its kind.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
     import torch
 

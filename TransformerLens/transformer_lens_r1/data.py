@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens_r1.errors import UserError, did_you_mean
-from transformer_lens_r1.files import atomic_directory, write_json
+from transformer_lens_r1.files import PROVENANCE, atomic_directory, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PROVENANCE = "provenance.json"
 SHARD_BYTES = 500 * 2**20
 
 
@@ -109,7 +108,9 @@ def save_rows(dataset: "Dataset", path: str | Path, *, info: dict[str, Any], car
 
 
 def _write_rows(dataset: "Dataset", folder: Path, info: dict[str, Any], card: str) -> None:
-    shards = max(1, math.ceil(dataset.data.nbytes / SHARD_BYTES))
+    # The table may hold more rows than a selection of them shows.
+    share = len(dataset) / max(1, dataset.data.num_rows)
+    shards = max(1, math.ceil(dataset.data.nbytes * share / SHARD_BYTES))
     for index in range(shards):
         shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
         shard.to_parquet(str(folder / f"train-{index:05d}-of-{shards:05d}.parquet"))
@@ -161,10 +162,10 @@ def publish_rows(dataset: "Dataset", *, args: argparse.Namespace, name: str, inf
     print(f"pushed {len(dataset):,} rows to the Hub as {repo_id}")
 
 
-def push_folder(
-    folder: Path, repo_id: str, *, repo_type: str, token: str | None, private: bool, path_in_repo: str | None = None
-) -> str:
+def push_folder(folder: Path, repo_id: str, *, repo_type: str, token: str | None, private: bool) -> str:
     """Upload a finished folder to a Hub repository, made where there is none; returns the repository's id.
+
+    Parquet files of an earlier push that the folder does not hold are deleted: `load_dataset` would read them too.
 
     Raises:
         UserError: the upload failed; the folder is kept and named.
@@ -175,7 +176,7 @@ def push_folder(
     api = huggingface_hub.HfApi(token=token)
     try:
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, path_in_repo=path_in_repo)
+        api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, delete_patterns="*.parquet")
     except (OSError, ValueError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise UserError(f"the push to {repo_id} failed ({_first_line(error)}); the result lies in {folder}") from error
     return repo_id

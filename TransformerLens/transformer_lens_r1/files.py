@@ -10,6 +10,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformer_lens_r1.errors import UserError
+
+# Lies beside the rows of every data set that a script of this project wrote.
+PROVENANCE = "provenance.json"
+
+
+def check_output_folder(path: Path, marker: str, *, name: str = "--output_dir") -> None:
+    """Make sure, before any work, that a result can be written to the folder ``path`` and replaces nothing else.
+
+    Args:
+        path: where the result is to go; an earlier result there will be replaced as a whole.
+        marker: a file that every earlier result of the same script holds, relative to the folder.
+        name: what the user calls the folder.
+
+    Raises:
+        UserError: ``path`` is a file, holds other files than an earlier result, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        if any(path.iterdir()) and not (path / marker).is_file():
+            raise UserError(f"{name} {path} holds other files, which the result would replace; name another folder")
+    elif path.exists():
+        raise UserError(f"{name} {path} is a file; give the name of a folder")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{name} {path} cannot be written: {error.strerror or error}; name another folder") from error
+
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:

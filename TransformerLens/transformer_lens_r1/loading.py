@@ -9,6 +9,8 @@ import copy
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +93,7 @@ def load_model(
     if n_layers is not None:
         config = _first_layers(config, n_layers)
     # Two libraries report tensors of the layers that were left out on purpose as a possible mistake.
-    with _quiet("transformers.modeling_utils", "transformers.utils.loading_report"):
+    with quiet("transformers.modeling_utils", "transformers.utils.loading_report"):
         hf_model = AutoModelForCausalLM.from_pretrained(
             str(name_or_path),
             config=config,
@@ -122,19 +124,17 @@ def _first_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
     return config
 
 
-class _quiet:
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
     """Silence the warnings, not the errors, of some loggers for a while."""
-
-    def __init__(self, *names: str) -> None:
-        self.loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self.levels = [logger.level for logger in self.loggers]
-        for logger in self.loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: Any) -> None:
-        for logger, level in zip(self.loggers, self.levels, strict=True):
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 

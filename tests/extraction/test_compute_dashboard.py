@@ -144,7 +144,8 @@ def test_mistakes_are_one_line_and_the_last_pages_stay(
     script: ModuleType, flags: list[str], scores_dir: Path, make_sae: Callable[..., Path], tmp_path: Path
 ) -> None:
     pages = tmp_path / "pages"
-    pages.mkdir()
+    (pages / "assets").mkdir(parents=True)
+    (pages / "assets" / "d3_selection.js").touch()
     (pages / "index.html").write_text("earlier")
     mistakes = {
         "features are 0 to 1023": ["--features", "3,1024"],

@@ -61,6 +61,15 @@ def test_a_pushed_token_data_set_loads_from_the_hub(
     assert name.startswith("datasets/researcher/") and hub.private[name]
     assert json.loads(hub.repos[name]["provenance.json"])["context_size"] == 64
 
+    # what an earlier, larger push left behind must not be read with it: a second push takes it away
+    hub.repos[name]["train-00001-of-00002.parquet"] = hub.repos[name]["train-00000-of-00001.parquet"]
+    push = (
+        "import sys; from pathlib import Path; from transformer_lens_r1.data import push_folder;"
+        "push_folder(Path(sys.argv[1]), sys.argv[2], repo_type='dataset', token=None, private=True)"
+    )
+    again = run_python(hub, tmp_path / "home", "-c", push, tmp_path / "tokens", name.removeprefix("datasets/"))
+    assert again.returncode == 0, again.stderr
+
     load = (
         "import sys; from transformer_lens_r1.data import load_rows; import json;"
         "print(json.dumps(load_rows(sys.argv[1], columns=['tokens'])['tokens'][:]))"

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,9 +72,48 @@ def test_a_second_run_keeps_what_is_there(
     changed = [
         path.name
         for path, time in before.items()
-        if path.stat().st_mtime_ns != time and path.name not in ("settings", "model.log")
+        if path.stat().st_mtime_ns != time and path.name != "settings"
     ]
     assert changed == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"LAYER": "9"}, "has layers 0 to 3"),
+        ({"MODEL": "nowhere/at/all"}, "no model folder"),
+        ({"RUN": "a,b"}, "RUN or MODEL holds a comma"),
+    ],
+)
+def test_wrong_settings_end_in_one_line_before_any_work(
+    change: dict[str, str], said: str, settings: dict[str, str], repository: Path, tmp_path: Path
+) -> None:
+    wrong = quickstart(repository, **{**settings, "RUN": str(tmp_path / "run"), **change})
+    assert wrong.returncode == 2
+    assert said in wrong.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(settings: dict[str, str], repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious.txt").touch()
+    refused = quickstart(repository, **{**settings, "RUN": str(tmp_path), "FRESH": "1"})
+    assert refused.returncode == 2
+    assert "holds other files than a quickstart's" in refused.stderr
+    assert (tmp_path / "data" / "precious.txt").exists()
+
+
+def test_a_model_without_a_bos_is_described_without_one(tiny_llama: Path, tmp_path: Path, repository: Path) -> None:
+    checkpoint = tmp_path / "no-bos"
+    shutil.copytree(tiny_llama, checkpoint)
+    (checkpoint / "special_tokens_map.json").unlink()
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": None}))
+    script = repository / "quickstart" / "describe_model.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--model_path", str(checkpoint), "--layer", "2"], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["256", "1", "false"], done.stderr
 
 
 def test_other_settings_do_not_mix_with_an_old_run(

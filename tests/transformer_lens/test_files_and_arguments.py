@@ -108,13 +108,32 @@ def test_user_errors_end_with_status_2_and_defects_keep_their_traceback(capsys: 
         run(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
 
 
-def test_a_result_needs_somewhere_to_go(tmp_path: Path) -> None:
-    nowhere = argparse.Namespace(output_dir=None, hf_user=None)
+def test_a_result_needs_somewhere_to_go_and_replaces_nothing_else(tmp_path: Path) -> None:
+    def require(output_dir: Path | None) -> None:
+        arguments.require_output(argparse.Namespace(output_dir=output_dir, hf_user=None))
+
     with pytest.raises(UserError, match="--output_dir DIR, --hf_user NAME"):
-        arguments.require_output(nowhere)
+        require(None)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
-        arguments.require_output(argparse.Namespace(output_dir=tmp_path / "file", hf_user=None))
+        require(tmp_path / "file")
+    with pytest.raises(UserError, match="cannot be written"):
+        require(tmp_path / "file" / "inside")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        require(tmp_path / "thesis")
+    data.save_rows(Dataset.from_dict({"tokens": [[1]]}), tmp_path / "rows", info={}, card="")
+    for free in (tmp_path / "rows", tmp_path / "new" / "er"):
+        require(free)
+    assert (tmp_path / "thesis" / "chapter1.txt").exists()
+
+
+def test_a_few_rows_of_a_large_table_make_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Dataset.from_dict({"tokens": [[i, i + 1] for i in range(1000)]})
+    monkeypatch.setattr(data, "SHARD_BYTES", rows.data.nbytes // 10)
+    data.save_rows(rows.shuffle(seed=0).select(range(50)), tmp_path / "few", info={}, card="")
+    assert len(list((tmp_path / "few").glob("train-*.parquet"))) == 1
 
 
 def test_devices_are_checked() -> None:

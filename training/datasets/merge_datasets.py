@@ -112,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_output(args)
     if len(args.parts) < 2:
         raise UserError("one data set needs no merging; give two or more")
+    if args.output_dir is not None and args.output_dir.resolve() in [Path(part).resolve() for part in args.parts]:
+        raise UserError(f"--output_dir {args.output_dir} is one of the parts, which it would replace; name another")
 
     from transformer_lens_r1.data import check_hub_access, load_rows, publish_rows
 
