@@ -61,7 +61,7 @@ if [ -n "${FRESH:-}" ]; then
   rm -f "$RUN/timings.txt" "$RUN/settings"
 fi
 mkdir -p "$RUN"
-touch "$RUN/.quickstart" # marks the folder as one whose parts FRESH=1 may delete
+[ -f "$RUN/.quickstart" ] || touch "$RUN/.quickstart" # marks the folder as one whose parts FRESH=1 may delete
 if [ -f "$RUN/settings" ] && [ "$(cat "$RUN/settings")" != "$settings" ]; then
   fail "$RUN was made with other settings ($(cat "$RUN/settings")); FRESH=1 starts over, RUN=<folder> keeps both"
 fi
@@ -91,7 +91,7 @@ else
 fi
 # What the SAE's configuration must know of the model: its width, its bos and eos ids, and whether it has a bos.
 facts=$("$PYTHON" quickstart/describe_model.py --model_path "$MODEL" --layer "$LAYER") || exit 2
-echo "$settings" > "$RUN/settings" # only now: they are good ones
+[ -f "$RUN/settings" ] || echo "$settings" > "$RUN/settings" # only now: they are good ones
 read -r D_IN SPECIAL_IDS HAS_BOS <<< "$facts"
 
 stage 2 "conversations, reasoning traces and problems, in the schemas of the paper's data sets" "$RUN/data" \
