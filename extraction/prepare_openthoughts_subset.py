@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, positive_int, require_output
 from transformer_lens_r1.chat_format import DOMAINS, MalformedRow, format_openthoughts
 from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.files import display_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"note: {n_bad:,} of {len(dataset):,} rows are malformed and were left out")
     if len(subset) < args.num_samples:
         print(f"note: the data set has only {len(subset):,} usable rows")
-    path = Path(args.dataset_path)
-    source = path.resolve().name if path.exists() else args.dataset_path  # artefacts leave the machine, paths do not
+    source = display_name(args.dataset_path)
     info = {
         "source": source,
         "revision": args.dataset_revision,

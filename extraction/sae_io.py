@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.errors import UserError, first_line
 from transformer_lens_r1.files import hash_file
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ def _hub_config(path: str, sae_id: str | None) -> dict[str, Any]:
     try:
         return load_sae_config_from_huggingface(path, sae_id)
     except (OSError, ValueError, KeyError, httpx.HTTPError, HfHubHTTPError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"no SAE {sae_id} in the release or Hub repo {path}: {reason}") from error
+        raise UserError(f"no SAE {sae_id} in the release or Hub repo {path}: {first_line(error)}") from error
 
 
 def _hook_name(config: dict[str, Any]) -> str | None:

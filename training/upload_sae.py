@@ -16,6 +16,7 @@ from typing import Any
 
 from transformer_lens_r1.arguments import ArgumentParser
 from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.files import display_name
 
 CONFIG, WEIGHTS, SPARSITY, SUMMARY = (
     "cfg.json",
@@ -90,10 +91,7 @@ sae = SAE.from_pretrained("{repo_id}", "{sae_id}")
 
 def shown(name: str | None) -> str:
     """A Hub id as it is; of a local path only the last part, because what is pushed leaves the machine."""
-    if not name:
-        return "unknown"
-    path = Path(name)
-    return path.resolve().name if path.exists() or path.is_absolute() else name
+    return display_name(name) if name else "unknown"
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError, did_you_mean
+from transformer_lens_r1.errors import UserError, did_you_mean, first_line
 from transformer_lens_r1.files import PROVENANCE, atomic_directory, write_json
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _load_folder(folder: Path, name: str | None, split: str) -> "Dataset":
             name = None
         return datasets.load_dataset(str(folder), name, split=split)
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        raise UserError(f"cannot read the data set in {folder}: {_first_line(error)}") from error
+        raise UserError(f"cannot read the data set in {folder}: {first_line(error)}") from error
 
 
 def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> "Dataset":
@@ -90,7 +90,7 @@ def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> 
         datasets.exceptions.DatasetNotFoundError,
     ) as error:
         raise UserError(
-            f"no folder {path!r} here, and as a data set of the Hub it did not load: {_first_line(error)}"
+            f"no folder {path!r} here, and as a data set of the Hub it did not load: {first_line(error)}"
         ) from error
 
 
@@ -135,7 +135,7 @@ def check_hub_access(args: argparse.Namespace) -> None:
             "log in (hf auth login), set HF_TOKEN, or write to a folder with --output_dir instead"
         ) from error
     except (OSError, httpx.HTTPError) as error:
-        raise UserError(f"the Hub cannot be reached ({_first_line(error)}); use --output_dir instead") from error
+        raise UserError(f"the Hub cannot be reached ({first_line(error)}); use --output_dir instead") from error
     names = [account["name"], *(org["name"] for org in account.get("orgs", []))]
     if args.hf_user not in names:
         raise UserError(f"--hf_user {args.hf_user}: this token may push for {', '.join(names)} only")
@@ -178,10 +178,5 @@ def push_folder(folder: Path, repo_id: str, *, repo_type: str, token: str | None
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, delete_patterns="*.parquet")
     except (OSError, ValueError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise UserError(f"the push to {repo_id} failed ({_first_line(error)}); the result lies in {folder}") from error
+        raise UserError(f"the push to {repo_id} failed ({first_line(error)}); the result lies in {folder}") from error
     return repo_id
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

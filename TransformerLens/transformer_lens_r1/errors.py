@@ -18,6 +18,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error message, or the error's type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def run(main: Callable[[], None]) -> None:
     """Call ``main`` as a program: a `UserError` ends it with one line on stderr and exit status 2.
 

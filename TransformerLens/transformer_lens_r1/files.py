@@ -101,6 +101,12 @@ def hash_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def display_name(name_or_path: str) -> str:
+    """A Hub id as it is; of a local path only the last part, because what names it may leave the machine."""
+    path = Path(name_or_path)
+    return path.resolve().name if path.exists() or path.is_absolute() else name_or_path
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

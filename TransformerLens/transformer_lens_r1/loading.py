@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def load_config(
     try:
         config = AutoConfig.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model {name_or_path}: {_first_line(error)}") from error
+        raise UserError(f"cannot load the model {name_or_path}: {first_line(error)}") from error
     names = config.architectures or [type(config).__name__]
     if not any(name in ARCHITECTURES for name in names):
         raise UserError(
@@ -154,7 +154,7 @@ def load_tokenizer(
             str(name_or_path), revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from {name_or_path}: {_first_line(error)}") from error
+        raise UserError(f"cannot load a tokenizer from {name_or_path}: {first_line(error)}") from error
     return separate_pad(tokenizer)
 
 
@@ -236,8 +236,3 @@ def _checkpoint_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
     if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
         raise UserError(f"no model folder {text!r}: expected an existing folder or a Hub id like user/name")
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

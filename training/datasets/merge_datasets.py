@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from token_dataset import display_name, make_card, say
+from token_dataset import make_card, say
 
 from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, require_output
 from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.files import display_name
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, add_revision_arguments, positive_int
 from transformer_lens_r1.chat_format import MalformedRow
 from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.files import display_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -172,12 +173,6 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of a tokenizer's token → id table: equal where ids mean the same text."""
     table = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])))
     return hashlib.sha256(table.encode()).hexdigest()
-
-
-def display_name(name_or_path: str) -> str:
-    """A Hub id as it is; of a local path only the last part, because artefacts leave the machine."""
-    path = Path(name_or_path)
-    return path.resolve().name if path.exists() or path.is_absolute() else name_or_path
 
 
 def make_card(name: str, info: Mapping[str, Any]) -> str:
