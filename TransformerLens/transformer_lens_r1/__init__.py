@@ -13,6 +13,8 @@ _HOMES = {
     "load_tokenizer": "loading",
     "hook_layer": "loading",
     "residual_stream": "loading",
+    "R1_DISTILLS": "loading",
+    "register_r1_distills": "registration",
     "format_lmsys": "chat_format",
     "format_openthoughts": "chat_format",
     "MalformedRow": "chat_format",

@@ -9,20 +9,28 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from transformer_lens_r1.errors import UserError, first_line
+from transformer_lens_r1.chat_format import ASSISTANT, BOS, END_THINK, EOS, THINK, USER
+from transformer_lens_r1.errors import UserError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
+R1_DISTILLS = tuple(
+    f"deepseek-ai/DeepSeek-R1-Distill-{size}"
+    for size in ("Llama-8B", "Llama-70B", "Qwen-1.5B", "Qwen-7B", "Qwen-14B", "Qwen-32B")
+)
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+R1_TAGS = (BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
+_named_without_tags: set[str] = set()
 HOOK_PATTERN = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 
 
@@ -36,8 +44,9 @@ def load_config(
     """
     from transformers import AutoConfig
 
-    folder = _checkpoint_folder(name_or_path)
-    if folder is not None:
+    source = checkpoint_source(name_or_path)
+    if isinstance(source, Path):
+        folder = source
         if not (folder / "config.json").is_file():
             raise UserError(f"model folder {folder} has no config.json: expected a checkpoint that transformers wrote")
         if not any(True for pattern in WEIGHT_PATTERNS for _ in folder.glob(pattern)):
@@ -46,15 +55,24 @@ def load_config(
                 "download the checkpoint again or give its Hub id"
             )
     try:
-        config = AutoConfig.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model {name_or_path}: {first_line(error)}") from error
-    names = config.architectures or [type(config).__name__]
-    if not any(name in ARCHITECTURES for name in names):
-        raise UserError(
-            f"model {name_or_path} is of architecture {', '.join(names)}; supported are {', '.join(ARCHITECTURES)}"
-        )
+        hint = "" if isinstance(source, Path) else did_you_mean(source, R1_DISTILLS)
+        raise UserError(f"cannot load the model {source}: {first_line(error)}{hint}") from error
+    check_architecture(f"model {name_or_path}", config.architectures or [type(config).__name__])
     return config
+
+
+def check_architecture(model: str, architectures: Sequence[str]) -> str:
+    """The one of ``architectures`` that is supported.
+
+    Raises:
+        UserError: none is; ``model`` is what the message calls the checkpoint.
+    """
+    for name in architectures:
+        if name in ARCHITECTURES:
+            return name
+    raise UserError(f"{model} is of architecture {', '.join(architectures)}; supported are {', '.join(ARCHITECTURES)}")
 
 
 def load_model(
@@ -71,47 +89,85 @@ def load_model(
 
     Nothing is folded or centred: logits and ``blocks.L.hook_resid_post`` are those of transformers.
 
+    Peak memory on the host is that of the weights loaded, in ``dtype``; the files are memory-mapped and tensors of
+    layers that are left out stay unread. With ``n_layers`` the weights are those of the embedding, of that many layers
+    and of the unembedding.
+
     Args:
-        name_or_path: Hub id or local folder.
+        name_or_path: Hub id or local folder; the R1 distills also by their names alone
+            (``DeepSeek-R1-Distill-Llama-8B``).
         device: where the weights go.
         dtype: the weights' number format, as a torch dtype or its name (``"bfloat16"``).
         n_layers: load only the first ``n_layers`` layers. Residual streams up to there are the full model's;
-            logits and losses of such a model mean nothing.
+            its logits mean nothing, and it refuses to compute a loss.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: let code in the model's repository run.
         tokenizer: what `load_tokenizer` gave, where the caller has it already.
 
     Raises:
-        UserError: see `load_config`; or ``n_layers`` is more than the model has.
+        UserError: see `load_config`; ``n_layers`` is more than the model has; or the weight files are damaged or
+            incomplete.
     """
     import torch
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     config = load_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    n_layers_of_checkpoint = config.num_hidden_layers
     if n_layers is not None:
         config = _first_layers(config, n_layers)
-    # Two libraries report tensors of the layers that were left out on purpose as a possible mistake.
-    with quiet("transformers.modeling_utils", "transformers.utils.loading_report"):
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            str(name_or_path),
-            config=config,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            attn_implementation="eager",
-        )
+    source = str(checkpoint_source(name_or_path))
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    hf_model = _read_weights(source, config, dtype, **hub)
     hf_model.to(device).eval().requires_grad_(False)
     if tokenizer is None:
-        tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = _read_tokenizer(source, **hub)
     model = TransformerBridge.boot_transformers(
-        str(name_or_path), hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+        source, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
     )
     model.eval()
     # The bridge may have loaded the tokenizer again to make it prepend bos, and its pad token with it.
     separate_pad(model.tokenizer)
+    if config.num_hidden_layers < n_layers_of_checkpoint:
+        _refuse_losses(model, n_layers_of_checkpoint)
     return model
+
+
+def _read_weights(source: str, config: PretrainedConfig, dtype: torch.dtype, **hub: Any) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    # Two loggers report the tensors of layers that were left out on purpose; a tensor that is missing is no matter
+    # for a log, because transformers would fill it with random numbers.
+    with quiet("transformers.modeling_utils", "transformers.utils.loading_report"):
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True, **hub
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"cannot read the weights of {source}: {first_line(error)}") from error
+    absent = sorted(info["missing_keys"])
+    if absent:
+        raise UserError(
+            f"the weights of {source} lack {len(absent)} tensors that its config.json asks for, like {absent[0]}; "
+            "download the checkpoint again"
+        )
+    return model
+
+
+def _refuse_losses(model: TransformerBridge, n_layers_of_checkpoint: int) -> None:
+    message = (
+        f"this model holds the first {len(model.blocks)} of {n_layers_of_checkpoint} layers, so its loss means "
+        "nothing; load it without n_layers"
+    )
+
+    def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
+        raise UserError(message)
+
+    # The bridge's own loss with and without labels, and the one of transformers inside it.
+    model.loss_fn = refuse
+    model._causal_labels_loss = refuse
+    model.original_model.loss_function = refuse
 
 
 def _first_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
@@ -143,18 +199,31 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer with a pad token that is neither its bos nor its eos.
 
+    The tags of the R1 format (``<think>``, ``<｜User｜>``, …) are one token each where the vocabulary has them. A
+    vocabulary without them is named once on stderr: there they are text of several tokens.
+
     Raises:
         UserError: the checkpoint has no tokenizer.
     """
+    source = str(checkpoint_source(name_or_path))
+    tokenizer = _read_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    missing = [tag for tag in R1_TAGS if tag not in tokenizer.get_vocab()]
+    if missing and source not in _named_without_tags:
+        _named_without_tags.add(source)
+        print(
+            f"note: the vocabulary of {source} has no {' '.join(missing)}; in text these are several tokens each",
+            file=sys.stderr,
+        )
+    return tokenizer
+
+
+def _read_tokenizer(source: str, **hub: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    _checkpoint_folder(name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(name_or_path), revision=revision, trust_remote_code=trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from {name_or_path}: {first_line(error)}") from error
+        raise UserError(f"cannot load a tokenizer from {source}: {first_line(error)}") from error
     return separate_pad(tokenizer)
 
 
@@ -212,9 +281,14 @@ def residual_stream(model: TransformerBridge, tokens: torch.Tensor, hook_name: s
 
     Returns:
         Tensor [batch, pos, d_model] in the model's dtype.
-    """
 
+    Raises:
+        UserError: the model has no such hook point.
+    """
     import torch
+
+    if hook_layer(hook_name) >= len(model.blocks):
+        raise UserError(f"no hook point {hook_name}: the model has layers 0 to {len(model.blocks) - 1}")
 
     def stop(activations: torch.Tensor, hook: Any) -> None:
         raise _Reached(activations)
@@ -224,15 +298,25 @@ def residual_stream(model: TransformerBridge, tokens: torch.Tensor, hook_name: s
             model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(hook_name, stop)])
     except _Reached as reached:
         return reached.activations
-    raise UserError(f"the model has no hook point {hook_name!r}")
+    raise RuntimeError(f"the forward pass never came to {hook_name}")
 
 
-def _checkpoint_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
-    """The folder, where it is one; None for what can only be a Hub id."""
+def checkpoint_source(name_or_path: str | os.PathLike[str]) -> Path | str:
+    """The folder, where it is one, else the Hub id; the R1 distills are completed by ``deepseek-ai/``.
+
+    Raises:
+        UserError: neither an existing folder nor what a Hub id looks like.
+    """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
     text = str(name_or_path)
+    short_names = {name.split("/")[-1].lower(): name for name in R1_DISTILLS}
+    if text.lower() in short_names:
+        return short_names[text.lower()]
     if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise UserError(f"no model folder {text!r}: expected an existing folder or a Hub id like user/name")
-    return None
+        raise UserError(
+            f"no model folder {text!r}: expected an existing folder or a Hub id like user/name"
+            f"{did_you_mean(text, [name.split('/')[-1] for name in R1_DISTILLS])}"
+        )
+    return text

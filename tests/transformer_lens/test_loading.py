@@ -1,79 +1,63 @@
-"""Models load with transformers' own numbers, whole or only their first layers, and mistakes end in one line."""
+"""Models load whole or only their first layers, tokenizers with a pad of their own, and mistakes end in one line."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from transformer_lens_r1 import (
+    R1_DISTILLS,
+    UserError,
+    hook_layer,
+    load_config,
+    load_model,
+    load_tokenizer,
+    residual_stream,
 )
-
-from transformer_lens_r1 import UserError, hook_layer, load_config, load_model, load_tokenizer, residual_stream
-
-
-@pytest.fixture(scope="module", params=["llama", "qwen2"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    """A tiny random checkpoint of each architecture, with the tokenizer of `tiny_llama`."""
-    folder = tmp_path_factory.mktemp(request.param)
-    sizes = {
-        "vocab_size": 327, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    if request.param == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.2))
-    else:
-        model = Qwen2ForCausalLM(Qwen2Config(**sizes, initializer_range=0.2))
-        for layer in model.model.layers:  # Qwen2's attention biases start at zero, where a lost one would not show
-            torch.nn.init.normal_(layer.self_attn.q_proj.bias)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
-    return folder
+from transformer_lens_r1.loading import checkpoint_source
 
 
-def assert_same_as_transformers(folder: Path, tokens: torch.Tensor, *, tolerance: float, every: int = 1) -> None:
-    """Logits, and the residual streams of layers 0, every, …, agree with transformers' to ``tolerance`` of scale."""
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    streams: dict[int, torch.Tensor] = {}
-    for layer, block in enumerate(reference.model.layers):
-        block.register_forward_hook(lambda _m, _i, out, layer=layer: streams.__setitem__(layer, out))
+@pytest.fixture(params=["llama, grouped queries", "qwen2, theta 1e4"])
+def checkpoint(request: pytest.FixtureRequest, make_checkpoint: Callable[[str], Path]) -> Path:
+    """A tiny random checkpoint of each architecture, with 3 layers."""
+    return make_checkpoint(request.param)
+
+
+def test_residual_stream_is_what_the_hook_point_holds(checkpoint: Path) -> None:
+    model, tokens = load_model(checkpoint), torch.randint(0, 327, (2, 40))
     with torch.no_grad():
-        logits = reference(tokens).logits
-    model = load_model(folder, dtype="float32")
-    with torch.no_grad():
-        torch.testing.assert_close(model(tokens), logits, atol=tolerance * logits.abs().max().item(), rtol=0)
-    assert len(streams) == len(reference.model.layers)
-    for layer, stream in list(streams.items())[::every]:
-        ours = residual_stream(model, tokens, f"blocks.{layer}.hook_resid_post")
-        torch.testing.assert_close(ours, stream, atol=tolerance * stream.abs().max().item(), rtol=0)
+        _, cache = model.run_with_cache(tokens)
+    for layer in range(3):
+        name = f"blocks.{layer}.hook_resid_post"
+        assert torch.equal(residual_stream(model, tokens, name), cache[name])
 
 
-def test_logits_and_residual_streams_equal_transformers(checkpoint: Path) -> None:
-    # eos stands in the middle of the rows, as it does between joined documents
-    tokens = torch.randint(0, 327, (3, 60), generator=torch.Generator().manual_seed(1))
-    assert_same_as_transformers(checkpoint, tokens, tolerance=1e-5)
+def test_only_the_first_layers_are_loaded(checkpoint: Path) -> None:
+    model = load_model(checkpoint, n_layers=2)
+    names = {name.split(".")[2] for name in model.original_model.state_dict() if ".layers." in name}
+    assert len(model.blocks) == model.cfg.n_layers == 2 and names == {"0", "1"}
 
 
-def test_smollm2_logits_and_residual_streams_equal_transformers(smollm2: Path) -> None:
-    tokens = load_tokenizer(smollm2)("Wait, let me check: 17 times 6 is 102, not 92.", return_tensors="pt").input_ids
-    assert_same_as_transformers(smollm2, tokens, tolerance=1e-5, every=10)
-
-
-def test_first_layers_alone_give_the_same_residual_stream(checkpoint: Path) -> None:
+def test_a_model_of_the_first_layers_refuses_a_loss(checkpoint: Path) -> None:
     tokens = torch.randint(0, 327, (2, 40))
-    part, whole = load_model(checkpoint, n_layers=2), load_model(checkpoint)
-    assert len(part.blocks) == 2
-    torch.testing.assert_close(
-        residual_stream(part, tokens, "blocks.1.hook_resid_post"),
-        residual_stream(whole, tokens, "blocks.1.hook_resid_post"),
-    )
+    for whole in (load_model(checkpoint), load_model(checkpoint, n_layers=3)):
+        assert whole(tokens, return_type="loss") > 0
+    part = load_model(checkpoint, n_layers=2)
+    for return_type in ("loss", "both"):
+        with pytest.raises(UserError, match="first 2 of 3 layers"):
+            part(tokens, return_type=return_type)
+        with pytest.raises(UserError, match="first 2 of 3 layers"):
+            part.run_with_hooks(tokens, return_type=return_type)
+    with pytest.raises(UserError, match="first 2 of 3 layers"):
+        part(tokens, return_type="loss", labels=tokens)
+    with pytest.raises(UserError, match="first 2 of 3 layers"):
+        part.original_model(tokens, labels=tokens)
+    part(tokens)
 
 
 def test_residual_stream_runs_nothing_behind_the_hook(checkpoint: Path) -> None:
@@ -123,3 +107,48 @@ def test_bad_checkpoints_are_refused_before_loading(tiny_llama: Path, tmp_path: 
         load_config(tmp_path)
     with pytest.raises(UserError, match="first 9 layers of a model that has 4"):
         load_model(tiny_llama, n_layers=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("DeepSeek-R1-Distil-Llama-8B", "did you mean 'DeepSeek-R1-Distill-Llama-8B'?"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Lama-8B", "did you mean 'deepseek-ai/DeepSeek-R1-Distill-Llama-8B'?"),
+        ("nobody/no-such-model", "cannot load the model nobody/no-such-model: "),
+        ("./models/mine", "expected an existing folder or a Hub id like user/name"),
+    ],
+)
+def test_unknown_names_are_one_line(name: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_model(name)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_distill_is_found_by_its_name_alone() -> None:
+    assert len(R1_DISTILLS) == 6
+    for name in R1_DISTILLS:
+        assert checkpoint_source(name.removeprefix("deepseek-ai/").lower()) == checkpoint_source(name) == name
+
+
+def test_a_hook_beyond_the_last_layer_is_one_line(checkpoint: Path) -> None:
+    tokens = torch.tensor([[5, 6, 7]])
+    with pytest.raises(UserError, match=r"no hook point blocks\.3\.hook_resid_post: the model has layers 0 to 2"):
+        residual_stream(load_model(checkpoint), tokens, "blocks.3.hook_resid_post")
+    with pytest.raises(UserError, match=r"layers 0 to 1"):
+        residual_stream(load_model(checkpoint, n_layers=2), tokens, "blocks.2.hook_resid_post")
+
+
+def test_damaged_and_incomplete_weights_are_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 tensors .* like model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(folder)
+    assert len(load_model(folder, n_layers=1).blocks) == 1  # the layer that is damaged is not among these
+    content = (checkpoint / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError) as caught:
+        load_model(folder)
+    assert "cannot read the weights of" in str(caught.value) and "\n" not in str(caught.value)
