@@ -13,8 +13,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from transformer_lens_r1.arguments import DTYPES
 from transformer_lens_r1.chat_format import ASSISTANT, BOS, END_THINK, EOS, THINK, USER
 from transformer_lens_r1.errors import UserError, did_you_mean, first_line
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
+# By the `model_type` of config.json.
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 R1_DISTILLS = tuple(
     f"deepseek-ai/DeepSeek-R1-Distill-{size}"
     for size in ("Llama-8B", "Llama-70B", "Qwen-1.5B", "Qwen-7B", "Qwen-14B", "Qwen-32B")
@@ -40,7 +42,8 @@ def load_config(
     """The checkpoint's configuration, checked: a few kilobytes that tell width and depth before any weights load.
 
     Raises:
-        UserError: no such checkpoint, a folder without weights, or another architecture than Llama and Qwen2.
+        UserError: no such checkpoint, a folder without weights, a damaged config.json, or another architecture than
+            Llama and Qwen2.
     """
     from transformers import AutoConfig
 
@@ -50,29 +53,42 @@ def load_config(
         if not (folder / "config.json").is_file():
             raise UserError(f"model folder {folder} has no config.json: expected a checkpoint that transformers wrote")
         if not any(True for pattern in WEIGHT_PATTERNS for _ in folder.glob(pattern)):
+            gguf = "only .gguf files" if any(folder.glob("*.gguf")) else "no weights"
             raise UserError(
-                f"model folder {folder} has no weights: expected *.safetensors beside its config.json; "
-                "download the checkpoint again or give its Hub id"
+                f"model folder {folder} has {gguf}: expected *.safetensors beside its config.json; "
+                "download the checkpoint as transformers has it, or give its Hub id"
             )
     try:
         config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged config.json makes of the library that reads it
         hint = "" if isinstance(source, Path) else did_you_mean(source, R1_DISTILLS)
-        raise UserError(f"cannot load the model {source}: {first_line(error)}{hint}") from error
-    check_architecture(f"model {name_or_path}", config.architectures or [type(config).__name__])
+        raise UserError(f"cannot load the model {source}: {_reason(error)}{hint}") from error
+    check_architecture(f"model {name_or_path}", config.model_type, config.architectures)
     return config
 
 
-def check_architecture(model: str, architectures: Sequence[str]) -> str:
-    """The one of ``architectures`` that is supported.
+def check_architecture(model: str, model_type: str, architectures: Sequence[str] | None) -> str:
+    """The supported architecture that a checkpoint is of.
+
+    Args:
+        model: what the message calls it.
+        model_type: as in its config.json.
+        architectures: likewise; a model that was built rather than loaded names none.
 
     Raises:
-        UserError: none is; ``model`` is what the message calls the checkpoint.
+        UserError: it is of another architecture.
     """
-    for name in architectures:
-        if name in ARCHITECTURES:
-            return name
-    raise UserError(f"{model} is of architecture {', '.join(architectures)}; supported are {', '.join(ARCHITECTURES)}")
+    name = ARCHITECTURES.get(model_type)
+    if name is None or (architectures and name not in architectures):
+        given = ", ".join(architectures or [model_type])
+        raise UserError(f"{model} is of architecture {given}; supported are {', '.join(ARCHITECTURES.values())}")
+    return name
+
+
+def _reason(error: Exception) -> str:
+    """What a library says of a file that it cannot read, as one line; the error's type where that says more."""
+    line = first_line(error).rstrip(": ")
+    return line if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {line}"
 
 
 def load_model(
@@ -89,9 +105,9 @@ def load_model(
 
     Nothing is folded or centred: logits and ``blocks.L.hook_resid_post`` are those of transformers.
 
-    Peak memory on the host is that of the weights loaded, in ``dtype``; the files are memory-mapped and tensors of
-    layers that are left out stay unread. With ``n_layers`` the weights are those of the embedding, of that many layers
-    and of the unembedding.
+    Weights that are loaded are those of the embedding, the layers, the final norm and the unembedding; files are
+    memory-mapped, and tensors of layers that ``n_layers`` leaves out stay unread. Peak memory on the host is that of
+    the weights loaded, in ``dtype``, and where the files hold another format, of what is read of them besides.
 
     Args:
         name_or_path: Hub id or local folder; the R1 distills also by their names alone
@@ -99,42 +115,75 @@ def load_model(
         device: where the weights go.
         dtype: the weights' number format, as a torch dtype or its name (``"bfloat16"``).
         n_layers: load only the first ``n_layers`` layers. Residual streams up to there are the full model's;
-            its logits mean nothing, and it refuses to compute a loss.
+            its logits mean nothing, it refuses to compute a loss, and a hook point of a layer that it has not.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: let code in the model's repository run.
         tokenizer: what `load_tokenizer` gave, where the caller has it already.
 
     Raises:
         UserError: see `load_config`; ``n_layers`` is more than the model has; or the weight files are damaged or
-            incomplete.
+            incomplete; or there is no such dtype or device here.
     """
-    import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    from transformer_lens_r1.bridge import CheckedBridge
+
+    dtype, device = _dtype(dtype), _device(device)
     config = load_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     n_layers_of_checkpoint = config.num_hidden_layers
     if n_layers is not None:
         config = _first_layers(config, n_layers)
     source = str(checkpoint_source(name_or_path))
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    hf_model = _read_weights(source, config, dtype, **hub)
-    hf_model.to(device).eval().requires_grad_(False)
     if tokenizer is None:
         tokenizer = _read_tokenizer(source, **hub)
-    model = TransformerBridge.boot_transformers(
-        source, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
-    )
-    model.eval()
-    # The bridge may have loaded the tokenizer again to make it prepend bos, and its pad token with it.
-    separate_pad(model.tokenizer)
-    if config.num_hidden_layers < n_layers_of_checkpoint:
-        _refuse_losses(model, n_layers_of_checkpoint)
-    return model
+    hf_model = _read_weights(source, config, dtype, **hub)
+    hf_model.to(device).eval()
+    with _taken_as_it_is(tokenizer):
+        model = TransformerBridge.boot_transformers(
+            source, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+        )
+    model.eval().requires_grad_(False)
+    return CheckedBridge.of(model, n_layers_of_checkpoint)
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype {dtype!r}: expected bfloat16, float16 or float32{did_you_mean(str(dtype), DTYPES)}")
+    return found
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The device, once it is clear that this machine has it: the weights are read before they are moved."""
+    import torch
+
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(f"device {device!r}: {first_line(error)}; expected cpu, cuda or cuda:N") from error
+    return found
+
+
+@contextmanager
+def _taken_as_it_is(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Keep TransformerLens from loading a tokenizer again that does not add bos by itself.
+
+    It would take it from the main revision, without what the caller has changed in it. Nothing is lost: TransformerLens
+    finds out whether bos is added and, where a method is to prepend it, does so itself.
+    """
+    before = dict(tokenizer.init_kwargs)
+    tokenizer.init_kwargs["add_bos_token"] = True
+    try:
+        yield
+    finally:
+        tokenizer.init_kwargs = before
 
 
 def _read_weights(source: str, config: PretrainedConfig, dtype: torch.dtype, **hub: Any) -> PreTrainedModel:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     # Two loggers report the tensors of layers that were left out on purpose; a tensor that is missing is no matter
@@ -142,10 +191,21 @@ def _read_weights(source: str, config: PretrainedConfig, dtype: torch.dtype, **h
     with quiet("transformers.modeling_utils", "transformers.utils.loading_report"):
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True, **hub
+                source,
+                config=config,
+                dtype=dtype,
+                attn_implementation="eager",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to name them below
+                **hub,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"cannot read the weights of {source}: {first_line(error)}") from error
+        except Exception as error:  # whatever a damaged or foreign file makes of the libraries that read it
+            raise UserError(f"cannot read the weights of {source}: {_reason(error)}") from error
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"the weights of {source} have {name} of shape {list(found)}, but its config.json asks for "
+            f"{list(expected)}; they belong to different models"
+        )
     absent = sorted(info["missing_keys"])
     if absent:
         raise UserError(
@@ -155,22 +215,9 @@ def _read_weights(source: str, config: PretrainedConfig, dtype: torch.dtype, **h
     return model
 
 
-def _refuse_losses(model: TransformerBridge, n_layers_of_checkpoint: int) -> None:
-    message = (
-        f"this model holds the first {len(model.blocks)} of {n_layers_of_checkpoint} layers, so its loss means "
-        "nothing; load it without n_layers"
-    )
-
-    def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
-        raise UserError(message)
-
-    # The bridge's own loss with and without labels, and the one of transformers inside it.
-    model.loss_fn = refuse
-    model._causal_labels_loss = refuse
-    model.original_model.loss_function = refuse
-
-
 def _first_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
+    if not isinstance(n_layers, int) or isinstance(n_layers, bool):
+        raise UserError(f"n_layers is {n_layers!r}, expected a whole number")
     if not 1 <= n_layers <= config.num_hidden_layers:
         raise UserError(f"asked for the first {n_layers} layers of a model that has {config.num_hidden_layers}")
     config = copy.deepcopy(config)
@@ -222,8 +269,8 @@ def _read_tokenizer(source: str, **hub: Any) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from {source}: {first_line(error)}") from error
+    except Exception as error:  # whatever a damaged file makes of the libraries that read it
+        raise UserError(f"cannot load a tokenizer from {source}: {_reason(error)}") from error
     return separate_pad(tokenizer)
 
 

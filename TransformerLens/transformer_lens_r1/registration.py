@@ -24,8 +24,9 @@ from transformer_lens_r1.loading import R1_DISTILLS, check_architecture
 if TYPE_CHECKING:
     import torch
 
-# The configuration of an `hf_model=` that is being converted; None where it is to come from the Hub.
-_given_config: ContextVar[Mapping[str, Any] | None] = ContextVar("given_config", default=None)
+# Of the call of `from_pretrained` that is under way: the configuration of its `hf_model=` (None where it is to come
+# from the Hub) and its `first_n_layers=`. TransformerLens does not hand them to the function that reads configurations.
+_request: ContextVar[tuple[Mapping[str, Any] | None, int | None]] = ContextVar("request", default=(None, None))
 _registered: set[str] = set()
 
 
@@ -42,7 +43,7 @@ def register_r1_distills() -> list[str]:
 
     new = [name for name in R1_DISTILLS if name not in loading.OFFICIAL_MODEL_NAMES]
     if new and not _registered:
-        loading.get_pretrained_model_config = _with_given_config(loading.get_pretrained_model_config)
+        loading.get_pretrained_model_config = _with_request(loading.get_pretrained_model_config)
         loading.convert_hf_model_config = _with_r1_distills(loading.convert_hf_model_config)
         AbstractAttention.calculate_sin_cos_rotary = _with_exact_rotary(AbstractAttention.calculate_sin_cos_rotary)
     for name in new:
@@ -60,11 +61,10 @@ def hooked_config(config: Mapping[str, Any]) -> dict[str, Any]:
             embedding under ``rope_parameters``.
 
     Raises:
-        UserError: another architecture, or a kind of rotary scaling that HookedTransformer cannot do.
+        UserError: another architecture, or something that HookedTransformer cannot do or would leave out in silence.
     """
-    # A model that was built rather than loaded names no architecture.
-    built = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}.get(config["model_type"], config["model_type"])
-    architecture = check_architecture("hf_model", config.get("architectures") or [built])
+    architecture = check_architecture("hf_model", config["model_type"], config.get("architectures"))
+    _refuse_what_would_be_lost(config)
     n_heads, n_key_value_heads = config["num_attention_heads"], config["num_key_value_heads"]
     d_head = config.get("head_dim") or config["hidden_size"] // n_heads
     is_qwen2 = architecture == "Qwen2ForCausalLM"
@@ -94,6 +94,20 @@ def hooked_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _refuse_what_would_be_lost(config: Mapping[str, Any]) -> None:
+    for name in ("attention_bias", "mlp_bias"):
+        if config.get(name):
+            raise UserError(
+                f"this model has {name} true, and HookedTransformer has no such biases; load_model() takes them"
+            )
+    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
+        raise UserError(
+            "this model attends in a sliding window, which HookedTransformer does not for it; load_model() takes it"
+        )
+    if config["hidden_act"] != "silu":
+        raise UserError(f"this model's hidden_act is {config['hidden_act']!r}, expected silu; load_model() takes any")
+
+
 def _rotary(rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
     rope_type = rope.get("rope_type", "default")
     if rope_type == "default":
@@ -112,14 +126,14 @@ def _rotary(rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
     )
 
 
-def _with_given_config(get_pretrained_model_config: Callable[..., Any]) -> Callable[..., Any]:
+def _with_request(get_pretrained_model_config: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(get_pretrained_model_config)
     def wrapped(model_name: str, hf_cfg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        token = _given_config.set(hf_cfg or None)
+        token = _request.set((hf_cfg or None, kwargs.get("first_n_layers")))
         try:
             return get_pretrained_model_config(model_name, hf_cfg=hf_cfg, **kwargs)
         finally:
-            _given_config.reset(token)
+            _request.reset(token)
 
     return wrapped
 
@@ -134,9 +148,11 @@ def _with_r1_distills(convert_hf_model_config: Callable[..., Any]) -> Callable[.
         name = make_model_alias_map().get(model_name.lower())
         if name not in _registered:
             return convert_hf_model_config(model_name, **kwargs)
-        config = _given_config.get()
+        config, first_n_layers = _request.get()
         if config is None:
             config = AutoConfig.from_pretrained(name, **kwargs).to_dict()
+        if first_n_layers is not None and not 1 <= first_n_layers <= config["num_hidden_layers"]:
+            raise UserError(f"first_n_layers is {first_n_layers}, but {name} has {config['num_hidden_layers']} layers")
         return {**hooked_config(config), "tokenizer_name": name, "quantization_method": quantization_method(config)}
 
     return wrapped

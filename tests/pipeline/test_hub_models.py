@@ -1,4 +1,4 @@
-"""R1 distills come from the Hub by their names, as a bridge and as a HookedTransformer."""
+"""R1 distills come from the Hub by their names, as a bridge, as a HookedTransformer and in SAELens."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ from hub_server import HubServer  # noqa: E402
 COMPARE = """
 import sys, torch
 from transformers import AutoModelForCausalLM
+from sae_lens.load_model import load_model as load_model_of_saelens
 from transformer_lens import HookedTransformer
 from transformer_lens_r1 import UserError, load_model, load_tokenizer, register_r1_distills
 register_r1_distills()
@@ -22,6 +23,7 @@ with torch.no_grad():
     for model in (
         load_model("DeepSeek-R1-Distill-Qwen-1.5B"),
         HookedTransformer.from_pretrained_no_processing("DeepSeek-R1-Distill-Qwen-1.5B", device="cpu"),
+        load_model_of_saelens("HookedTransformer", "DeepSeek-R1-Distill-Qwen-1.5B", device="cpu"),
     ):
         print(type(model).__name__, ((model(tokens) - expected).abs().max() / expected.abs().max()).item() < 1e-5)
 print(load_tokenizer("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", revision="main").vocab_size)
@@ -51,6 +53,6 @@ def test_a_distill_loads_from_the_hub_by_its_name(tmp_path: Path, tiny_llama: Pa
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if not line.startswith("Loaded pretrained model")]
-    assert lines[:3] == ["TransformerBridge True", "HookedTransformer True", "327"]
-    assert lines[3].startswith("cannot load the model deepseek-ai/DeepSeek-R1-Distill-Qwen-1B: ")
-    assert lines[3].endswith("; did you mean 'deepseek-ai/DeepSeek-R1-Distill-Qwen-14B'?") and len(lines) == 4
+    assert lines[:4] == ["CheckedBridge True", "HookedTransformer True", "HookedTransformer True", "327"]
+    assert lines[4].startswith("cannot load the model deepseek-ai/DeepSeek-R1-Distill-Qwen-1B: ")
+    assert "; did you mean 'deepseek-ai/DeepSeek-R1-Distill-Qwen-1" in lines[4] and len(lines) == 5

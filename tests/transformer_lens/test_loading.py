@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,3 +153,91 @@ def test_damaged_and_incomplete_weights_are_one_line(checkpoint: Path, tmp_path:
     with pytest.raises(UserError) as caught:
         load_model(folder)
     assert "cannot read the weights of" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dtype": "float33"}, "expected bfloat16, float16 or float32; did you mean"),
+        ({"dtype": "int8"}, "expected bfloat16, float16 or float32"),
+        ({"dtype": None}, "expected bfloat16, float16 or float32"),
+        ({"device": "gpu"}, "expected cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, "expected cpu, cuda or cuda:N"),
+        ({"n_layers": "2"}, "n_layers is '2', expected a whole number"),
+        ({"n_layers": True}, "n_layers is True, expected a whole number"),
+        ({"n_layers": 0}, "first 0 layers of a model that has 3"),
+    ],
+)
+def test_wrong_arguments_are_one_line_before_the_weights_are_read(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: str
+) -> None:
+    monkeypatch.setattr("transformer_lens_r1.loading._read_weights", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(UserError) as caught:
+        load_model(checkpoint, **options)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ("{", "cannot load the model"),
+        ({"num_hidden_layers": "three"}, "cannot load the model"),
+        ({"hidden_act": "nosuch"}, "cannot read the weights"),
+        ({"hidden_size": 128}, "of shape [327, 64], but its config.json asks for [327, 128]"),
+        ({"num_hidden_layers": 4}, "lack"),
+        ({"model_type": "mistral"}, "supported are LlamaForCausalLM, Qwen2ForCausalLM"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot read the weights"),
+    ],
+)
+def test_damaged_and_foreign_configurations_are_one_line(
+    make_checkpoint: Callable[[str], Path], tmp_path: Path, changes: Any, expected: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(make_checkpoint("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(changes if isinstance(changes, str) else json.dumps({**config, **changes}))
+    with pytest.raises(UserError) as caught:
+        load_model(folder)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_gguf_files_and_one_without_a_tokenizer_are_one_line(
+    make_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(make_checkpoint("llama"), folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="cannot load a tokenizer from"):
+        load_model(folder)
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    with pytest.raises(UserError, match=r"has only \.gguf files"):
+        load_model(folder)
+
+
+def test_a_hook_beyond_the_last_layer_is_refused_by_every_way_of_running(checkpoint: Path) -> None:
+    model, tokens = load_model(checkpoint, n_layers=2), torch.tensor([[5, 6, 7]])
+    hook = ("blocks.2.hook_resid_post", lambda activations, hook: activations)
+    for run in (
+        lambda: model.run_with_hooks(tokens, fwd_hooks=[hook]),
+        lambda: model.run_with_cache(tokens, names_filter=hook[0]),
+        lambda: model.run_with_cache(tokens, names_filter=[hook[0]]),
+    ):
+        with pytest.raises(UserError, match=r"no hook point blocks\.2\.hook_resid_post: the model has layers 0 to 1"):
+            run()
+
+
+def test_the_tokenizer_is_the_callers_and_none_is_loaded_besides(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TransformerLens alone would load it again, from the main revision, where it does not add bos by itself."""
+    tokenizer = load_tokenizer(checkpoint)
+    tokenizer.add_tokens(["<zz>"])
+    kept = dict(tokenizer.init_kwargs)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("a tokenizer was loaded"))
+    model = load_model(checkpoint, tokenizer=tokenizer)
+    assert model.tokenizer is tokenizer and tokenizer.init_kwargs == kept
+    bos = tokenizer.bos_token_id
+    for prepend_bos in (True, False):
+        ids = model.to_tokens("Wait<zz>", prepend_bos=prepend_bos)[0].tolist()
+        assert ids == [bos] * prepend_bos + tokenizer("Wait<zz>", add_special_tokens=False).input_ids

@@ -94,12 +94,51 @@ def test_a_model_of_another_architecture_under_a_distills_name_is_one_line(tiny_
         )
 
 
-def test_rotary_scaling_that_hooked_transformer_cannot_do_is_one_line(make_checkpoint: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "expected"),
+    [
+        ("qwen2, theta 1e4", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0},
+         "'yarn', expected default or llama3; load_model() takes any kind"),
+        ("llama", "attention_bias", True, "attention_bias true"),
+        ("llama", "mlp_bias", True, "mlp_bias true"),
+        ("qwen2, theta 1e4", "use_sliding_window", True, "sliding window"),
+        ("llama", "hidden_act", "gelu", "hidden_act is 'gelu', expected silu"),
+    ],
+)  # fmt: skip
+def test_what_hooked_transformer_would_leave_out_is_refused(
+    make_checkpoint: Callable[[str], Path], kind: str, name: str, value: object, expected: str
+) -> None:
+    register_r1_distills()
+    folder = make_checkpoint(kind)
+    hf_model = AutoModelForCausalLM.from_pretrained(folder)
+    setattr(hf_model.config, name, value)
+    with pytest.raises(UserError) as caught:
+        HookedTransformer.from_pretrained_no_processing(
+            f"DeepSeek-R1-Distill-{'Qwen' if 'qwen' in kind else 'Llama'}-{'7B' if 'qwen' in kind else '8B'}",
+            hf_model=hf_model, tokenizer=AutoTokenizer.from_pretrained(folder),
+        )  # fmt: skip
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_first_layers_of_a_distill_are_within_the_model(make_checkpoint: Callable[[str], Path]) -> None:
+    register_r1_distills()
+    folder = make_checkpoint("llama")
+    options = {
+        "hf_model": AutoModelForCausalLM.from_pretrained(folder),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+    }
+    load = HookedTransformer.from_pretrained_no_processing
+    assert len(load("DeepSeek-R1-Distill-Llama-8B", first_n_layers=2, **options).blocks) == 2
+    with pytest.raises(UserError, match="first_n_layers is 4, but .* has 3 layers"):
+        load("DeepSeek-R1-Distill-Llama-8B", first_n_layers=4, **options)
+
+
+def test_bos_is_put_before_text_as_the_distills_were_trained(make_checkpoint: Callable[[str], Path]) -> None:
     register_r1_distills()
     folder = make_checkpoint("qwen2, theta 1e4")
-    hf_model = AutoModelForCausalLM.from_pretrained(folder)
-    hf_model.config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
-    with pytest.raises(UserError, match=r"'yarn', expected default or llama3; load_model\(\) takes any kind"):
-        HookedTransformer.from_pretrained_no_processing(
-            "DeepSeek-R1-Distill-Qwen-7B", hf_model=hf_model, tokenizer=AutoTokenizer.from_pretrained(folder)
-        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = HookedTransformer.from_pretrained_no_processing(
+        "DeepSeek-R1-Distill-Qwen-7B", hf_model=AutoModelForCausalLM.from_pretrained(folder), tokenizer=tokenizer
+    )
+    ids = tokenizer("Wait", add_special_tokens=False).input_ids
+    assert model.to_tokens("Wait")[0].tolist() == [tokenizer.bos_token_id, *ids]
