@@ -1,88 +1,175 @@
-"""How well an SAE reconstructs rows that it was never trained on."""
+"""How good an SAE is, measured on rows that it was never trained on.
+
+The SAE is defined at the positions that training reads: those of `seqpos_slice` that hold no excluded token. All
+figures are about these positions. Where the model's loss is measured, the reconstruction takes the place of the
+activation there, and everything else stays as it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from activations import ActivationSource, read_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sae_lens.saes.sae import SAE, TrainingSAE
     from sae_lens.training.activation_scaler import ActivationScaler
-    from sae_lens.training.activations_store import ActivationsStore
+
+Change = Callable[[torch.Tensor], torch.Tensor]  # activations [n, d_in] to what replaces them
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures over all tokens of the held-out rows."""
+    """Figures over all measured positions of the held-out rows; the last four need the whole model."""
 
-    tokens: int  # positions measured, special tokens left out where training leaves them out
+    tokens: int  # positions measured
     l0: float  # mean number of active features per token
     explained_variance: float  # 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖², with x̄ the mean activation
     silent_features: int  # features that are active on none of the tokens
+    # Mean cross-entropy in nats of the next token, predicted at the measured positions by the model as it is (CE), by
+    # the model with the SAE's reconstruction in place of the activation there (CE_sae), and with zeros there (CE_zero).
+    ce_loss: float | None = None
+    ce_loss_with_sae: float | None = None
+    ce_loss_with_zeros: float | None = None
+    # (CE_zero − CE_sae) / (CE_zero − CE): 1 for a perfect reconstruction, 0 for one that is as bad as zeros
+    ce_loss_recovered: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Those that were measured, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-@torch.no_grad()
-def measure(sae: SAE[Any] | TrainingSAE[Any], batches: Iterable[torch.Tensor]) -> Quality:
-    """Reconstruction quality of `sae` on batches of activations [tokens, d_in], in the units that the SAE expects."""
-    tokens, active, error = 0, 0.0, 0.0
-    total = square = fired = None
-    for batch in batches:
-        x = batch.to(device=sae.device, dtype=torch.float32)  # [tokens, d_in]
-        features = sae.encode(x)  # [tokens, d_sae]
-        reconstruction = sae.decode(features).float()
+class Sums:
+    """What the figures of an SAE are made of, added up over batches of activations."""
+
+    def __init__(self) -> None:
+        self.tokens, self.active, self.error = 0, 0.0, 0.0
+        self.total = self.square = self.fired = torch.zeros(0)
+
+    @torch.no_grad()
+    def add(self, x: torch.Tensor, features: torch.Tensor, reconstruction: torch.Tensor) -> None:
+        """Count in activations [n, d_in], their features [n, d_sae] and their reconstruction [n, d_in]."""
         if features.is_sparse:
             features = features.to_dense()
-        if total is None or square is None or fired is None:
-            total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-            square = torch.zeros_like(total)
-            fired = torch.zeros(features.shape[1], dtype=torch.bool, device=x.device)
-        tokens += len(x)
-        active += (features > 0).sum().item()
-        error += (x - reconstruction).double().square().sum().item()
-        total += x.double().sum(0)
-        square += x.double().square().sum(0)
-        fired |= (features > 0).any(0)
-    if total is None or square is None or fired is None or tokens == 0:
-        raise ValueError("there are no tokens to measure on")
-    variance = (square - total.square() / tokens).sum().item()
-    return Quality(
-        tokens=tokens,
-        l0=active / tokens,
-        explained_variance=1 - error / variance,
-        silent_features=int((~fired).sum().item()),
-    )
+        if self.tokens == 0:
+            self.total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+            self.square = torch.zeros_like(self.total)
+            self.fired = torch.zeros(features.shape[1], dtype=torch.bool, device=x.device)
+        on = features > 0
+        self.tokens += len(x)
+        self.active += on.sum().item()
+        self.error += (x - reconstruction).double().square().sum().item()
+        self.total += x.double().sum(0)
+        self.square += x.double().square().sum(0)
+        self.fired |= on.any(0)
+
+    def quality(self, **losses: float) -> Quality:
+        """The figures, with cross-entropies that were measured beside them."""
+        if self.tokens == 0:
+            raise ValueError("there are no tokens to measure on")
+        variance = (self.square - self.total.square() / self.tokens).sum().item()
+        return Quality(
+            tokens=self.tokens,
+            l0=self.active / self.tokens,
+            explained_variance=1 - self.error / variance,
+            silent_features=int((~self.fired).sum().item()),
+            **losses,
+        )
 
 
 class HeldOutEvaluator:
-    """Takes the place of SAELens' evaluator, which reads the training rows and a loss that a cut-off model has not."""
+    """Takes the place of SAELens' evaluator, which reads the training rows."""
 
-    def __init__(self, store: ActivationsStore, rows: Dataset, *, batch_size: int) -> None:
-        """Args: the store that the run trains from (how activations are taken), rows with `tokens`, rows at a time."""
-        self.store, self.rows, self.batch_size = store, rows, batch_size
+    def __init__(
+        self, source: ActivationSource, rows: Dataset, *, batch_size: int, cross_entropy: bool = False
+    ) -> None:
+        """
+        Args:
+            source: the model (all its layers where `cross_entropy` is asked for), and where the SAE is defined.
+            rows: rows with `tokens` to measure on.
+            batch_size: rows in one pass of the model.
+            cross_entropy: whether to measure the model's loss too: a pass through all layers for each evaluation, and
+                two more, whose result is kept, for the first.
+        """
+        self.source, self.rows, self.batch_size = source, rows, batch_size
+        self.cross_entropy = cross_entropy
+        self.bounds: tuple[float, float] | None = None  # CE and CE_zero, which are the same for every SAE
 
-    def batches(self) -> Iterable[torch.Tensor]:
-        """Activations [tokens, d_in] of the held-out rows, as training would see them but for the scaling."""
-        store = self.store
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Ids [rows, context] of the held-out rows, on the CPU."""
         for start in range(0, len(self.rows), self.batch_size):
-            tokens = torch.tensor(self.rows[start : start + self.batch_size]["tokens"][:])  # [rows, context]
-            activations = store.get_activations(tokens.to(next(store.model.parameters()).device))
-            activations = activations.reshape(-1, activations.shape[-1])
-            if store.exclude_special_tokens is not None:
-                ids = tokens[:, slice(*store.seqpos_slice)].reshape(-1).to(activations.device)
-                activations = activations[~torch.isin(ids, store.exclude_special_tokens.to(activations.device))]
-            yield activations
+            yield read_tokens(self.rows, start, min(start + self.batch_size, len(self.rows)))
 
-    def quality(self, sae: SAE[Any] | TrainingSAE[Any]) -> Quality:
-        """Figures of an SAE that takes activations as the model gives them."""
-        return measure(sae, self.batches())
+    @torch.no_grad()
+    def loss(self, change: Change | None) -> float:
+        """Mean cross-entropy in nats of the next token at the SAE's positions, with the activations there changed."""
+        total, count = 0.0, 0
+        for tokens in self.batches():
+            ids, mask = self.source.to_model(tokens), self.source.positions(tokens)
+            mask = self.source.to_model(mask)
+
+            def splice(activations: torch.Tensor, hook: Any, mask: torch.Tensor = mask) -> torch.Tensor:
+                assert change is not None
+                activations = activations.clone()
+                activations[mask] = change(activations[mask]).to(activations.dtype)
+                return activations
+
+            hooks = [] if change is None else [(self.source.hook_name, splice)]
+            with self.source.precision():
+                logits = self.source.model.run_with_hooks(ids, return_type="logits", fwd_hooks=hooks)
+            # Row by row: in float32, the logits of a batch would take more memory than the model.
+            for row, predicted, here in zip(ids, logits, mask, strict=True):
+                losses = torch.nn.functional.cross_entropy(predicted[:-1].float(), row[1:], reduction="none")
+                total += losses[here[:-1]].double().sum().item()
+                count += int(here[:-1].sum().item())
+        return total / count
+
+    @torch.no_grad()
+    def quality(self, sae: SAE[Any] | TrainingSAE[Any], scaler: ActivationScaler | None = None) -> Quality:
+        """Figures of an SAE.
+
+        Args:
+            sae: takes activations as the model gives them, or as `scaler` scales them.
+            scaler: of an SAE in training.
+        """
+        sums = Sums()
+
+        def reconstruct(activations: torch.Tensor) -> torch.Tensor:
+            # The SAE works in its own number format, whatever the model runs in.
+            with torch.autocast(activations.device.type, enabled=False):
+                x = activations.to(device=sae.device, dtype=torch.float32)
+                scaled = x if scaler is None else scaler.scale(x)
+                features = sae.encode(scaled)
+                reconstruction = sae.decode(features).float()
+                reconstruction = reconstruction if scaler is None else scaler.unscale(reconstruction)
+                sums.add(x, features, reconstruction)
+            return reconstruction.to(activations.device)
+
+        if not self.cross_entropy:
+            for tokens in self.batches():
+                reconstruct(self.source.activations(tokens))
+            return sums.quality()
+        if self.bounds is None:
+            self.bounds = self.loss(None), self.loss(torch.zeros_like)
+        clean, zero = self.bounds
+        with_sae = self.loss(reconstruct)
+        return sums.quality(
+            ce_loss=clean,
+            ce_loss_with_sae=with_sae,
+            ce_loss_with_zeros=zero,
+            ce_loss_recovered=(zero - with_sae) / (zero - clean),
+        )
 
     def __call__(
         self, sae: TrainingSAE[Any], data_provider: Any, activation_scaler: ActivationScaler
     ) -> dict[str, float]:
         """Figures for W&B in the middle of a run, where the SAE still expects scaled activations."""
-        quality = measure(sae, (activation_scaler(batch) for batch in self.batches()))
-        return {f"held_out/{name}": value for name, value in asdict(quality).items() if name != "tokens"}
+        # A thread that reads ahead uses the same model: it must wait.
+        with data_provider.paused() if hasattr(data_provider, "paused") else nullcontext():
+            figures = self.quality(sae, activation_scaler).figures()
+        return {f"held_out/{name}": value for name, value in figures.items() if name != "tokens"}

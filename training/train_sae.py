@@ -4,18 +4,21 @@
 
 The config is a YAML file in SAELens' layout; `--set sae.l1_coefficient=3 --set device=cpu` overrides any of its keys.
 Everything in it is checked against the model's configuration and the tokens before the model is loaded. Written to
-`output_path`: cfg.json, sae_weights.safetensors, sparsity.safetensors (SAELens' files) and training_summary.json.
+`output_path`: cfg.json, sae_weights.safetensors, sparsity.safetensors (SAELens' files) and training_summary.json, which
+holds the SAE's quality on rows that it was not trained on.
+
+Ctrl-C and SIGTERM save a checkpoint and stop; others are saved every `checkpoint_every_minutes`. The same command
+with `--resume` continues from the newest one, in the same folder and W&B run, to the same SAE as without the
+interruption. It starts from the first step where there is none, so a job that is queued again can always say --resume.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig
 
-SUMMARY = "training_summary.json"
 SAE_CONFIG = "cfg.json"
 # At most this part of the rows is held out, however many `n_eval_batches` asks for.
 MAX_HELD_OUT = 0.1
@@ -39,17 +41,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key by its dotted name; repeatable"
     )
+    parser.add_argument("--resume", action="store_true", help="continue the run from its newest checkpoint, if any")
     args = parser.parse_args(argv)
 
-    from training_config import build_config, model_dtype, read_config
+    from training_config import build_config, model_dtype, own_settings, read_config
 
     values = read_config(args.config, args.set)
     from transformer_lens_r1.arguments import resolve_device
 
     if isinstance(values.get("device"), str):
         values["device"] = resolve_device(values["device"])
-    cfg = build_config(values)
+    cfg, own = build_config(values), own_settings(values)
     check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
+    from runner import Found, Stopped, measure_only, train
+
+    found = Found(cfg)
+    if not args.resume:
+        found.check_fresh()
+    else:
+        found.check_same_run(cfg)
+        if found.is_measured:
+            print(f"this run is finished: its SAE is {cfg.output_path}")
+            return
+        if found.checkpoint is None and not found.is_trained:
+            print("no checkpoint to resume from: starting from the first step")
     check_wandb(cfg)
     layers = check_model(cfg)
     train_rows, held_out_rows = split_rows(cfg, load_tokens(cfg))
@@ -61,13 +76,49 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.model_name,
         device=cfg.llm_device or cfg.device,
         dtype=model_dtype(cfg),
-        n_layers=layers,
+        n_layers=None if own["evaluate_cross_entropy"] else layers,
         **hub_arguments(cfg),
     )
-    quality = train(cfg, model, train_rows, held_out_rows)
+    try:
+        if args.resume and found.is_trained:
+            summary = measure_only(cfg, model, held_out_rows, own)
+        else:
+            checkpoint = found.checkpoint if args.resume else None
+            summary = train(cfg, model, train_rows, held_out_rows, own=own, checkpoint=checkpoint)
+    except Stopped as stop:
+        print(f"{stop}{how_to_resume(sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
+        sys.exit(128 + stop.signum)
     print(f"wrote the SAE to {cfg.output_path}")
-    for name, value in quality["held_out"].items():
-        print(f"  held-out {name.replace('_', ' ')}: {value:,.4g}")
+    print(table(summary, cfg.dead_feature_window))
+
+
+def how_to_resume(argv: Sequence[str]) -> str:
+    """The command that continues this run."""
+    arguments = [*argv, *(["--resume"] if "--resume" not in argv else [])]
+    return shlex.join(["python", sys.argv[0], *arguments])
+
+
+def table(summary: Mapping[str, Any], dead_feature_window: int) -> str:
+    """The figures of `training_summary.json`, one a line."""
+    held_out = summary["held_out"]
+    lines = [
+        ("training steps", f"{summary['training_steps']:,}"),
+        ("training tokens", f"{summary['training_tokens']:,}"),
+        (f"dead features (inactive for {dead_feature_window:,} steps)", f"{summary['dead_features']:,}"),
+        ("held-out tokens", f"{held_out['tokens']:,}"),
+        ("  L0 (active features per token)", f"{held_out['l0']:.1f}"),
+        ("  explained variance", f"{held_out['explained_variance']:.4f}"),
+        ("  features active on no token", f"{held_out['silent_features']:,}"),
+    ]
+    if "ce_loss_recovered" in held_out:
+        lines += [
+            ("  cross-entropy of the model", f"{held_out['ce_loss']:.4f}"),
+            ("  … with the SAE in it", f"{held_out['ce_loss_with_sae']:.4f}"),
+            ("  … with zeros in its place", f"{held_out['ce_loss_with_zeros']:.4f}"),
+            ("  cross-entropy loss recovered", f"{held_out['ce_loss_recovered']:.4f}"),
+        ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in lines)
 
 
 def check_wandb(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
@@ -174,67 +225,6 @@ def report_epochs(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> None
             f"{available:,}",
             needed / available,
         )
-
-
-def train(
-    cfg: LanguageModelSAERunnerConfig[Any], model: Any, train_rows: Dataset, held_out_rows: Dataset
-) -> dict[str, Any]:
-    """Train and write the SAE to `cfg.output_path`, whole or not at all.
-
-    Args:
-        cfg: what `build_config` made.
-        model: a TransformerBridge with at least the hook's layers.
-        train_rows: column `tokens`, rows of `cfg.context_size` ids.
-        held_out_rows: the same, for the figures in the summary.
-
-    Returns:
-        What `training_summary.json` holds.
-    """
-    import torch
-    from held_out import HeldOutEvaluator
-    from sae_lens import LanguageModelSAETrainingRunner
-
-    from transformer_lens_r1.files import atomic_directory, write_json
-    from transformer_lens_r1.loading import quiet
-
-    started = time.monotonic()
-    summary: dict[str, Any] = {}
-
-    class Runner(LanguageModelSAETrainingRunner):
-        def run_trainer_with_interruption_handling(self, trainer: Any) -> Any:
-            # SAELens moves its progress bar every 100 steps, which is half of a short run.
-            interval = max(1, min(100, cfg.total_training_steps // 100))
-            trainer._update_pbar = partial(trainer._update_pbar, update_interval=interval)
-            # SAELens' handler answers a signal with a broken checkpoint and a traceback: none is set.
-            sae = trainer.fit()
-            summary.update(
-                training_tokens=trainer.n_training_samples,
-                training_steps=trainer.n_training_steps,
-                dead_features=int(trainer.dead_neurons.sum().item()),
-                seconds=round(time.monotonic() - started, 1),
-            )
-            return sae
-
-        def save_final_sae(self, sae: Any, output_path: str, log_feature_sparsity: Any = None) -> None:
-            # The weights first: nothing that measuring may run into can lose them.
-            with atomic_directory(output_path) as folder:
-                super().save_final_sae(sae, str(folder), log_feature_sparsity)
-            sae.eval()
-            summary["held_out"] = asdict(self.evaluator.quality(sae))
-            write_json(Path(output_path) / SUMMARY, summary)
-
-    # SAELens draws the initial weights and the buffer's order from torch's global generator, which it never seeds.
-    torch.manual_seed(cfg.seed)
-    batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
-    with warnings.catch_warnings():
-        # It compares a number of rows with a number of tokens; `report_epochs` says it right.
-        warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
-        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
-        with quiet("sae_lens"):  # it warns that a model and a data set were handed to it
-            runner = Runner(cfg, override_model=model, override_dataset=train_rows)
-        runner.evaluator = HeldOutEvaluator(runner.activations_store, held_out_rows, batch_size=batch_size)
-        runner.run()
-    return summary
 
 
 if __name__ == "__main__":

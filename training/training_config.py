@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig
 
 REQUIRED = ("model_name", "dataset_path", "hook_name", "context_size", "training_tokens", "output_path")
+CHECKPOINT_PATH = "checkpoints"  # SAELens' default
 REQUIRED_SAE = ("d_in", "d_sae")
 
 # Keys of SAELens that have one possible value here, with the reason.
@@ -35,7 +36,27 @@ FIXED: dict[str, tuple[Any, str]] = {
     "dataset_trust_remote_code": (False, "token data sets need no code of their own"),
     "use_cached_activations": (False, "activations are computed during training"),
     "cached_activations_path": (None, "activations are computed during training"),
+    "resume_from_checkpoint": (None, "train_sae.py --resume finds a run's newest checkpoint"),
 }
+
+
+class OwnKey(NamedTuple):
+    """A key that SAELens does not have."""
+
+    type: Any
+    default: Any
+
+
+# Keys that SAELens does not have: `own_settings` gives their values.
+OWN_KEYS = {
+    "checkpoint_every_minutes": OwnKey(float | None, 15.0),  # null: only on Ctrl-C and SIGTERM
+    "checkpoints_kept": OwnKey(int, 2),
+    # The model's loss with the SAE in place, for which all its layers are loaded; without, only those up to the hook.
+    "evaluate_cross_entropy": OwnKey(bool, True),
+    # Of float32 matrix products, as torch.set_float32_matmul_precision knows it: "high" is TF32 on a GPU.
+    "float32_matmul_precision": OwnKey(Literal["highest", "high", "medium"], "highest"),
+}
+
 # Written by SAELens itself, or without effect.
 NOT_SETTABLE = ("hook_eval", "sae_lens_version", "sae_lens_training_version")
 
@@ -98,6 +119,20 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     return values
 
 
+def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `OWN_KEYS` in a config, checked, with their defaults where they are left out.
+
+    Raises:
+        UserError: a wrong type, or a number that is not more than 0.
+    """
+    settings = {}
+    for key, own in OWN_KEYS.items():
+        value = settings[key] = coerce(values.get(key, own.default), own.type, key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            raise UserError(f"{key} is {value}, expected more than 0")
+    return settings
+
+
 def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]:
     """SAELens' configuration object for `values`, in SAELens 6's own layout.
 
@@ -111,7 +146,8 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
     from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-    top = dict(values)
+    own_settings(values)
+    top = {key: value for key, value in values.items() if key not in OWN_KEYS}
     sae_values, logger_values = (_section(top, name) for name in ("sae", "logger"))
     architecture = sae_values.pop("architecture", "standard")
     if architecture not in SAE_TRAINING_CLASS_REGISTRY:
@@ -122,7 +158,7 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
     top_types = _field_types(LanguageModelSAERunnerConfig, leave_out=("sae", "logger", *NOT_SETTABLE))
     sae_types = _field_types(sae_class, leave_out=("metadata",))
     logger_types = _field_types(LoggingConfig)
-    known = [*top_types, "sae.architecture", *_dotted("sae", sae_types), *_dotted("logger", logger_types)]
+    known = [*top_types, *OWN_KEYS, "sae.architecture", *_dotted("sae", sae_types), *_dotted("logger", logger_types)]
     _refuse_unknown([*top, *_dotted("sae", sae_values), *_dotted("logger", logger_values)], known)
     missing = [key for key in REQUIRED if top.get(key) is None]
     missing += _dotted("sae", [key for key in REQUIRED_SAE if sae_values.get(key) is None])
@@ -148,6 +184,10 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
     except (TypeError, ValueError) as error:
         raise UserError(f"SAELens refuses the config: {error}") from error
     check_values(cfg)
+    if cfg.checkpoint_path is not None:
+        # SAELens adds a random id, under which a later process would not find a run's checkpoints.
+        folder = Path(top.get("checkpoint_path", CHECKPOINT_PATH))
+        cfg.checkpoint_path = str(folder / f"{Path(str(cfg.output_path)).name}.checkpoints")
     return cfg
 
 
@@ -183,10 +223,8 @@ def check_values(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         )
     if not 0 <= cfg.activations_mixing_fraction < 1:
         raise UserError(f"activations_mixing_fraction is {cfg.activations_mixing_fraction}, expected 0 to below 1")
-    for name in ("from_pretrained_path", "resume_from_checkpoint"):
-        folder = getattr(cfg, name)
-        if folder is not None and not Path(folder).is_dir():
-            raise UserError(f"{name} is {folder}, but there is no such folder")
+    if cfg.from_pretrained_path is not None and not Path(cfg.from_pretrained_path).is_dir():
+        raise UserError(f"from_pretrained_path is {cfg.from_pretrained_path}, but there is no such folder")
 
 
 def model_dtype(cfg: LanguageModelSAERunnerConfig[Any]) -> str:

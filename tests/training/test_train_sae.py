@@ -174,7 +174,7 @@ def test_wandb_without_a_key_is_refused_before_the_model_loads(
         ("model_name=./nowhere/at/all", "nowhere/at/all"),
         ("output_path=tests/fixtures", "holds other files"),
         ("device=cuda:99", "cuda:99"),
-        ("resume_from_checkpoint=./nowhere", "no such folder"),
+        ("resume_from_checkpoint=./nowhere", "train_sae.py --resume finds"),
         ("nonsense", "expected key=value"),
     ],
 )

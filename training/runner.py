@@ -1,0 +1,371 @@
+"""A training run from its first step, or its newest checkpoint, to the measured SAE on the disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import signal
+import time
+import uuid
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import checkpoints
+import torch
+import wandb
+from activations import ActivationSource, ActivationStream, Prefetched
+from held_out import HeldOutEvaluator, Quality
+from sae_lens import SAE, LanguageModelSAETrainingRunner
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME as SAE_CONFIG
+from sae_lens.training.prefetch import PrefetchingIterator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from trainer import Trainer
+
+from transformer_lens_r1.errors import UserError, first_line
+from transformer_lens_r1.files import atomic_directory, write_json
+from transformer_lens_r1.loading import quiet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sae_lens import LanguageModelSAERunnerConfig
+    from sae_lens.saes.sae import TrainingSAE
+
+SUMMARY = "training_summary.json"
+STREAM_STATE = "activations.safetensors"
+SAVING_FAILS = (OSError, RuntimeError, SafetensorError)  # a full disk, as the three libraries that write report it
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did."""
+
+    def __init__(self, signum: int, where: str) -> None:
+        """Args: the signal, and what is left of the run: a sentence that ends where the command to resume goes."""
+        super().__init__(where)
+        self.signum = signum
+
+
+class StopSignals:
+    """While entered, Ctrl-C and SIGTERM are remembered in `received`; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self.previous.items():
+            signal.signal(signum, handler)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()
+
+
+class Runner(LanguageModelSAETrainingRunner):
+    """SAELens' runner with a stream that can be continued, held-out evaluation, and checkpoints that are whole."""
+
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig[Any],
+        model: Any,
+        train_rows: Dataset,
+        held_out_rows: Dataset,
+        own: Mapping[str, Any],
+    ) -> None:
+        """See `train`."""
+        torch.set_float32_matmul_precision(own["float32_matmul_precision"])
+        # SAELens draws the initial weights from torch's global generator, which it never seeds.
+        torch.manual_seed(cfg.seed)
+        with warnings.catch_warnings(), quiet("sae_lens"):  # it warns that a model and a data set were handed to it
+            # It compares a number of rows with a number of tokens; `report_epochs` says it right.
+            warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
+            super().__init__(cfg, override_model=model, override_dataset=train_rows)
+        self.own = own
+        self.folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path)
+        source = ActivationSource.of_store(self.activations_store, compiled=cfg.compile_llm)
+        self.stream = ActivationStream.of_config(cfg, source, train_rows)
+        self.evaluator = make_evaluator(cfg, source, held_out_rows, own)
+        self.manifest: dict[str, Any] = {
+            "config": cfg.to_dict(),
+            "rows": len(train_rows),
+            "wandb_id": cfg.logger.wandb_id,
+            "seconds": 0.0,
+        }
+        self.summary: dict[str, Any] = {}
+
+    def run(self, checkpoint: Path | None = None) -> dict[str, Any]:
+        """Train, from `checkpoint` if there is one, and write the SAE.
+
+        Raises:
+            Stopped: Ctrl-C or SIGTERM; what there is to save is saved.
+        """
+        cfg = self.cfg
+        self.started = self.last_saved = time.monotonic()
+        self._set_sae_metadata()
+        if checkpoint is not None:
+            self._check_rows(checkpoint)
+        self._start_wandb()
+        if self.folder is not None:
+            checkpoints.clean(self.folder)
+        self.trainer = Trainer(
+            sae=self.sae,
+            data_provider=self.stream,
+            evaluator=self.evaluator,
+            cfg=cfg.to_sae_trainer_config(),
+            between_steps=self._between_steps,
+            save_snapshot=self._save_snapshot,
+        )
+        if checkpoint is not None:
+            self._load(checkpoint)
+        self._compile_sae_if_needed()
+        self.provider: ActivationStream | Prefetched = self.stream
+        if cfg.prefetch_llm_batches:
+            self.provider = Prefetched(self.stream, int(cfg.prefetch_llm_batches))
+            self.trainer.data_provider = self.provider
+        try:
+            with StopSignals() as self.signals:
+                sae = self.trainer.fit()
+                self.save_final_sae(sae, str(cfg.output_path), self.trainer.log_feature_sparsity)
+                if self.signals.received is not None:
+                    where = f"stopped after the last step; the SAE is {cfg.output_path}; measure it with: "
+                    raise Stopped(self.signals.received, where)
+        except Stopped as stop:
+            if cfg.logger.log_to_wandb:
+                wandb.finish(exit_code=128 + stop.signum)
+            raise
+        finally:
+            if isinstance(self.provider, PrefetchingIterator):
+                self.provider.close()
+        sae.eval()
+        quality = self.evaluator.quality(sae)
+        if cfg.logger.log_to_wandb:
+            figures = {f"held_out/{name}": value for name, value in quality.figures().items() if name != "tokens"}
+            wandb.log(figures, step=self.trainer.n_training_steps)
+            wandb.finish()
+        return finish(cfg, quality)
+
+    def save_final_sae(self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: Any = None) -> None:
+        """The SAE, whole or not at all, and before anything that measuring may run into."""
+        summary = {
+            "training_tokens": self.trainer.n_training_samples,
+            "training_steps": self.trainer.n_training_steps,
+            "dead_features": int(self.trainer.dead_neurons.sum().item()),
+            "seconds": round(self._seconds(), 1),
+        }
+        with atomic_directory(output_path) as folder:
+            super().save_final_sae(sae, str(folder), log_feature_sparsity)
+            write_json(folder / SUMMARY, summary)
+
+    def _start_wandb(self) -> None:
+        if not self.cfg.logger.log_to_wandb:
+            return
+        settings = self.cfg.logger
+        self.manifest["wandb_id"] = self.manifest["wandb_id"] or uuid.uuid4().hex[:8]
+        offline = wandb.setup().settings.mode == "offline"
+        wandb.init(
+            project=settings.wandb_project,
+            entity=settings.wandb_entity,
+            config=self.cfg.to_dict(),
+            name=settings.run_name,
+            id=self.manifest["wandb_id"],
+            # Offline, each part of a run is a folder of its own with the same id; `wandb sync` joins them.
+            resume=None if offline else "allow",
+        )
+
+    def _between_steps(self, trainer: Trainer) -> None:
+        every = self.own["checkpoint_every_minutes"]
+        finished = trainer.n_training_samples >= self.cfg.total_training_tokens
+        if self.signals.received is not None and not finished:
+            raise Stopped(self.signals.received, self._last_words())
+        if self.folder is None or every is None or finished:
+            return
+        if time.monotonic() - self.last_saved >= 60 * every:
+            try:
+                self._save()
+            except SAVING_FAILS as error:
+                # A full disk must not end a run of days; the last checkpoints are still there.
+                logger.warning("no checkpoint at step %d: %s", trainer.n_training_steps, first_line(error))
+            self.last_saved = time.monotonic()
+
+    def _last_words(self) -> str:
+        """Save if there is a place for it, and say what is left."""
+        steps = f"stopped after step {self.trainer.n_training_steps:,} of {self.cfg.total_training_steps:,}"
+        if self.folder is None:
+            return f"{steps}; nothing is saved because checkpoint_path is null; start again with: "
+        try:
+            saved = self._save()
+        except SAVING_FAILS as error:
+            return f"{steps}, but could not save a checkpoint ({first_line(error)}); continue from the last one with: "
+        return f"{steps} and saved {saved}; continue with: "
+
+    def _seconds(self) -> float:
+        return self.manifest["seconds"] + time.monotonic() - self.started
+
+    def _save(self) -> Path:
+        trainer = self.trainer
+        assert self.folder is not None
+
+        def save(folder: Path) -> None:
+            self.sae.save_model(folder)
+            trainer.save_trainer_state(folder)
+            state = {**self.provider.state_dict(), "torch_rng": torch.get_rng_state()}
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / STREAM_STATE)
+
+        name = checkpoints.name_of(trainer.n_training_steps, trainer.norm_batches)
+        manifest = {
+            **self.manifest,
+            "seconds": self._seconds(),
+            "steps": trainer.n_training_steps,
+            "tokens": trainer.n_training_samples,
+            "trainer": trainer.state(),
+        }
+        return checkpoints.write(self.folder, name, save, manifest, keep=self.own["checkpoints_kept"])
+
+    def _check_rows(self, checkpoint: Path) -> None:
+        saved = checkpoints.read_manifest(checkpoint)
+        if saved["rows"] != self.manifest["rows"]:
+            raise UserError(
+                f"{checkpoint} was made with {saved['rows']} training rows, but {self.cfg.dataset_path} gives "
+                f"{self.manifest['rows']} now; restore the data, or start a new run with another output_path"
+            )
+        self.manifest |= {name: saved[name] for name in ("wandb_id", "seconds")}
+
+    def _load(self, checkpoint: Path) -> None:
+        self.trainer.load(checkpoint, checkpoints.read_manifest(checkpoint)["trainer"])
+        self.sae.load_weights_from_checkpoint(checkpoint)
+        state = load_file(checkpoint / STREAM_STATE)
+        torch.set_rng_state(state.pop("torch_rng"))
+        self.stream.load_state_dict(state)
+
+    @torch.no_grad()
+    def _save_snapshot(self, trainer: Trainer) -> None:
+        """The SAE as it would be if the run ended here, in `<checkpoint folder>/<tokens>`, as SAELens names them."""
+        if self.folder is None:
+            return
+        sae = copy.deepcopy(trainer.sae)
+        if trainer.activation_scaler.scaling_factor is not None:
+            sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        with atomic_directory(self.folder / str(trainer.n_training_samples)) as folder:
+            sae.save_inference_model(folder)
+            save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+        if self.cfg.logger.log_to_wandb:
+            files = (
+                self.folder / str(trainer.n_training_samples) / name
+                for name in (SAE_WEIGHTS_FILENAME, SAE_CONFIG, SPARSITY_FILENAME)
+            )
+            self.cfg.logger.log(self, *files)
+
+
+def make_evaluator(
+    cfg: LanguageModelSAERunnerConfig[Any], source: ActivationSource, rows: Dataset, own: Mapping[str, Any]
+) -> HeldOutEvaluator:
+    """The measurement that a run's configuration asks for."""
+    batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
+    return HeldOutEvaluator(source, rows, batch_size=batch_size, cross_entropy=own["evaluate_cross_entropy"])
+
+
+def finish(cfg: LanguageModelSAERunnerConfig[Any], quality: Quality) -> dict[str, Any]:
+    """Add the held-out figures to the summary beside the SAE, and remove the run's checkpoints, now of no more use."""
+    path = Path(str(cfg.output_path)) / SUMMARY
+    summary = {**json.loads(path.read_text(encoding="utf-8")), "held_out": quality.figures()}
+    write_json(path, summary)
+    if cfg.checkpoint_path is not None:
+        checkpoints.remove_all(Path(cfg.checkpoint_path))
+    return summary
+
+
+def measure_only(
+    cfg: LanguageModelSAERunnerConfig[Any], model: Any, held_out_rows: Dataset, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure an SAE that is on the disk, for a run that was ended after its last step."""
+    source = ActivationSource(model, cfg.hook_name, cfg.seqpos_slice, excluded_ids(cfg, model), cfg.autocast_lm)
+    sae = SAE.load_from_disk(str(cfg.output_path), device=cfg.device)
+    return finish(cfg, make_evaluator(cfg, source, held_out_rows, own).quality(sae))
+
+
+def excluded_ids(cfg: LanguageModelSAERunnerConfig[Any], model: Any) -> torch.Tensor | None:
+    """The token ids at whose positions the SAE is not defined."""
+    from sae_lens.util import get_special_token_ids
+
+    ids = cfg.exclude_special_tokens
+    if ids is False:
+        return None
+    return torch.tensor(get_special_token_ids(model.tokenizer) if ids is True else ids)
+
+
+class Found:
+    """What is on the disk of the run that a config describes."""
+
+    def __init__(self, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+        output = Path(str(cfg.output_path))
+        in_folder = [] if cfg.checkpoint_path is None else checkpoints.complete(Path(cfg.checkpoint_path))
+        self.checkpoint = in_folder[0] if in_folder else None
+        self.output = output
+        self.is_trained = (output / SAE_CONFIG).is_file() and (output / SUMMARY).is_file()
+        if self.is_trained and self.checkpoint is not None:
+            # An SAE that is older than the checkpoint is the result of an earlier run, which this one will replace.
+            times = [(path / SAE_CONFIG).stat().st_mtime_ns for path in (output, self.checkpoint)]
+            self.is_trained = times[0] >= times[1]
+        self.is_measured = self.is_trained and "held_out" in json.loads((output / SUMMARY).read_text(encoding="utf-8"))
+
+    def check_fresh(self) -> None:
+        """Raise `UserError` where a new run would lose what an interrupted one has saved."""
+        if self.checkpoint is not None and not self.is_trained:
+            raise UserError(
+                f"{self.checkpoint} is of a run that has not ended: add --resume to continue it, delete "
+                f"{self.checkpoint.parent} to drop it, or name another output_path"
+            )
+
+    def check_same_run(self, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+        """Raise `UserError` where what there is belongs to a run with another config."""
+        if self.is_trained:
+            saved = json.loads((self.output / RUNNER_CFG_FILENAME).read_text(encoding="utf-8"))
+            checkpoints.check_same_run(self.output, saved, cfg.to_dict())
+        elif self.checkpoint is not None:
+            saved = checkpoints.read_manifest(self.checkpoint)["config"]
+            checkpoints.check_same_run(self.checkpoint, saved, cfg.to_dict())
+
+
+def train(
+    cfg: LanguageModelSAERunnerConfig[Any],
+    model: Any,
+    train_rows: Dataset,
+    held_out_rows: Dataset,
+    *,
+    own: Mapping[str, Any],
+    checkpoint: Path | None = None,
+) -> dict[str, Any]:
+    """Train and write the SAE to `cfg.output_path`, whole or not at all.
+
+    Args:
+        cfg: what `build_config` made.
+        model: a TransformerBridge with at least the hook's layers, all of them for `evaluate_cross_entropy`.
+        train_rows: column `tokens`, rows of `cfg.context_size` ids.
+        held_out_rows: the same, for the figures in the summary.
+        own: the values of `training_config.OWN_KEYS`.
+        checkpoint: a complete one of the same run to continue from.
+
+    Returns:
+        What `training_summary.json` holds.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM came; what there was to save is saved.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        return Runner(cfg, model, train_rows, held_out_rows, own).run(checkpoint)

@@ -1,0 +1,144 @@
+"""SAELens' trainer, made to stop and continue at any step, and to do no work that changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.saes.standard_sae import StandardTrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
+from tqdm.auto import tqdm
+
+NORM_ESTIMATED = "expected_average_only_in"
+
+
+def firing_counts(features: torch.Tensor) -> torch.Tensor:
+    """On how many of the tokens each feature is active: [n, d_sae] to float32 [d_sae]."""
+    if features.is_sparse:
+        return features.bool().float().sum(0).to_dense()
+    active = (features != 0).view(torch.uint8)
+    # Up to 255 ones fit a byte, and sums of bytes move a quarter of the memory that sums of floats do.
+    return torch.stack([part.sum(0, dtype=torch.uint8) for part in active.split(255)]).sum(0, dtype=torch.float32)
+
+
+def quicken(sae: TrainingSAE[Any]) -> None:
+    """Spare the training step of `sae`, in place, work that does not change its result.
+
+    - Where the decoder bias is not subtracted from the input, SAELens subtracts 0 · b_dec, and the backward pass
+      computes the gradient of the input for it: one of six matrix products of a step.
+    - The L1 penalty of a standard SAE, λ · mean over tokens of Σ_i |f_i · ‖d_i‖| with f_i ≥ 0, is a matrix-vector
+      product; SAELens writes out the products and their signs, each as large as all feature activations.
+    """
+    if not sae.cfg.apply_b_dec_to_input:
+        process = sae.process_sae_in
+        sae.process_sae_in = lambda sae_in: process(sae_in).detach()  # type: ignore[method-assign]
+    if type(sae) is StandardTrainingSAE and sae.cfg.lp_norm == 1.0:
+        sae.calculate_aux_loss = partial(_l1_loss, sae)  # type: ignore[method-assign]
+
+
+def _l1_loss(
+    sae: StandardTrainingSAE, step_input: TrainStepInput, feature_acts: torch.Tensor, **_: Any
+) -> dict[str, torch.Tensor]:
+    with torch.autocast(feature_acts.device.type, enabled=False):  # sums of many terms, in float32 like SAELens' norm
+        penalty = feature_acts.to(sae.W_dec.dtype) @ sae.W_dec.norm(dim=1)  # [tokens]
+    return {"l1_loss": (step_input.coefficients["l1"] * penalty).mean()}
+
+
+class Trainer(SAETrainer[TrainingSAE[Any], Any]):
+    """Calls `between_steps` after each step, and after each batch of the norm estimate."""
+
+    def __init__(
+        self,
+        *args: Any,
+        between_steps: Callable[[Trainer], None],
+        save_snapshot: Callable[[Trainer], None],
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            between_steps: may save a checkpoint; what it raises ends the training.
+            save_snapshot: is called where `n_checkpoints` divides the run.
+        """
+        super().__init__(*args, **kwargs)
+        self.between_steps, self.save_snapshot = between_steps, save_snapshot
+        self.norm_batches, self.norm_sum, self.norm_count = 0, 0.0, 0
+        quicken(self.sae)
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # one pass over weights and moments; parameters and state are those of plain Adam
+
+    def state(self) -> dict[str, Any]:
+        """What `save_trainer_state` does not save."""
+        return {name: getattr(self, name) for name in ("norm_batches", "norm_sum", "norm_count")}
+
+    def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's trainer state and what `state` gave."""
+        self.load_trainer_state(checkpoint)
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.checkpoint_thresholds = [at for at in self.checkpoint_thresholds if at >= self.n_training_samples]
+
+    def fit(self) -> TrainingSAE[Any]:
+        if self.sae.cfg.normalize_activations == NORM_ESTIMATED and self.activation_scaler.scaling_factor is None:
+            self._estimate_norm()
+        return super().fit()
+
+    @torch.no_grad()
+    def _estimate_norm(self) -> None:
+        """The factor √d_in / (mean norm of an activation), over `n_batches_for_norm_estimate` batches of the stream."""
+        batches = self.cfg.n_batches_for_norm_estimate
+        with tqdm(total=batches, initial=self.norm_batches, desc="Estimating the mean norm", leave=False) as progress:
+            while self.norm_batches < batches:
+                norms = next(self.data_provider).float().norm(dim=-1)  # [tokens]
+                self.norm_sum += norms.sum().item()
+                self.norm_count += norms.numel()
+                self.norm_batches += 1
+                progress.update()
+                self.between_steps(self)
+        self.activation_scaler.scaling_factor = self.sae.cfg.d_in**0.5 * self.norm_count / self.norm_sum
+
+    def step(self, batch: torch.Tensor) -> TrainStepOutput:
+        return super().step(batch.to(self.sae.device, self.sae.dtype, non_blocking=True))
+
+    def _train_step(self, sae: TrainingSAE[Any], sae_in: torch.Tensor) -> TrainStepOutput:
+        sae.train()
+        step_input = TrainStepInput(
+            sae_in=sae_in,
+            coefficients=self.get_coefficients(),
+            dead_neuron_mask=self.dead_neurons,
+            n_training_steps=self.n_training_steps,
+            is_logging_step=self._is_logging_step(),
+        )
+        with self.autocast_if_enabled:
+            output = sae.training_forward_pass(step_input=step_input)
+        with torch.no_grad():
+            counts = firing_counts(output.feature_acts)
+            self.n_forward_passes_since_fired.add_(1).masked_fill_(counts > 0, 0)
+            self.act_freq_scores.add_(counts)
+            self.n_frac_active_samples += self.cfg.train_batch_size_samples
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+        return output
+
+    def _checkpoint_if_needed(self) -> None:
+        if self.checkpoint_thresholds and self.n_training_samples > self.checkpoint_thresholds[0]:
+            self.checkpoint_thresholds.pop(0)
+            self.save_snapshot(self)
+
+    def _update_pbar(self, step_output: TrainStepOutput, pbar: Any, update_interval: int = 100) -> None:
+        # SAELens moves its bar every 100 steps, which is half of a short run.
+        super()._update_pbar(step_output, pbar, max(1, min(update_interval, self.cfg.total_training_steps // 100)))
+        # The loop of `fit` has just finished a step: nothing of it is half done.
+        try:
+            self.between_steps(self)
+        except BaseException:
+            pbar.close()
+            raise
