@@ -56,11 +56,23 @@ def fixture_text() -> Path:
 
 
 @pytest.fixture
-def load_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+def load_script() -> Iterator[Callable[[str], ModuleType]]:
     """A function that imports a script by its path from the root, with its folder first on the path, as python does.
 
     What the script imports from its own folder is forgotten afterwards: two folders may use the same module name.
     """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield from _script_loader(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def load_script_for_module() -> Iterator[Callable[[str], ModuleType]]:
+    """`load_script` for fixtures that live as long as a test module."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield from _script_loader(monkeypatch)
+
+
+def _script_loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     folders: list[str] = []
     before = set(sys.modules)
 

@@ -1,0 +1,147 @@
+"""Held-out quality agrees with independent calculations; a trained SAE is what it says it is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from sae_lens import SAE
+from sae_lens.evals import get_recons_loss
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.activation_scaler import ActivationScaler
+from transformers import AutoModelForCausalLM
+
+from transformer_lens_r1.loading import load_model
+
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture(scope="module")
+def run(smollm2_run: Path, smollm2_tokens: Path, smollm2: Path) -> dict[str, Any]:
+    """A trained SAE, its config and figures, the held-out rows [rows, context], and transformers' activations."""
+    config = yaml.safe_load((smollm2_run / "config.yaml").read_text())
+    rows = datasets.load_dataset("parquet", data_files=str(smollm2_tokens / "*.parquet"), split="train")["tokens"]
+    held_out = torch.tensor(rows[-config["n_eval_batches"] * config["store_batch_size_prompts"] :])
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    layer = int(config["hook_name"].split(".")[1])
+    with torch.no_grad():
+        # Not hidden_states: only what the layer itself gives is the residual stream of every layer.
+        kept: list[torch.Tensor] = []
+        handle = model.model.layers[layer].register_forward_hook(lambda module, inputs, output: kept.append(output))
+        model(held_out)
+        handle.remove()
+    return {
+        "sae": SAE.load_from_disk(str(smollm2_run / "sae")),
+        "folder": smollm2_run / "sae",
+        "config": config,
+        "quality": json.loads((smollm2_run / "sae" / "training_summary.json").read_text())["held_out"],
+        "tokens": held_out,
+        "where": ~torch.isin(held_out, torch.tensor([1, 2])) & (torch.arange(held_out.shape[1]) >= 1),
+        "residual": kept[0],
+        "model": model,
+        "layer": model.model.layers[layer],
+    }
+
+
+def explained_variance(x: torch.Tensor, reconstruction: torch.Tensor) -> float:
+    return 1 - ((x - reconstruction).square().sum() / (x - x.mean(0)).square().sum()).item()
+
+
+def loss_with(run: dict[str, Any], change: Callable[[torch.Tensor], torch.Tensor] | None) -> float:
+    """Mean loss of transformers' own model with the layer's output changed where the SAE is defined."""
+    where, tokens = run["where"], run["tokens"]
+
+    def splice(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        assert change is not None
+        return torch.where(where[..., None], change(output.float()).to(output.dtype), output)
+
+    handle = run["layer"].register_forward_hook(splice) if change is not None else None
+    with torch.no_grad():
+        log_probabilities = run["model"](tokens).logits.double().log_softmax(-1)
+    if handle is not None:
+        handle.remove()
+    losses = -log_probabilities[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    return losses[where[:, :-1]].mean().item()
+
+
+def test_the_loss_recovered_equals_that_of_a_hook_in_transformers(run: dict[str, Any]) -> None:
+    sae, quality = run["sae"], run["quality"]
+    clean = loss_with(run, None)
+    with_sae = loss_with(run, lambda x: sae.decode(sae.encode(x)))
+    zero = loss_with(run, torch.zeros_like)
+    assert clean < with_sae < zero
+    # The activations are bfloat16: two ways to the same sums differ in its last digits.
+    assert quality["ce_loss"] == pytest.approx(clean, abs=0.003)
+    assert quality["ce_loss_with_sae"] == pytest.approx(with_sae, abs=0.01)
+    assert quality["ce_loss_with_zeros"] == pytest.approx(zero, abs=0.003)
+    assert quality["ce_loss_recovered"] == pytest.approx((zero - with_sae) / (zero - clean), abs=0.003)
+
+
+def test_the_losses_equal_those_of_saelens_where_every_position_counts(
+    load_script: Load, tiny_llama: Path, fixture_tokens: Path, legacy_sae: Path
+) -> None:
+    held_out, activations = load_script("training/held_out.py"), load_script("training/activations.py")
+    rows = datasets.load_dataset("parquet", data_files=str(fixture_tokens / "*.parquet"), split="train")
+    rows = rows.select(range(20))
+    model, sae = load_model(tiny_llama), SAE.load_from_disk(str(legacy_sae))
+    source = activations.ActivationSource(model, "blocks.2.hook_resid_post")
+    ours = held_out.HeldOutEvaluator(source, rows, batch_size=8, cross_entropy=True).quality(sae)
+    tokens = torch.tensor(rows["tokens"][:])
+    with torch.no_grad():
+        theirs = get_recons_loss(
+            sae, model, ActivationScaler(), tokens, compute_kl=False, compute_ce_loss=True,
+            hook_name="blocks.2.hook_resid_post",
+        )  # fmt: skip
+    assert ours.ce_loss == pytest.approx(theirs["ce_loss_without_sae"].mean().item(), rel=1e-5)
+    assert ours.ce_loss_with_sae == pytest.approx(theirs["ce_loss_with_sae"].mean().item(), rel=1e-5)
+    assert ours.ce_loss_with_zeros == pytest.approx(theirs["ce_loss_with_ablation"].mean().item(), rel=1e-5)
+    assert ours.tokens == tokens.numel()
+
+
+def test_the_other_figures_equal_those_of_the_activations(run: dict[str, Any]) -> None:
+    x, quality = run["residual"][run["where"]].float(), run["quality"]
+    with torch.no_grad():
+        features = run["sae"].encode(x)
+        reconstruction = run["sae"].decode(features)
+    assert quality["tokens"] == len(x)
+    assert quality["l0"] == pytest.approx((features > 0).sum(1).double().mean().item(), rel=0.01)
+    assert quality["explained_variance"] == pytest.approx(explained_variance(x, reconstruction), abs=0.002)
+    assert quality["silent_features"] == pytest.approx((features <= 0).all(0).sum().item(), abs=5)
+
+
+def test_compute_score_loads_the_same_features(run: dict[str, Any], load_script: Load) -> None:
+    sae_io = load_script("extraction/sae_io.py")
+    loaded = sae_io.load_sae(sae_io.find_sae(str(run["folder"])))
+    x = run["residual"][run["where"]].float()
+    with torch.no_grad():
+        # There, every decoder direction has norm 1, so an activation is in the units of the residual stream.
+        expected = run["sae"].encode(x) * run["sae"].W_dec.norm(dim=1)
+        torch.testing.assert_close(loaded.encode(x), expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(loaded.decode(loaded.encode(x)), run["sae"].decode(run["sae"].encode(x)))
+
+
+def test_training_beats_an_untrained_sae_of_the_same_l0(run: dict[str, Any]) -> None:
+    x, quality = run["residual"][run["where"]].float(), run["quality"]
+    torch.manual_seed(0)
+    untrained = TrainingSAE.from_dict({**run["config"]["sae"], "architecture": "standard", "device": "cpu"})
+    with torch.no_grad():
+        # More than fair: it gets the mean activation, the scale that fits best, and the threshold that gives the L0.
+        centred = x - x.mean(0)
+        before_relu = centred @ untrained.W_enc
+        share = quality["l0"] / before_relu.shape[1]
+        sample = before_relu.flatten()[:: max(1, before_relu.numel() // 1_000_000)]
+        features = torch.relu(before_relu - sample.quantile(1 - share))
+        decoded = features @ untrained.W_dec
+        decoded *= (decoded * centred).sum() / decoded.square().sum()
+    l0 = (features > 0).sum(1).double().mean().item()
+    assert l0 == pytest.approx(quality["l0"], rel=0.02)
+    of_untrained = explained_variance(centred, decoded)
+    print(
+        f"explained variance at L0 {l0:.1f}: untrained {of_untrained:.3f}, trained {quality['explained_variance']:.3f}"
+    )
+    assert quality["explained_variance"] > of_untrained + 0.3
