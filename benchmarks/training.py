@@ -217,30 +217,20 @@ class Benchmark:
             ("  of it tokens, buffer, progress bar", whole - floor, f"spread of the ratio {spread(ratios)}"),
         ]
         if "saelens" in median:
-            rate = batch / median["saelens"]
             gains = [theirs / ours for theirs, ours in zip(self.seconds["saelens"], self.seconds["run"], strict=True)]
-            lines.append(
-                (
-                    "SAELens' own loop",
-                    median["saelens"],
-                    f"{rate:,.0f} tokens/s; the run is {statistics.median(gains):.2f} × as fast",
-                )
-            )
+            note = f"{batch / median['saelens']:,.0f} tokens/s; the run is {statistics.median(gains):.2f} × as fast"
+            lines.append(("SAELens' own loop", median["saelens"], note))
         print(
-            f"\nseconds per step of {batch:,} tokens, {self.cfg.sae.d_sae:,} features, {args.device}, medians of {args.rounds} rounds"
+            f"\nseconds per step of {batch:,} tokens, {self.cfg.sae.d_sae:,} features; medians of {args.rounds} rounds"
         )
         for name, seconds, note in lines:
             print(f"  {name:<38}{seconds:>9.4f}  {note}")
         print("apart from the steps, in seconds")
         print(f"  {'norm estimate, per batch':<38}{median['norm estimate']:>9.4f}")
-        rows = len(self.runner.evaluator.rows)
-        print(
-            f"  {f'evaluation of {rows} rows':<38}{median['evaluation']:>9.4f}  the first of a run {median['first evaluation']:.4f}"
-        )
-        peak = getattr(self, "peak_memory", peak_memory(self.cfg.device))
-        print(
-            f"peak memory of the run {peak / 2**30:.2f} GiB ({'allocated by torch' if 'cuda' in args.device else 'resident'})"
-        )
+        rows, first = len(self.runner.evaluator.rows), median["first evaluation"]
+        print(f"  {f'evaluation of {rows} rows':<38}{median['evaluation']:>9.4f}  the first of a run {first:.4f}")
+        peak = getattr(self, "peak_memory", peak_memory(self.cfg.device)) / 2**30
+        print(f"peak memory {peak:.2f} GiB ({'torch, on the GPU' if 'cuda' in args.device else 'resident'})")
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

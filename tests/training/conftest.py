@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import datasets
@@ -15,13 +16,13 @@ CONTEXT, LAYER, WIDTH, FEATURES = 64, 3, 576, 1152
 
 
 @pytest.fixture(scope="session")
-def smollm2_tokens(smollm2: Path, fixture_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of 64 tokens of SmolLM2's, of the text in the fixtures."""
+def smollm2_tokens(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 64 tokens of SmolLM2's, of English prose that every Python brings along: the language reference."""
     from transformers import AutoTokenizer
 
-    texts = datasets.load_dataset("parquet", data_files=str(fixture_text / "*.parquet"), split="train")["text"]
-    ids = [token for text in AutoTokenizer.from_pretrained(smollm2)(list(texts))["input_ids"] for token in text]
-    rows = [ids[at : at + CONTEXT] for at in range(0, len(ids) - CONTEXT + 1, CONTEXT)]
+    texts = [topics[name] for name in sorted(topics)]
+    ids = [token for text in AutoTokenizer.from_pretrained(smollm2)(texts)["input_ids"] for token in text]
+    rows = [ids[at : at + CONTEXT] for at in range(0, len(ids) - CONTEXT + 1, CONTEXT)][:600]
     folder = tmp_path_factory.mktemp("smollm2-tokens")
     datasets.Dataset.from_dict({"tokens": rows}).to_parquet(str(folder / "train-00000.parquet"))
     return folder
@@ -44,16 +45,16 @@ def smollm2_config(smollm2: Path, smollm2_tokens: Path) -> Callable[..., dict[st
                 "d_in": WIDTH, "d_sae": FEATURES, "apply_b_dec_to_input": False, "l1_coefficient": 2,
                 "normalize_activations": "expected_average_only_in",
             },
-            "training_tokens": 40_960,
+            "training_tokens": 24_576,
             "train_batch_size_tokens": 512,
             "n_batches_in_buffer": 64,
             "store_batch_size_prompts": 16,
             "n_batches_for_norm_estimate": 4,
-            "n_eval_batches": 2,
-            "lr": 2e-3,
-            "lr_decay_steps": 20,
+            "n_eval_batches": 1,
+            "lr": 4e-3,
+            "lr_decay_steps": 12,
             "logger": {"log_to_wandb": True, "log_weights_to_wandb": False, "wandb_log_frequency": 5,
-                       "eval_every_n_wandb_logs": 6},
+                       "eval_every_n_wandb_logs": 5},
             "checkpoint_path": str(folder / "checkpoints"),
             "output_path": str(folder / "sae"),
             **values,
