@@ -1,6 +1,7 @@
 """Data sets as the stages hand them on: a folder of parquet with its provenance beside it, or the same on the Hub."""
 
 import argparse
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -118,6 +119,37 @@ def _write_rows(dataset: "Dataset", folder: Path, info: dict[str, Any], card: st
     # No YAML header that names the files: for a folder with one, the data library's cache goes by the folder's name
     # and that header alone, and hands out the rows of an earlier folder of the same name.
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def read_provenance(path: str | Path) -> dict[str, Any] | None:
+    """What ``provenance.json`` of a token data set says; None where there is none, or it names no tokenizer.
+
+    A data set that cannot be found or reached has none either: `load_rows` says what is wrong with it.
+
+    Args:
+        path: a folder or a Hub id. Of a Hub data set only this one file is fetched.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    if Path(path).is_dir():
+        file = Path(path) / PROVENANCE
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+        try:
+            file = Path(hf_hub_download(str(path), PROVENANCE, repo_type="dataset"))
+        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+            return None
+    if not file.is_file():
+        return None
+    try:
+        provenance = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is not JSON ({error}); make the data set again, or delete that file") from error
+    known = isinstance(provenance, dict) and "vocabulary_sha256" in (provenance.get("tokenizer") or {})
+    return provenance if known else None
 
 
 def check_hub_access(args: argparse.Namespace) -> None:

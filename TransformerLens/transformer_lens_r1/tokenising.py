@@ -10,6 +10,8 @@ are dropped.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,3 +118,9 @@ def tokenize_and_concatenate(
         load_from_cache_file=False,
         desc="tokenising",
     )
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of a tokenizer's token → id table: equal where ids mean the same text."""
+    table = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])))
+    return hashlib.sha256(table.encode()).hexdigest()

@@ -7,7 +7,6 @@ Every part is a folder or a Hub id with a column `tokens`, as the other scripts 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,30 +73,6 @@ def shared_tokenizer(names: Sequence[str], provenances: Sequence[dict[str, Any] 
     return known[0][1] if known else None
 
 
-def read_provenance(part: str) -> dict[str, Any] | None:
-    """The `provenance.json` of a folder or Hub data set, or None where it has none."""
-    from transformer_lens_r1.data import PROVENANCE
-
-    if Path(part).is_dir():
-        path = Path(part) / PROVENANCE
-    else:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            path = Path(hf_hub_download(part, PROVENANCE, repo_type="dataset"))
-        except EntryNotFoundError:
-            return None
-    if not path.is_file():
-        return None
-    try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); make the data set again, or delete that file") from error
-    known = isinstance(provenance, dict) and "vocabulary_sha256" in (provenance.get("tokenizer") or {})
-    return provenance if known else None
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("parts", nargs="+", help="folders or Hub ids of token data sets")
@@ -116,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output_dir is not None and args.output_dir.resolve() in [Path(part).resolve() for part in args.parts]:
         raise UserError(f"--output_dir {args.output_dir} is one of the parts, which it would replace; name another")
 
-    from transformer_lens_r1.data import check_hub_access, load_rows, publish_rows
+    from transformer_lens_r1.data import check_hub_access, load_rows, publish_rows, read_provenance
 
     check_hub_access(args)
     parts = [load_rows(part, columns=("tokens",)) for part in args.parts]

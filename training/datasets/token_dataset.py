@@ -6,8 +6,6 @@ This folder holds no ``__init__.py``: as a package it would hide the library of 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +20,6 @@ from transformer_lens_r1.files import display_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("datasets", "tokenizers", "transformers")
 
@@ -68,7 +65,7 @@ def prepare(
     """
     from transformer_lens_r1.data import check_hub_access, load_rows, publish_rows
     from transformer_lens_r1.loading import load_config, load_tokenizer
-    from transformer_lens_r1.tokenising import tokenize_and_concatenate
+    from transformer_lens_r1.tokenising import tokenize_and_concatenate, vocabulary_hash
 
     check_hub_access(args)
     hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
@@ -167,12 +164,6 @@ def draw_rows(rows: Dataset, *, num_tokens: int | None, context_size: int, seed:
             f"{wanted:,} rows that --num_tokens {num_tokens} asks for; all of them are used"
         )
     return rows.shuffle(seed=seed).select(range(min(wanted, len(rows))))
-
-
-def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of a tokenizer's token → id table: equal where ids mean the same text."""
-    table = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])))
-    return hashlib.sha256(table.encode()).hexdigest()
 
 
 def make_card(name: str, info: Mapping[str, Any]) -> str:

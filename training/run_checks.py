@@ -1,0 +1,186 @@
+"""What must hold between a run's configuration, its model and its tokens, found out before any weights are loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from transformer_lens_r1.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sae_lens import LanguageModelSAERunnerConfig
+
+# At most this part of the rows is held out, however many `n_eval_batches` asks for.
+MAX_HELD_OUT = 0.1
+# Values of sae.normalize_activations for which `n_batches_for_norm_estimate` batches are read before the first step.
+ESTIMATED = ("expected_average_only_in", "covariance_whitening")
+
+
+def resolve_devices(values: dict[str, Any]) -> None:
+    """Replace `auto` in a config's device keys, in place, and check that this machine has the devices.
+
+    Raises:
+        UserError: a device that does not exist, or not here.
+    """
+    from transformer_lens_r1.arguments import resolve_device
+
+    for key in ("device", "llm_device", "act_store_device"):
+        if isinstance(values.get(key), str) and values[key] != "with_model":
+            values[key] = resolve_device(values[key])
+
+
+def check_wandb(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raise `UserError` where the run would log to W&B but W&B has no key, or refuses the one there is."""
+    if not cfg.logger.log_to_wandb or os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    import wandb
+
+    try:
+        fault = None if wandb.login(prompt=False) else "there is no W&B key"
+    except (wandb.errors.AuthenticationError, wandb.errors.CommError, wandb.errors.UsageError) as error:
+        fault = f"W&B does not let you in ({error})"
+    if fault is not None:
+        raise UserError(
+            f"logger.log_to_wandb is true but {fault}: set WANDB_API_KEY, or WANDB_MODE=offline to log to this disk, "
+            "or --set logger.log_to_wandb=false"
+        )
+
+
+def hub_arguments(cfg: LanguageModelSAERunnerConfig[Any]) -> dict[str, Any]:
+    """`revision` and `trust_remote_code` of the model."""
+    given = cfg.model_from_pretrained_kwargs or {}
+    return {key: given[key] for key in ("revision", "trust_remote_code") if key in given}
+
+
+def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
+    """The number of layers to load, once the model's configuration fits the run's.
+
+    One more than the hook needs, where there is one: SAELens stops the forward pass where the layer behind the hook
+    begins, and without such a layer the final norm and the unembedding would run for nothing.
+
+    Raises:
+        UserError: no such model, no such layer in it, or sae.d_in is not its width.
+    """
+    from transformer_lens_r1.loading import hook_layer, load_config
+
+    layer = hook_layer(cfg.hook_name)
+    model_config = load_config(cfg.model_name, **hub_arguments(cfg))
+    if layer >= model_config.num_hidden_layers:
+        raise UserError(
+            f"hook_name is {cfg.hook_name}, but {cfg.model_name} has layers 0 to {model_config.num_hidden_layers - 1}"
+        )
+    if cfg.sae.d_in != model_config.hidden_size:
+        raise UserError(
+            f"sae.d_in is {cfg.sae.d_in}, but the residual stream of {cfg.model_name} is "
+            f"{model_config.hidden_size} wide; set sae.d_in to {model_config.hidden_size}"
+        )
+    return min(layer + 2, model_config.num_hidden_layers)
+
+
+def checked_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> tuple[Dataset, Dataset]:
+    """Token rows to train on and rows held out, once they fit the run and its model.
+
+    Says on stderr where the data's tokenizer is not known, and where the data is read more than once.
+
+    Raises:
+        UserError: see `check_tokenizer`, `load_tokens` and `split_rows`.
+    """
+    # The tokenizer first: it takes a small file, where the rows may take gigabytes from the Hub.
+    tokenizer_known = check_tokenizer(cfg)
+    train_rows, held_out_rows = split_rows(cfg, load_tokens(cfg))
+    if not tokenizer_known:
+        say(f"note: {cfg.dataset_path} does not say which tokenizer made it; taken on trust")
+    report_epochs(cfg, train_rows)
+    return train_rows, held_out_rows
+
+
+def check_tokenizer(cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
+    """Compare the tokenizer that made the data, as its `provenance.json` names it, with the model's.
+
+    Returns:
+        Whether there was anything to compare: False where the data does not say which tokenizer made it.
+
+    Raises:
+        UserError: the tokens were made with another vocabulary.
+    """
+    from transformer_lens_r1.data import read_provenance
+    from transformer_lens_r1.loading import load_tokenizer
+    from transformer_lens_r1.tokenising import vocabulary_hash
+
+    provenance = read_provenance(cfg.dataset_path)
+    made_with = (provenance or {}).get("tokenizer") or {}
+    if made_with.get("vocabulary_sha256") is None:
+        return False
+    if vocabulary_hash(load_tokenizer(cfg.model_name, **hub_arguments(cfg))) != made_with["vocabulary_sha256"]:
+        raise UserError(
+            f"{cfg.dataset_path} was made with the tokenizer of {made_with.get('name')}, in which the same id means "
+            f"other text than in that of {cfg.model_name}; tokenise the data for this model, or train on that one"
+        )
+    return True
+
+
+def load_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset:
+    """The run's token rows, checked against its context size and the model's vocabulary.
+
+    Raises:
+        UserError: no such data set or column, rows of another length, or ids that the model does not have.
+    """
+    import pyarrow.compute as pc
+
+    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.loading import load_config
+
+    rows = load_rows(cfg.dataset_path, columns=("tokens",)).select_columns("tokens")
+    column = rows.data.column("tokens")
+    lengths = pc.min_max(pc.list_value_length(column)).as_py()
+    if (lengths["min"], lengths["max"]) != (cfg.context_size, cfg.context_size):
+        spread = lengths["min"] if lengths["min"] == lengths["max"] else f"{lengths['min']} to {lengths['max']}"
+        raise UserError(
+            f"context_size is {cfg.context_size}, but the rows of {cfg.dataset_path} have {spread} tokens; set "
+            "context_size to the rows' length, or tokenise again"
+        )
+    vocab_size = load_config(cfg.model_name, **hub_arguments(cfg)).vocab_size
+    # Every id is read, gigabytes at the paper's size but at the disk's speed: a wrong one would end the run late.
+    bounds = [pc.min_max(chunk.flatten()).as_py() for chunk in column.chunks if len(chunk)]
+    if min(bound["min"] for bound in bounds) < 0 or max(bound["max"] for bound in bounds) >= vocab_size:
+        largest = max(bound["max"] for bound in bounds)
+        raise UserError(
+            f"{cfg.dataset_path} holds the id {largest}, but {cfg.model_name} knows ids 0 to {vocab_size - 1}; "
+            "the tokens were made for another model"
+        )
+    return rows
+
+
+def split_rows(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and the last `n_eval_batches` × `eval_batch_size_prompts` (or a tenth of all) held out."""
+    batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
+    held_out = max(1, min(cfg.n_eval_batches * batch_size, int(MAX_HELD_OUT * len(rows))))
+    if len(rows) - held_out < cfg.store_batch_size_prompts:
+        raise UserError(
+            f"{cfg.dataset_path} has {len(rows)} rows, too few to hold {held_out} out and fill a batch of "
+            f"store_batch_size_prompts ({cfg.store_batch_size_prompts})"
+        )
+    return rows.select(range(len(rows) - held_out)), rows.select(range(len(rows) - held_out, len(rows)))
+
+
+def norm_estimate_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
+    """Tokens that SAELens reads to estimate the activations' mean norm or covariance, before the first step."""
+    return (cfg.sae.normalize_activations in ESTIMATED) * cfg.n_batches_for_norm_estimate * cfg.train_batch_size_tokens
+
+
+def report_epochs(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> None:
+    """Warn on stderr where the run reads its data more than once, and say how often."""
+    available = len(rows) * cfg.context_size
+    needed = cfg.training_tokens + norm_estimate_tokens(cfg)
+    if needed > available:
+        say(
+            f"WARNING: the run reads {needed:,} tokens, the norm estimate included, and {cfg.dataset_path} holds "
+            f"{available:,} to train on: rows repeat {needed / available:.1f} times"
+        )
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    print(line, file=sys.stderr, flush=True)
