@@ -7,13 +7,13 @@ value is checked here against the fields of its dataclasses, before a model is l
 from __future__ import annotations
 
 import dataclasses
-import types
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import yaml
+from config_values import coerce, dotted, one_of, read_yaml, refuse_unknown
 
 from transformer_lens_r1.arguments import DTYPES
 from transformer_lens_r1.errors import UserError, did_you_mean
@@ -84,39 +84,62 @@ SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The YAML file's keys and values with ``key=value`` overrides put in; neither is checked yet.
+    """The YAML file's keys and values with ``key=value`` overrides put in, in the layout of SAELens 6.
+
+    A file in the flat layout of SAELens 5.5.2 is translated (`flat_config`), and lines on stderr say what had no
+    counterpart. Overrides may use either layout's names for it. Values are checked by `build_config`.
 
     Args:
         path: a YAML file.
-        overrides: ``dotted.name=value``, the value read as YAML.
+        overrides: ``dotted.name=value``, the value read as YAML; of two for the same key the last one counts.
 
     Raises:
-        UserError: there is no such file, it is no YAML mapping, or an override has no ``=``.
+        UserError: there is no such file, it is no YAML mapping, an override has no ``=``, or see `flat_config`.
     """
+    import flat_config
+
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no config file {path}; the ones that come with this repository are in training/configs")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no keys; expected lines like 'model_name: …'")
+    flat = flat_config.is_flat(values)
+    sectioned = []  # overrides of a flat file that only SAELens 6 has a name for
     for override in overrides:
         name, equals, text = override.partition("=")
+        name = name.strip()
         if not equals or not name:
             raise UserError(f"--set {override!r}: expected key=value, like --set device=cpu or --set sae.d_sae=4096")
-        *sections, key = name.strip().split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UserError(f"--set {override!r}: {section} is a value, not a section")
-        try:
-            target[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {override!r}: {text!r} is not YAML") from error
-    return values
+        value = read_yaml(text, f"--set {override!r}: {text!r}")
+        if not flat:
+            _put(values, name, value)
+        elif (old_name := flat_config.flat_name(name)) is not None:
+            values[old_name] = value
+            # The width of the SAE has two names: the one that was set counts.
+            values.pop({"d_sae": "expansion_factor", "expansion_factor": "d_sae"}.get(old_name), None)
+        else:
+            sectioned.append((name, value))
+    if not flat:
+        return values
+    translated, notes = flat_config.translate(values, _top_types() | {key: own.type for key, own in OWN_KEYS.items()})
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    for name, value in sectioned:
+        _put(translated, name, value)
+    return translated
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {name}=…: {section} is a value, not a section")
+    values[key] = value
 
 
 def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +157,7 @@ def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]:
-    """SAELens' configuration object for `values`, in SAELens 6's own layout.
+    """SAELens' configuration object for `values`, in SAELens 6's own layout; `OWN_KEYS` are checked and left out.
 
     Where a key is left out, SAELens' default holds, except that `sae.device` and `sae.dtype` follow `device` and
     `dtype`, and that what is in `FIXED` is so.
@@ -152,16 +175,16 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
     architecture = sae_values.pop("architecture", "standard")
     if architecture not in SAE_TRAINING_CLASS_REGISTRY:
         guess = did_you_mean(str(architecture), SAE_TRAINING_CLASS_REGISTRY)
-        raise UserError(f"sae.architecture is {architecture!r}{guess}; {_one_of(SAE_TRAINING_CLASS_REGISTRY)}")
+        raise UserError(f"sae.architecture is {architecture!r}{guess}; {one_of(SAE_TRAINING_CLASS_REGISTRY)}")
     sae_class = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
 
-    top_types = _field_types(LanguageModelSAERunnerConfig, leave_out=("sae", "logger", *NOT_SETTABLE))
+    top_types = _top_types()
     sae_types = _field_types(sae_class, leave_out=("metadata",))
     logger_types = _field_types(LoggingConfig)
-    known = [*top_types, *OWN_KEYS, "sae.architecture", *_dotted("sae", sae_types), *_dotted("logger", logger_types)]
-    _refuse_unknown([*top, *_dotted("sae", sae_values), *_dotted("logger", logger_values)], known)
+    known = [*top_types, *OWN_KEYS, "sae.architecture", *dotted("sae", sae_types), *dotted("logger", logger_types)]
+    refuse_unknown([*top, *dotted("sae", sae_values), *dotted("logger", logger_values)], known)
     missing = [key for key in REQUIRED if top.get(key) is None]
-    missing += _dotted("sae", [key for key in REQUIRED_SAE if sae_values.get(key) is None])
+    missing += dotted("sae", [key for key in REQUIRED_SAE if sae_values.get(key) is None])
     if missing:
         raise UserError(f"the config lacks {', '.join(missing)}")
 
@@ -200,10 +223,10 @@ def check_values(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             raise UserError(f"{name} is {value}, expected {'more than' if name in POSITIVE else 'at least'} 0")
     for name, value in (("dtype", cfg.dtype), ("model_from_pretrained_kwargs.dtype", model_dtype(cfg))):
         if value not in DTYPES:
-            raise UserError(f"{name} is {value!r}{did_you_mean(value, DTYPES)}; {_one_of(DTYPES)}")
+            raise UserError(f"{name} is {value!r}{did_you_mean(value, DTYPES)}; {one_of(DTYPES)}")
     if cfg.lr_scheduler_name not in SCHEDULERS:
         guess = did_you_mean(cfg.lr_scheduler_name, SCHEDULERS)
-        raise UserError(f"lr_scheduler_name is {cfg.lr_scheduler_name!r}{guess}; {_one_of(SCHEDULERS)}")
+        raise UserError(f"lr_scheduler_name is {cfg.lr_scheduler_name!r}{guess}; {one_of(SCHEDULERS)}")
     steps = cfg.total_training_steps
     if steps < 1:
         raise UserError(
@@ -232,73 +255,6 @@ def model_dtype(cfg: LanguageModelSAERunnerConfig[Any]) -> str:
     return (cfg.model_from_pretrained_kwargs or {}).get("dtype", "float32")
 
 
-def coerce(value: Any, expected: Any, name: str) -> Any:
-    """`value` as the type `expected`, a type annotation.
-
-    Only harmless conversions are done: 3 for 3.0, and numbers that YAML reads as text, such as 5e-5.
-
-    Raises:
-        UserError: `value` is of another type.
-    """
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if expected is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        # Exact types come first, so that `true` stays a bool where an int would do as well.
-        for option in sorted(arguments, key=lambda option: option is not type(value)):
-            try:
-                return coerce(value, option, name)
-            except UserError:
-                continue
-    elif origin is typing.Literal:
-        if value in arguments:
-            return value
-    elif origin in (list, tuple):
-        if isinstance(value, list | tuple):
-            return origin(coerce(item, arguments[0], f"{name}[{index}]") for index, item in enumerate(value))
-    elif origin is dict:
-        if isinstance(value, dict):
-            return value
-    elif expected is type(None):
-        if value is None:
-            return None
-    elif expected in (int, float):
-        number = _number(value)
-        if number is not None and (expected is float or number == int(number)):
-            return expected(number)
-    elif isinstance(value, expected):
-        return value
-    raise UserError(f"{name} is {value!r}, expected {_describe(expected)}")
-
-
-def _number(value: Any) -> int | float | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    finite = isinstance(value, int) or (isinstance(value, float) and abs(value) < float("inf"))
-    return value if finite else None
-
-
-def _describe(expected: Any) -> str:
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in arguments)
-    if origin is typing.Literal:
-        return _one_of(arguments).removeprefix("expected ")
-    if origin in (list, tuple):
-        return f"a list of {_describe(arguments[0])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return names.get(expected, "a section of keys")
-
-
-def _one_of(names: typing.Iterable[Any]) -> str:
-    return f"expected one of {', '.join(map(str, names))}"
-
-
 def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     section = values.pop(name, None) or {}
     if not isinstance(section, dict):
@@ -306,8 +262,10 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(section)
 
 
-def _dotted(section: str, keys: typing.Iterable[Any]) -> list[str]:
-    return [f"{section}.{key}" for key in keys]
+def _top_types() -> dict[str, Any]:
+    from sae_lens import LanguageModelSAERunnerConfig
+
+    return _field_types(LanguageModelSAERunnerConfig, leave_out=("sae", "logger", *NOT_SETTABLE))
 
 
 def _field_types(cls: type, leave_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -315,24 +273,10 @@ def _field_types(cls: type, leave_out: Sequence[str] = ()) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.name not in leave_out}
 
 
-def _refuse_unknown(given: Sequence[Any], known: Sequence[str]) -> None:
-    unknown = [str(key) for key in given if key not in known]
-    if not unknown:
-        return
-    # The right name may be one section up or down: `l1_coefficient` for `sae.l1_coefficient`.
-    by_last_part = {name.rpartition(".")[2]: name for name in known}
-    guesses = []
-    for key in unknown:
-        guess = by_last_part.get(key.rpartition(".")[2])
-        guesses.append(f"{key}{f'; did you mean {guess!r}?' if guess else did_you_mean(key, known)}")
-    flat = " (the flat layout of SAELens 5 is not read; use sections sae: and logger:)" if len(unknown) > 3 else ""
-    raise UserError(f"unknown key{'s' if len(unknown) > 1 else ''} in the config: {', '.join(guesses)}{flat}")
-
-
 def _model_arguments(values: dict[str, Any] | None) -> dict[str, Any]:
     name = "model_from_pretrained_kwargs"
     values = {"center_writing_weights": False, **(values or {})}
-    _refuse_unknown(_dotted(name, values), _dotted(name, MODEL_KEYS))
+    refuse_unknown(dotted(name, values), dotted(name, MODEL_KEYS))
     values = {key: coerce(value, MODEL_KEYS[key], f"{name}.{key}") for key, value in values.items()}
     if values["center_writing_weights"]:
         raise UserError(f"{name}.center_writing_weights is true, but weights are never changed here; set it to false")

@@ -1,0 +1,166 @@
+"""Parameters, memory and floating-point work of training an SAE, as formulas of the sizes alone.
+
+Floating-point operations are those of matrix products, a multiplication and an addition counting as two; the rest is
+bound by memory, and covered by the utilisation that a plan assumes. Memory is what tensors take; what a number of
+formulas have in front of them is how many tensors of a kind are alive at once in TransformerLens 3.9's
+`PositionEmbeddingsAttentionBridge`, transformers' Llama and Qwen2 layers, and the step of `trainer.Trainer`.
+tests/training/test_plan.py compares all of them with real models and SAEs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The sizes of a Llama or Qwen2 model."""
+
+    width: int  # of the residual stream, d
+    mlp_width: int  # m
+    query_width: int  # heads × head dimension, q
+    key_width: int  # key-value heads × head dimension, k
+    n_heads: int
+    n_layers: int
+    vocabulary: int
+    tied: bool  # the unembedding is the embedding
+    bias_widths: int  # summed widths of the biases of one layer
+
+    @classmethod
+    def of_config(cls, config: PretrainedConfig) -> ModelSize:
+        """Sizes from a checkpoint's config.json."""
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        query, key = head * config.num_attention_heads, head * config.num_key_value_heads
+        # Qwen2 has biases on query, key and value, and no switch for them; Llama has switches, off in every R1 distill.
+        bias_widths = query + 2 * key if config.model_type == "qwen2" else 0
+        if getattr(config, "attention_bias", False):
+            bias_widths += query + 2 * key + config.hidden_size
+        if getattr(config, "mlp_bias", False):
+            bias_widths += 2 * config.intermediate_size + config.hidden_size
+        return cls(
+            width=config.hidden_size,
+            mlp_width=config.intermediate_size,
+            query_width=query,
+            key_width=key,
+            n_heads=config.num_attention_heads,
+            n_layers=config.num_hidden_layers,
+            vocabulary=config.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+            bias_widths=bias_widths,
+        )
+
+    @property
+    def layer_matrix(self) -> int:
+        """Weights of one layer's seven matrices: 2 d q + 2 d k + 3 d m."""
+        return self.width * (2 * self.query_width + 2 * self.key_width + 3 * self.mlp_width)
+
+
+def model_parameters(size: ModelSize, n_layers: int) -> int:
+    """Parameters of the first `n_layers` layers, both embeddings and the final norm: what `load_model` loads."""
+    embeddings = (1 if size.tied else 2) * size.vocabulary * size.width
+    return embeddings + n_layers * (size.layer_matrix + size.bias_widths + 2 * size.width) + size.width
+
+
+def model_bytes(size: ModelSize, n_layers: int, dtype: str) -> int:
+    """Memory of the loaded model, in which TransformerBridge gives the unembedding a bias of zeros."""
+    return BYTES[dtype] * (model_parameters(size, n_layers) + size.vocabulary)
+
+
+def sae_parameters(d_in: int, d_sae: int) -> int:
+    """Parameters of a standard SAE: W_enc, W_dec, b_enc and b_dec."""
+    return 2 * d_in * d_sae + d_sae + d_in
+
+
+def model_flops(size: ModelSize, n_layers: int, *, rows: int, context: int, unembed: bool = False) -> int:
+    """Work of a forward pass through `n_layers` layers, attention computed in full (its mask saves nothing).
+
+    A layer takes 2 × its weights for each token, and 4 × query width × context for scores and weighted values.
+    """
+    per_token = n_layers * (2 * size.layer_matrix + 4 * size.query_width * context)
+    return rows * context * (per_token + unembed * 2 * size.width * size.vocabulary)
+
+
+def sae_forward_flops(d_in: int, d_sae: int, tokens: int) -> int:
+    """Work of encoding and decoding."""
+    return 4 * tokens * d_in * d_sae
+
+
+def sae_step_flops(d_in: int, d_sae: int, tokens: int, *, input_gradient: bool = False) -> int:
+    """Work of a training step: 4 forward, 6 backward, 2 more where the decoder bias is subtracted from the input."""
+    return (12 if input_gradient else 10) * tokens * d_in * d_sae
+
+
+def forward_peak_bytes(size: ModelSize, n_layers: int, *, rows: int, context: int, dtype: str) -> int:
+    """Most memory that a pass through `n_layers` layers takes at once, weights not counted.
+
+    Residual stream, its norm and rotated queries, keys and values stay alive beside the keys and values of all layers
+    so far, which transformers caches. The peak is in the softmax, which is float32, or for short contexts in the MLP
+    or a norm. GPUs fuse the softmax's cast: there it takes 2 of 10 bytes less in a 16-bit format.
+    """
+    b, tokens = BYTES[dtype], rows * context
+    scores = rows * size.n_heads * context**2
+    cached = 2 * n_layers * size.key_width * tokens * b
+    # The mask [rows, 1, context, context], cosines and sines [context, head], positions [context] as int64.
+    fixed = rows * context**2 * b + 2 * context * size.query_width // size.n_heads * b + 8 * context
+    attention = (3 * size.width + 3 * size.query_width) * tokens * b
+    attention += 8 * scores + 2 * size.query_width * tokens * b if b == 4 else 10 * scores
+    mlp = (4 * size.width + 3 * size.mlp_width) * tokens * b + scores * b
+    # Two float32 copies, their squares or products, and five numbers for each token.
+    norm = (3 * b + 4 * 4) * size.width * tokens + 20 * tokens + scores * b if b < 4 else 0
+    return cached + fixed + max(attention, mlp, norm)
+
+
+def step_peak_bytes(d_in: int, d_sae: int, tokens: int, *, autocast: bool) -> int:
+    """Most memory that a training step takes at once, float32 gradients included, weights and Adam's state not.
+
+    The peak is in the backward pass: where the gradient of the features is summed, with five tensors [tokens, d_sae]
+    and the decoder's gradient alive in two parts, or where those parts are summed. Adam's fused step needs less.
+    """
+    features, inputs, matrix = 4 * tokens * d_sae, 4 * tokens * d_in, 4 * d_in * d_sae
+    vectors = 4 * (d_in + d_sae)
+    if autocast:  # one of the decoder's parts is in bfloat16, and so are the gradients of the output
+        return max(5 * features + 3 * matrix // 2, 3 * features + 3 * matrix) + 5 * inputs // 2 + vectors
+    return max(5 * features + 2 * matrix, 4 * features + 3 * matrix) + 3 * inputs + vectors
+
+
+def evaluation_peak_bytes(
+    size: ModelSize, n_layers: int, *, d_in: int, d_sae: int, rows: int, context: int, dtype: str, loss: bool
+) -> tuple[int, int]:
+    """Upper bounds of the memory that measuring a batch of held-out rows takes at once.
+
+    Returns:
+        On the model's device: a forward pass through `n_layers` layers and, where the loss is measured, logits of the
+        batch, with those of one row in float32 and their logarithms. On the SAE's device: pre-activations, features,
+        which of them are active, and four tensors as large as the input.
+    """
+    logits = context * size.vocabulary * (rows * BYTES[dtype] + 8) * loss
+    on_model = forward_peak_bytes(size, n_layers, rows=rows, context=context, dtype=dtype) + logits
+    return on_model, rows * context * (9 * d_sae + 16 * d_in)
+
+
+def buffer_tokens(*, buffer: int, batch: int, pass_tokens: int, mix_fraction: float) -> int:
+    """Tokens that the activation buffer has room for: a full buffer, and one more pass of the model behind it.
+
+    Args:
+        buffer: `n_batches_in_buffer` × the tokens of a row that are used.
+        batch: tokens in a training batch.
+        pass_tokens: tokens in a pass of the model.
+        mix_fraction: part of the buffer that is kept for the next round.
+    """
+    return max(buffer, int(mix_fraction * buffer) + batch) + pass_tokens
+
+
+def checkpoint_bytes(d_in: int, d_sae: int, *, buffer: int) -> int:
+    """Files of a checkpoint: the SAE and Adam's two moments in float32, two figures of each feature, the buffer."""
+    return 4 * (3 * sae_parameters(d_in, d_sae) + 2 * d_sae) + buffer
+
+
+def snapshot_bytes(d_in: int, d_sae: int) -> int:
+    """Files of a snapshot of the SAE: its weights in float32, and how often each feature fires."""
+    return 4 * (sae_parameters(d_in, d_sae) + d_sae)
