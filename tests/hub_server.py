@@ -64,7 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
             if files is None:
                 return self.missing()
             siblings = [{"rfilename": name} for name in sorted(files)]
-            return self.reply({"id": match[2], "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+            private = self.server_state.private.get(f"{match[1]}/{match[2]}", False)
+            return self.reply({"id": match[2], "sha": COMMIT, "siblings": siblings, "private": private, "tags": []})
         if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/[^/]+(?:/(.*))?", path):
             files = self.repo(match)
             if files is None:

@@ -1,30 +1,46 @@
 """Publish a trained SAE on the Hugging Face Hub, where SAELens finds it by repository and id.
 
-    python training/upload_sae.py --sae_path sae_runs/r1-distill-llama-8b --hf_user NAME
+    python training/upload_sae.py --sae_path sae_runs/r1-distill-llama-8b-ctx-1024-l1-5 --hf_repo NAME/REPOSITORY \\
+        --sae_id blocks.19.hook_resid_post --private
 
-Afterwards: `SAE.from_pretrained("NAME/DeepSeek-R1-Distill-Llama-8B-sae", "blocks.19.hook_resid_post")`.
+Afterwards: `SAE.from_pretrained("NAME/REPOSITORY", "blocks.19.hook_resid_post")`. What is pushed: the SAE, by SAELens'
+own uploader, training_summary.json beside it, and a model card; of local paths in them only the last part.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformer_lens_r1.arguments import ArgumentParser
-from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.errors import UserError, first_line, run
 from transformer_lens_r1.files import display_name
 
-CONFIG, WEIGHTS, SPARSITY, SUMMARY = (
+CONFIG, WEIGHTS, SPARSITY, SUMMARY, RUN_CONFIG, CARD = (
     "cfg.json",
     "sae_weights.safetensors",
     "sparsity.safetensors",
     "training_summary.json",
+    "runner_cfg.json",
+    "README.md",
 )
-PATH_KEYS = ("model_name", "dataset_path", "checkpoint_path", "cached_activations_path", "from_pretrained_path")
+PATH_KEYS = (
+    "model_name", "dataset_path", "checkpoint_path", "cached_activations_path", "from_pretrained_path", "output_path",
+    "resume_from_checkpoint",
+)  # fmt: skip
+# What the card says of the run, where its configuration is known: keys of runner_cfg.json, or of cfg.json.
+CARD_KEYS = (
+    "training_tokens", "train_batch_size_tokens", "lr", "lr_scheduler_name", "lr_warm_up_steps", "lr_decay_steps",
+    "adam_beta1", "adam_beta2", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "decoder_init_norm",
+    "normalize_activations", "apply_b_dec_to_input", "exclude_special_tokens", "seqpos_slice", "prepend_bos", "seed",
+    "dtype",
+)  # fmt: skip
 
 
 def read_sae_folder(path: Path) -> dict[str, Any]:
@@ -59,34 +75,91 @@ def read_sae_folder(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file beside the SAE; nothing where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it to push the SAE without it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no keys; delete it to push the SAE without it")
+    return value
+
+
 def metadata(config: Mapping[str, Any], key: str) -> Any:
     """A field that SAELens 6 keeps under `metadata` and SAELens 5 kept at the top; None where neither has it."""
     return (config.get("metadata") or {}).get(key) or config.get(key)
 
 
-def make_card(repo_id: str, sae_id: str, config: Mapping[str, Any], summary: Mapping[str, Any] | None) -> str:
-    """The README.md of an SAE repository: what it was trained on, how good it is, how to load it."""
-    figures = (summary or {}).get("held_out", {})
-    quality = "".join(f"- held-out {name.replace('_', ' ')}: {value:,.4g}\n" for name, value in figures.items())
+def make_card(
+    repo_id: str, sae_id: str, config: Mapping[str, Any], summary: Mapping[str, Any], run_config: Mapping[str, Any]
+) -> str:
+    """The README.md of an SAE repository: what it was trained on and how, how good it is, how to load it.
+
+    Args:
+        repo_id: the repository.
+        sae_id: the SAE's folder in it.
+        config: its cfg.json.
+        summary: its training_summary.json; empty where there is none.
+        run_config: its runner_cfg.json; empty where there is none.
+    """
+    model, data = shown(metadata(config, "model_name")), shown(metadata(config, "dataset_path"))
+    header = "".join(
+        f"{key}: {name}\n" if key == "base_model" else f"{key}:\n- {name}\n"
+        for key, name in (("base_model", model), ("datasets", data))
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    )
+    figures = {**summary, **(summary.get("held_out") or {})}
+    quality = table("held-out rows", figures.items()) if figures else "No figures were saved with it.\n"
+    details = metadata(config, "training_architecture_details") or {}
+    known = {**config, **details, **run_config, **run_config.get("sae", {})}
+    settings = table("training", ((key, known[key]) for key in CARD_KEYS if known.get(key) is not None))
     return f"""---
 library_name: saelens
 tags:
 - sparse-autoencoder
----
+{header}---
 
 # {repo_id.split("/")[-1]}
 
-A sparse autoencoder with {config["d_sae"]:,} features on `{metadata(config, "hook_name")}` (width {config["d_in"]:,})
-of `{shown(metadata(config, "model_name"))}`, trained on rows of {metadata(config, "context_size")} tokens of
-`{shown(metadata(config, "dataset_path"))}`.
+A sparse autoencoder ({metadata(config, "training_architecture") or config.get("architecture", "standard")}) with
+{config["d_sae"]:,} features on `{metadata(config, "hook_name")}` (width {config["d_in"]:,}) of `{model}`, trained on
+rows of {metadata(config, "context_size")} tokens of `{data}`.
 
-{quality}
 ```python
 from sae_lens import SAE
 
-sae = SAE.from_pretrained("{repo_id}", "{sae_id}")
+sae = {loading_line(repo_id, sae_id)}
 ```
-"""
+
+## Quality
+
+{quality}
+## Configuration
+
+{settings}"""
+
+
+def loading_line(repo_id: str, sae_id: str) -> str:
+    """The Python expression that loads the SAE."""
+    return f'SAE.from_pretrained("{repo_id}", "{sae_id}")'
+
+
+def table(title: str, rows: Iterator[tuple[str, Any]] | Any) -> str:
+    """A Markdown table of names and values; values with parts of their own are left out."""
+    lines = [f"| {title} | |", "|---|---|"]
+    for name, value in rows:
+        if isinstance(value, bool) or value is None or isinstance(value, str | int | list | tuple):
+            lines.append(f"| {name.replace('_', ' ')} | {f'{value:,}' if type(value) is int else value} |")
+        elif isinstance(value, float):
+            lines.append(f"| {name.replace('_', ' ')} | {value:,.4g} |")
+    return "\n".join(lines) + "\n"
 
 
 def shown(name: str | None) -> str:
@@ -95,11 +168,15 @@ def shown(name: str | None) -> str:
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with what may be a local path as `shown`, at the top level and under `metadata`."""
-    public = {key: shown(value) if key in PATH_KEYS and value else value for key, value in config.items()}
-    if isinstance(public.get("metadata"), Mapping):
-        public["metadata"] = without_paths(public["metadata"])
-    return public
+    """The configuration with what may be a local path as `shown`, at any depth."""
+    return {
+        key: without_paths(value)
+        if isinstance(value, Mapping)
+        else shown(value)
+        if key in PATH_KEYS and isinstance(value, str)
+        else value
+        for key, value in config.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -120,38 +197,92 @@ def main(argv: Sequence[str] | None = None) -> None:
     sae_id = args.sae_id or metadata(config, "hook_name")
     if not sae_id:
         raise UserError(f"{args.sae_path / CONFIG} names no hook point; say --sae_id blocks.<layer>.hook_resid_post")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", sae_id) or ".." in sae_id:
+        raise UserError(
+            f"--sae_id {sae_id}: expected a folder's name in the repository, like blocks.19.hook_resid_post"
+        )
     repo_id = args.hf_repo or f"{args.hf_user}/{shown(metadata(config, 'model_name')).split('/')[-1]}-sae"
     args.hf_user = repo_id.split("/")[0]
 
-    from transformer_lens_r1.data import check_hub_access, push_folder
+    from transformer_lens_r1.data import check_hub_access
 
     check_hub_access(args)
     with tempfile.TemporaryDirectory() as staging:
         folder = Path(staging)
         stage(args.sae_path, folder, repo_id=repo_id, sae_id=sae_id, config=config)
-        try:
-            push_folder(folder, repo_id, repo_type="model", token=args.hf_token, private=args.private)
-        except UserError as error:
-            # The staged copy is about to go; what the user has is the folder that they named.
-            raise UserError(str(error).replace(str(folder), str(args.sae_path))) from error
-    print(f'pushed; load it with SAE.from_pretrained("{repo_id}", "{sae_id}")')
+        push(folder, args.sae_path, repo_id=repo_id, sae_id=sae_id, token=args.hf_token, private=args.private)
+    print(f"pushed; load it with {loading_line(repo_id, sae_id)}")
 
 
 def stage(sae_path: Path, folder: Path, *, repo_id: str, sae_id: str, config: Mapping[str, Any]) -> None:
     """Lay out in `folder` what the repository will hold: README.md, and the SAE's files under its id."""
-    summary_path = sae_path / SUMMARY
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else None
     target = folder / sae_id
     target.mkdir(parents=True)
-    (target / CONFIG).write_text(json.dumps(without_paths(config), indent=2) + "\n", encoding="utf-8")
-    for name in (WEIGHTS, SPARSITY, SUMMARY):
+    public = {name: without_paths(read_json(sae_path / name)) for name in (SUMMARY, RUN_CONFIG)}
+    public[CONFIG] = without_paths(config)
+    for name, value in public.items():
+        if value:
+            (target / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    for name in (WEIGHTS, SPARSITY):
         if (sae_path / name).is_file():
             # Linked where the file system can: at the paper's size the weights are 2 GB.
             try:
                 (target / name).hardlink_to((sae_path / name).resolve())
             except OSError:
                 shutil.copyfile(sae_path / name, target / name)
-    (folder / "README.md").write_text(make_card(repo_id, sae_id, config, summary), encoding="utf-8")
+    card = make_card(repo_id, sae_id, config, public[SUMMARY], public[RUN_CONFIG])
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def push(folder: Path, sae_path: Path, *, repo_id: str, sae_id: str, token: str | None, private: bool) -> None:
+    """Upload what `stage` laid out: the SAE by SAELens' uploader, the rest after it.
+
+    A card at the top of the repository that is another SAE's stays; this one's then goes into its own folder.
+
+    Args:
+        folder: what `stage` wrote.
+        sae_path: the user's folder, for messages.
+        repo_id: made where there is none.
+        sae_id: the SAE's folder in the repository.
+        token: the Hub token; None for the environment's or the login's.
+        private: make the repository private.
+
+    Raises:
+        UserError: the repository is public and should be private, or the upload failed.
+    """
+    import httpx
+    import huggingface_hub
+
+    if token:
+        os.environ["HF_TOKEN"] = token  # SAELens' uploader takes no token: it looks there
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        if not api.repo_exists(repo_id):
+            api.create_repo(repo_id, private=private)
+        elif private and not api.repo_info(repo_id).private:
+            raise UserError(
+                f"{repo_id} is there already and is public; make it private on its settings page, or name another "
+                "with --hf_repo"
+            )
+        from sae_lens import upload_saes_to_huggingface
+
+        upload_saes_to_huggingface({sae_id: folder / sae_id}, repo_id, show_progress=False, add_default_readme=False)
+        if api.file_exists(repo_id, CARD):
+            there = Path(api.hf_hub_download(repo_id, CARD, force_download=True)).read_text(encoding="utf-8")
+            if loading_line(repo_id, sae_id) not in there:
+                (folder / CARD).rename(folder / sae_id / CARD)
+                print(f"the card of {repo_id} is another SAE's and stays; this one's is {sae_id}/{CARD}")
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repo_id,
+            allow_patterns=[CARD, f"{sae_id}/{CARD}", f"{sae_id}/{SUMMARY}"],
+            commit_message=f"Card and figures of {sae_id}",
+        )
+    except (OSError, ValueError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = first_line(error).replace(str(folder), str(sae_path))
+        raise UserError(
+            f"the push to {repo_id} failed ({reason}); the SAE is still in {sae_path}: run the same command again"
+        ) from error
 
 
 if __name__ == "__main__":

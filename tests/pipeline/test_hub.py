@@ -1,4 +1,4 @@
-"""What is pushed to the Hub comes back from it: data sets and SAEs, against a server that speaks its protocol."""
+"""What is pushed to the Hub comes back from it: data sets, against a server that speaks its protocol."""
 
 import json
 import os
@@ -91,20 +91,3 @@ def test_a_push_without_a_login_ends_before_the_work(
     assert done.returncode == 2
     assert done.stderr.startswith("error: the Hub does not know who you are") and done.stderr.count("\n") == 1
     assert hub.repos == {}
-
-
-def test_a_pushed_sae_loads_by_its_repository_and_id(
-    hub: HubServer, tmp_path: Path, legacy_sae: Path, repository: Path
-) -> None:
-    done = run_python(
-        hub, tmp_path / "home", repository / "training/upload_sae.py",
-        "--sae_path", legacy_sae, "--hf_repo", "researcher/tiny-sae",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "README.md" in hub.repos["models/researcher/tiny-sae"]
-    load = (
-        "from sae_lens import SAE; sae = SAE.from_pretrained('researcher/tiny-sae', 'blocks.2.hook_resid_post');"
-        "print(sae.cfg.d_sae, sae.cfg.metadata.hook_name)"
-    )
-    loaded = run_python(hub, tmp_path / "home", "-c", load)
-    assert loaded.stdout.split() == ["1024", "blocks.2.hook_resid_post"], loaded.stderr
