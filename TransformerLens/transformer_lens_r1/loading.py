@@ -61,7 +61,7 @@ def load_config(
     try:
         config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a damaged config.json makes of the library that reads it
-        hint = "" if isinstance(source, Path) else did_you_mean(source, R1_DISTILLS)
+        hint = "" if isinstance(source, Path) or source in R1_DISTILLS else did_you_mean(source, R1_DISTILLS)
         raise UserError(f"cannot load the model {source}: {_reason(error)}{hint}") from error
     check_architecture(f"model {name_or_path}", config.model_type, config.architectures)
     return config
