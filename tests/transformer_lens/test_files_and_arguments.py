@@ -1,6 +1,5 @@
 """Files are whole or absent, data sets travel with their provenance, and a wrong argument ends in one line."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -110,7 +109,9 @@ def test_user_errors_end_with_status_2_and_defects_keep_their_traceback(capsys: 
 
 def test_a_result_needs_somewhere_to_go_and_replaces_nothing_else(tmp_path: Path) -> None:
     def require(output_dir: Path | None) -> None:
-        arguments.require_output(argparse.Namespace(output_dir=output_dir, hf_user=None))
+        parser = arguments.ArgumentParser()
+        arguments.add_output_arguments(parser)
+        arguments.require_output(parser.parse_args([] if output_dir is None else ["--output_dir", str(output_dir)]))
 
     with pytest.raises(UserError, match="--output_dir DIR, --hf_user NAME"):
         require(None)

@@ -115,7 +115,7 @@ def prepare(
         "config": config_name,
         "revision": args.dataset_revision or split_revision(args.dataset_path)[1],
         "commit": loaded_commit(records),
-        "licence": licence if args.dataset_path == dataset_path else hub_licence(args.dataset_path),
+        "licence": licence if split_revision(args.dataset_path)[0] == dataset_path else hub_licence(args.dataset_path),
         "records": len(records),
     }
     # The other columns are never read: nested ones take longer to decode than the text takes to format.
