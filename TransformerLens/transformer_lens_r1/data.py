@@ -107,8 +107,9 @@ def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> 
 
 def loaded_commit(dataset: "Dataset") -> str | None:
     """The commit of the Hub that a data set was loaded from; None for one from the disk."""
-    for source in dataset.info.download_checksums or ():
-        if match := re.search(r"@([0-9a-f]{40})(?:/|$)", source):
+    # The data library names the folder of its cache for the commit, and says it nowhere else.
+    for file in dataset.cache_files:
+        if match := re.search(r"/([0-9a-f]{40})/", Path(file["filename"]).as_posix()):
             return match[1]
     return None
 

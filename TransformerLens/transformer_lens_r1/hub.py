@@ -102,6 +102,17 @@ def use_token(token: str | None) -> None:
             handler.addFilter(_Redacting())
 
 
+def cached_commit(name_or_path: str, file: str, *, revision: str | None = None) -> str | None:
+    """The commit that a model's `file`, just read, came from; None for a local folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name_or_path).exists():
+        return None
+    path = try_to_load_from_cache(name_or_path, file, revision=revision)
+    match = re.search(r"/snapshots/([0-9a-f]{40})/", Path(path).as_posix()) if isinstance(path, str) else None
+    return match[1] if match else None
+
+
 def check_hub_access(args: argparse.Namespace, *, repo_id: str | None = None, repo_type: str = "dataset") -> None:
     """Make sure, before any work is done, that the Hub will take the push that ``args`` ask for.
 

@@ -24,6 +24,7 @@ LOAD_ROWS = (
     "run(lambda: print(json.dumps(load_rows(sys.argv[1], columns=['tokens'])['tokens'][:])))"
 )
 CUT = None
+CARD = b"---\nlicense: mit\nconfigs:\n- config_name: metadata\n  data_files: train.parquet\n---\n"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,11 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def local_rows(folder: Path) -> list[list[int]]:
+    """The rows of a data set on the disk, read without the data library."""
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path)["tokens"].to_pylist()]
+
+
 def stored_rows(hub: HubServer, name: str) -> list[list[int]]:
     """The rows of a data set on the server, read without any Hub client."""
     files = hub.repos[name]
@@ -124,7 +130,7 @@ def test_a_pushed_token_data_set_loads_from_the_hub_with_the_same_rows(
     assert list(hub.repos) == [name] and hub.repositories[name].private
     # large files went the way of large files, and the commit came last
     assert any(request.startswith("PUT /lfs/") for request in hub.requests)
-    rows = pq.read_table(tmp_path / "tokens")["tokens"].to_pylist()
+    rows = local_rows(tmp_path / "tokens")
     from_hub = client.evaluate(LOAD_ROWS, name.removeprefix("datasets/"), token=TOKEN)
     assert from_hub.status == 0, from_hub.err
     assert json.loads(from_hub.out) == rows != []
@@ -153,7 +159,7 @@ def test_a_model_and_a_data_set_are_read_at_a_revision_which_the_card_names(
     hub: HubServer, client: HubClient, tmp_path: Path, openthoughts: Path, tiny_llama: Path
 ) -> None:
     model = {path.name: path.read_bytes() for path in tiny_llama.iterdir()}
-    records = {"train.parquet": (openthoughts / "train.parquet").read_bytes(), "README.md": b"---\nlicense: mit\n---\n"}
+    records = {"train.parquet": (openthoughts / "train.parquet").read_bytes(), "README.md": CARD}
     hub.add("models/someone/tiny-llama", model)
     hub.add("datasets/someone/thoughts", records)
     commits = {}
@@ -177,10 +183,10 @@ def test_a_model_and_a_data_set_are_read_at_a_revision_which_the_card_names(
         "--output_dir", local,
     )  # fmt: skip
     assert done.status == 0, done.err
-    rows = pq.read_table(local)["tokens"].to_pylist()
+    rows = local_rows(local)
     assert stored_rows(hub, "datasets/researcher/tiny-llama-OpenThoughts-114k-tokenized") == rows
 
-    done = client.run(OPENTHOUGHTS, *flags, "--dataset_path", "someone/thoughts", "--dataset_revision", "v9")
+    done = client.run(OPENTHOUGHTS, *flags, "--dataset_path", "someone/thoughts", "--dataset_revision", "v9", token=TOKEN)
     assert_one_line(done, "someone/thoughts")
     done = client.run(OPENTHOUGHTS, *flags[:2], "--revision", "v9", *flags[4:6], "--output_dir", tmp_path / "x")
     assert_one_line(done, "someone/tiny-llama")
@@ -196,9 +202,7 @@ def test_parts_of_a_merged_set_are_read_at_their_revisions(
     repository.files["train-00000-of-00001.parquet"] = b"not parquet"
     done = client.run(MERGE, "someone/part@v1", parts[1], "--output_dir", tmp_path / "merged")
     assert done.status == 0, done.err
-    rows = pq.read_table(sorted((tmp_path / "merged").glob("*.parquet")))["tokens"].to_pylist()
-    expected = [row for part in parts for row in pq.read_table(part / "train-00000-of-00001.parquet")["tokens"].to_pylist()]
-    assert sorted(rows) == sorted(expected)
+    assert sorted(local_rows(tmp_path / "merged")) == sorted(local_rows(parts[0]) + local_rows(parts[1]))
     info = json.loads((tmp_path / "merged" / "provenance.json").read_text())
     assert [part["commit"] for part in info["parts"]] == [repository.tags["v1"], None]
     card = (tmp_path / "merged" / "README.md").read_text()
@@ -233,7 +237,7 @@ def test_a_failed_push_is_one_line_keeps_the_data_and_can_be_done_alone(
     assert fault.seen > 0
     assert_one_line(failed, expected, f"the result lies in {merged}", "--push_only")
     assert TOKEN not in failed.out + failed.err and SIGNATURE not in failed.out + failed.err
-    rows = pq.read_table(merged)["tokens"].to_pylist()
+    rows = local_rows(merged)
     before = contents(merged)
     assert len(rows) == 20
     assert not any(path.endswith(".parquet") for files in hub.repos.values() for path in files)
@@ -247,7 +251,7 @@ def test_a_failed_push_is_one_line_keeps_the_data_and_can_be_done_alone(
 
 
 @pytest.mark.parametrize(
-    ("pattern", "status"), [("POST .*/commit/", 429), ("PUT /lfs/", 500), ("PUT /lfs/", CUT), ("POST .*/preupload/", 503)]
+    ("pattern", "status"), [("POST .*/objects/batch", 429), ("PUT /lfs/", 500), ("PUT /lfs/", CUT), ("POST .*/preupload/", 503)]
 )
 def test_a_passing_failure_is_tried_again(
     hub: HubServer, client: HubClient, tmp_path: Path, parts: list[Path], pattern: str, status: int | None
@@ -256,7 +260,7 @@ def test_a_passing_failure_is_tried_again(
     done = client.run(MERGE, *parts, "--output_dir", tmp_path / "merged", "--hf_repo", "researcher/merged", token=TOKEN)
     assert done.status == 0, done.err
     assert fault.seen == 2
-    assert stored_rows(hub, "datasets/researcher/merged") == pq.read_table(tmp_path / "merged")["tokens"].to_pylist()
+    assert stored_rows(hub, "datasets/researcher/merged") == local_rows(tmp_path / "merged")
     assert TOKEN not in done.err and SIGNATURE not in done.err
 
 
@@ -314,15 +318,15 @@ def test_a_narrow_token_may_push_where_it_may_write(hub: HubServer, client: HubC
 
 
 @pytest.mark.parametrize(
-    ("pattern", "status", "expected"),
+    ("name", "pattern", "status", "expected"),
     [
-        ("GET /api/datasets/someone", 401, "someone/part"),
-        ("GET /api/datasets/someone", 403, "someone/part"),
-        ("GET /api/datasets/someone", 500, "a fault of its own (500)"),
-        ("GET /lfs/", 403, "(403)"),
-        ("GET /lfs/", 429, "(429)"),
-        ("GET /lfs/", 500, "(500)"),
-        ("GET /lfs/", CUT, "connection"),
+        ("part-a", "GET /api/datasets/someone", 401, "someone/part-a"),
+        ("part-b", "GET /api/datasets/someone", 403, "someone/part-b"),
+        ("part-c", "GET /api/datasets/someone", 500, "a fault of its own (500)"),
+        ("part-d", "GET /lfs/", 403, "(403)"),
+        ("part-e", "GET /lfs/", 429, "(429)"),
+        ("part-f", "GET /lfs/", 500, "(500)"),
+        ("part-g", "GET /lfs/", CUT, "the connection to the Hub failed"),
     ],
 )
 def test_a_failed_download_is_one_line_and_the_next_one_works(
@@ -330,26 +334,26 @@ def test_a_failed_download_is_one_line_and_the_next_one_works(
     client: HubClient,
     tmp_path: Path,
     parts: list[Path],
+    name: str,
     pattern: str,
     status: int | None,
     expected: str,
-    request: pytest.FixtureRequest,
 ) -> None:
-    # a name of its own, because what was downloaded once is taken from the cache
-    name = f"someone/part-{abs(hash(request.node.name))}"
-    rows = [[abs(hash(request.node.name)) % 1000 + place for place in range(8)]] * 200
+    # names and rows of their own, because what was downloaded once is taken from the cache
+    rows = [[ord(name[-1]) + place for place in range(8)]] * 200
     pq.write_table(pa.table({"tokens": rows}), parts[0] / "train-00000-of-00001.parquet")
-    hub.add(f"datasets/{name}", {path.name: path.read_bytes() for path in parts[0].iterdir()})
+    hub.add(f"datasets/someone/{name}", {path.name: path.read_bytes() for path in parts[0].iterdir()})
+    command = [f"someone/{name}", parts[1], "--output_dir", tmp_path / "merged"]
     fault = hub.fail(pattern, status)
-    failed = client.run(MERGE, name, parts[1], "--output_dir", tmp_path / "merged", token=TOKEN)
+    failed = client.run(MERGE, *command, token=TOKEN)
     assert fault.seen > 0
-    assert_one_line(failed, expected, name if "someone/part" not in expected else expected)
+    assert_one_line(failed, f"someone/{name}", expected)
     assert TOKEN not in failed.err and SIGNATURE not in failed.err
     assert not (tmp_path / "merged").exists()
     hub.faults.clear()
-    worked = client.run(MERGE, name, parts[1], "--output_dir", tmp_path / "merged", token=TOKEN)
+    worked = client.run(MERGE, *command, token=TOKEN)
     assert worked.status == 0, worked.err
-    assert len(pq.read_table(tmp_path / "merged")) == 210
+    assert sorted(local_rows(tmp_path / "merged")) == sorted(rows + local_rows(parts[1]))
 
 
 def test_a_model_is_pulled_though_the_connection_is_cut_and_a_hub_that_fails_is_one_line(
@@ -430,13 +434,13 @@ def test_no_credential_is_left_anywhere(
         flags = ["--dataset_path", openthoughts, "--num_samples", "6", "--hf_repo", f"researcher/leak-text-{place}"]
         said.append(client.run(SUBSET, *flags, "--hf_token", TOKEN))
     assert {done.status for done in said} == {0, 2}
-    # an answer that no client expects ends in a traceback or a line; either way without the token
+    # a defect keeps its traceback, which shows the code but no values
     hub.faults.clear()
-    code = (
-        "import sys; sys.argv[1:1]; from transformer_lens_r1 import hub; import argparse;"
-        "hub.use_token(sys.argv[1]); raise hub.UserError('x') from RuntimeError(hub.redact('token ' + sys.argv[1]))"
+    defect = (
+        "import sys; from pathlib import Path; from transformer_lens_r1.hub import push_folder\n"
+        "push_folder(Path(sys.argv[2]), 'researcher/defect', repo_type=None, token=sys.argv[1], private='yes', no=1)"
     )
-    said.append(client.evaluate(code, TOKEN))
+    said.append(client.evaluate(defect, TOKEN, parts[0]))
     assert "Traceback" in said[-1].err
     for done in said:
         for secret in (TOKEN, SIGNATURE):

@@ -102,6 +102,7 @@ def prepare(
 
     from token_shards import remove_shards, shard_folder, tokenise_records
 
+    from transformer_lens_r1.hub import cached_commit
     from transformer_lens_r1.loading import load_config, load_tokenizer
     from transformer_lens_r1.tokenising import RowMaker, vocabulary_hash
 
@@ -144,7 +145,7 @@ def prepare(
         "tokenizer": {
             "name": model,
             "revision": args.revision,
-            "commit": getattr(config, "_commit_hash", None),
+            "commit": cached_commit(args.model_path, "config.json", revision=args.revision),
             "vocabulary_sha256": vocabulary_hash(tokenizer),
             "bos_id": tokenizer.bos_token_id,
             "eos_id": tokenizer.eos_token_id,
