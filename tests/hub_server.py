@@ -1,7 +1,7 @@
 """A small server on loopback that speaks the Hub's protocol, as far as pushes and downloads of this project use it.
 
-Repositories with commits, branches and tags, files inline and as LFS objects, ranges, access by token: all in memory. It
-can be told to fail: with a status, or by cutting the connection in the middle of a request or an answer.
+Repositories with commits and tags, files inline and as LFS objects, ranges, access by token: all in memory. It can be
+told to fail: with a status, or by cutting the connection in the middle of a request or an answer.
 """
 
 import base64

@@ -44,8 +44,8 @@ def check_bad_rows(faults: Sequence[tuple[int, str]], *, n_records: int, max_bad
     if too_many_bad_rows(len(faults), n_records, max_bad_rows):
         index, fault = faults[0]
         raise UserError(
-            f"more than {100 * max_bad_rows:g} % of the {n_records:,} records of {where} are malformed, the first is record "
-            f"{index}: {fault}; mend them, or allow more with --max_bad_rows"
+            f"more than {100 * max_bad_rows:g} % of the {n_records:,} records of {where} are malformed, the first is "
+            f"record {index}: {fault}; mend them, or allow more with --max_bad_rows"
         )
     for index, fault in faults[:NAMED_AT_MOST]:
         print(f"left out record {index}: {fault}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What is pushed to the Hub comes back from it, and its failures lose nothing: the real clients, a server on loopback."""
+"""What is pushed to the Hub comes back from it, and its failures lose nothing: real clients, a server on loopback."""
 
 import hashlib
 import json
@@ -139,7 +139,7 @@ def test_a_pushed_token_data_set_loads_from_the_hub_with_the_same_rows(
     info = json.loads(hub.repos[name]["provenance.json"])
     for said in (
         "`openthoughts`", "Licence: not stated", "`tiny-llama`", "rows of 64 tokens", "seed 42", f"{len(rows)} rows",
-        f"{64 * len(rows):,} tokens", "python training/datasets/prepare_openthoughts_dataset.py --model_path tiny-llama",
+        f"{64 * len(rows):,} tokens", f"python {OPENTHOUGHTS} --model_path tiny-llama",
         f"tokenizers {info['versions']['tokenizers']}",
     ):  # fmt: skip
         assert said in card
@@ -168,7 +168,16 @@ def test_a_model_and_a_data_set_are_read_at_a_revision_which_the_card_names(
     # the main branches are of no use
     hub.repos["models/someone/tiny-llama"]["config.json"] = b"{}"
     hub.repos["datasets/someone/thoughts"]["train.parquet"] = b"not parquet"
-    flags = ["--model_path", "someone/tiny-llama", "--revision", "v1", "--context_size", "64", "--hf_user", "researcher"]
+    flags = [
+        "--model_path",
+        "someone/tiny-llama",
+        "--revision",
+        "v1",
+        "--context_size",
+        "64",
+        "--hf_user",
+        "researcher",
+    ]
     done = client.run(OPENTHOUGHTS, *flags, "--dataset_path", "someone/thoughts@v1", token=TOKEN)
     assert done.status == 0, done.err
     info = json.loads(hub.repos["datasets/researcher/tiny-llama-OpenThoughts-114k-tokenized"]["provenance.json"])
@@ -186,7 +195,9 @@ def test_a_model_and_a_data_set_are_read_at_a_revision_which_the_card_names(
     rows = local_rows(local)
     assert stored_rows(hub, "datasets/researcher/tiny-llama-OpenThoughts-114k-tokenized") == rows
 
-    done = client.run(OPENTHOUGHTS, *flags, "--dataset_path", "someone/thoughts", "--dataset_revision", "v9", token=TOKEN)
+    done = client.run(
+        OPENTHOUGHTS, *flags, "--dataset_path", "someone/thoughts", "--dataset_revision", "v9", token=TOKEN
+    )
     assert_one_line(done, "someone/thoughts")
     done = client.run(OPENTHOUGHTS, *flags[:2], "--revision", "v9", *flags[4:6], "--output_dir", tmp_path / "x")
     assert_one_line(done, "someone/tiny-llama")
@@ -251,7 +262,8 @@ def test_a_failed_push_is_one_line_keeps_the_data_and_can_be_done_alone(
 
 
 @pytest.mark.parametrize(
-    ("pattern", "status"), [("POST .*/objects/batch", 429), ("PUT /lfs/", 500), ("PUT /lfs/", CUT), ("POST .*/preupload/", 503)]
+    ("pattern", "status"),
+    [("POST .*/objects/batch", 429), ("PUT /lfs/", 500), ("PUT /lfs/", CUT), ("POST .*/preupload/", 503)],
 )
 def test_a_passing_failure_is_tried_again(
     hub: HubServer, client: HubClient, tmp_path: Path, parts: list[Path], pattern: str, status: int | None

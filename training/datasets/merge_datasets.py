@@ -2,8 +2,8 @@
 
     python training/datasets/merge_datasets.py tokens/lmsys tokens/openthoughts --output_dir tokens/merged
 
-Every part is a folder or a Hub id (user/name, or user/name@revision) with a column `tokens`, as the other scripts of this
-folder make them.
+Every part is a folder or a Hub id (user/name, or user/name@revision) with a column `tokens`, as the other scripts of
+this folder make them.
 """
 
 from __future__ import annotations

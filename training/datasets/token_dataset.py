@@ -5,7 +5,6 @@ This folder holds no ``__init__.py``: as a package it would hide the library of 
 
 from __future__ import annotations
 
-import argparse
 import math
 import platform
 import sys
@@ -196,10 +195,8 @@ def make_card(name: str, info: Mapping[str, Any]) -> str:
     """The body of a token data set's README.md: what its rows are, and how they were made."""
     tokenizer = info["tokenizer"]
     made_for = f"`{tokenizer['name']}`{_at(tokenizer)}" if tokenizer["name"] else "an unknown tokenizer"
-    if "parts" in info:
-        made_of = "".join(_part_lines(part) for part in info["parts"])
-    else:
-        made_of = _source_lines(info["source"])
+    parts = info.get("parts")
+    made_of = _source_lines(info["source"]) if parts is None else "".join(_part_lines(part) for part in parts)
     library_versions = ", ".join(f"{library} {number}" for library, number in info["versions"].items())
     return f"""
 # {name}

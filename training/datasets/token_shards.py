@@ -1,9 +1,9 @@
 """Records to rows of tokens in many processes, group by group, with every finished group kept on the disk.
 
-First all records are formatted once, to find the malformed ones: which records make up a group of documents depends on
-them. Then every group is formatted again, tokenised and cut into rows, and the rows are written as one Arrow file, named
-for a hash of the group's texts in a folder named for all else that the rows depend on. A run that was interrupted finds
-the files of finished groups there, and can find no others: another text, tokenizer or context has another name.
+First all records are formatted once, to find the malformed ones: which records make up a group of documents depends
+on them. Then every group is formatted again, tokenised and cut into rows, and the rows are written as one Arrow file,
+named for a hash of the group's texts in a folder named for all else that the rows depend on. A run that was interrupted
+finds the files of finished groups there, and can find no others: another text, tokenizer or context has another name.
 
 No process holds more than one group, so memory does not grow with the number of records.
 """
@@ -307,5 +307,5 @@ def _disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {path.parent} ({error.strerror or error}); make room there and give the same command again"
+            f"cannot write to {path.parent} ({error.strerror or error}); make room there and give the command again"
         ) from error
