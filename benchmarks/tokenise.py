@@ -7,8 +7,8 @@ records, tokenising, cutting rows and writing them. The floor encodes the finish
 nothing. Both use every core. They take turns in one process, so that whatever else the machine does meets both.
 `--memory` instead measures peak memory against the number of records.
 
-The text is Python's own standard library, cut into conversations as long as those of LMSYS-Chat-1M, or into documents as
-long as those of OpenThoughts-114k.
+The text is Python's own standard library, cut into conversations as long as those of LMSYS-Chat-1M, and into documents
+as long as those of OpenThoughts-114k.
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     parser.add_argument("--n_characters", type=positive_int, default=20_000_000, help="characters of text")
     parser.add_argument("--rounds", type=positive_int, default=5, help="turns that are measured, after one that is not")
-    parser.add_argument("--memory", action="store_true", help="measure peak memory instead, at 1, 2, 4 and 8 × the text")
+    parser.add_argument(
+        "--memory", action="store_true", help="measure peak memory instead, at 1, 2, 4 and 8 × the text"
+    )
     args = parser.parse_args(argv)
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

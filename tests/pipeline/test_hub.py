@@ -429,6 +429,36 @@ def test_a_pushed_sae_loads_by_its_repository_and_id_and_a_failed_push_changes_n
     assert loaded.out.split() == ["1024", "blocks.2.hook_resid_post", *local.out.split()], loaded.err
 
 
+def test_an_sae_is_read_at_a_revision_and_a_cut_connection_is_one_line(
+    hub: HubServer, client: HubClient, legacy_sae: Path
+) -> None:
+    sae_id = "blocks.2.hook_resid_post"
+    hub.add("models/someone/sae", {f"{sae_id}/{path.name}": path.read_bytes() for path in legacy_sae.iterdir()})
+    repository = hub.repositories["models/someone/sae"]
+    repository.tags["v1"] = repository.head()
+    repository.files[f"{sae_id}/cfg.json"] = b"{}"
+    extraction = (
+        "import sys; sys.path.insert(0, 'extraction'); from sae_io import find_sae, load_sae;"
+        "from transformer_lens_r1.errors import run; source = find_sae(sys.argv[1], sys.argv[2], revision='v1');"
+        "run(lambda: print(load_sae(source).W_enc.double().sum().item(), source.weights_hash()))"
+    )
+    steering = (
+        "import sys; from lm_eval_sae.sae_rows import find_sae, read_config;"
+        "print(read_config(find_sae(None, release=sys.argv[1], sae_id=sys.argv[2], revision='v1')).d_sae)"
+    )
+    cut = hub.fail("GET /lfs/", CUT)
+    failed = client.evaluate(extraction, "someone/sae", sae_id)
+    assert cut.seen > 0
+    assert_one_line(failed, "cannot load the weights of SAE someone/sae", "the connection to the Hub failed")
+    assert client.evaluate(steering, "someone/sae", sae_id).status != 0
+    hub.faults.clear()
+    local = extraction.replace("sys.argv[2], revision='v1'", "sys.argv[2]")
+    loaded = client.evaluate(extraction, "someone/sae", sae_id)
+    assert loaded.status == 0, loaded.err
+    assert loaded.out == client.evaluate(local, legacy_sae, sae_id).out != ""
+    assert client.evaluate(steering, "someone/sae", sae_id).out == "1024\n"
+
+
 def test_no_credential_is_left_anywhere(
     hub: HubServer, client: HubClient, home: Path, tmp_path: Path, parts: list[Path], openthoughts: Path
 ) -> None:
