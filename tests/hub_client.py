@@ -4,14 +4,18 @@ The clients read the Hub's address once, when they are imported, and importing t
 scripts, each as `python script …` would, with its output caught at the level of the file descriptors.
 """
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -65,6 +69,36 @@ class HubClient:
         answer = self.process.stdout.readline()
         assert answer, "the process that runs the scripts has ended"
         return Done(**json.loads(answer))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of every file below a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def local_rows(folder: Path) -> list[list[int]]:
+    """The rows of a data set on the disk, read without the data library."""
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path)["tokens"].to_pylist()]
+
+
+def stored_rows(files: Mapping[str, bytes]) -> list[list[int]]:
+    """The rows of a data set on the server (path and content of its files), read without any Hub client."""
+    return [
+        row
+        for path in sorted(files)
+        if path.endswith(".parquet")
+        for row in pq.read_table(pa.BufferReader(files[path]))["tokens"].to_pylist()
+    ]
+
+
+def assert_one_line(done: Done, *expected: str) -> None:
+    """It ended with exit status 2 and one line that says what is expected, without a traceback."""
+    assert done.status == 2, done.err
+    assert done.error.startswith("error: "), done.err
+    assert "Traceback" not in done.err
+    for words in expected:
+        assert words in done.error
 
 
 class _NoWaiting:

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,7 @@ class Destination:
     repo_id: str | None
     keep: bool
     """False for a folder that only waits for its push."""
-    token: str | None
+    token: str | None = field(repr=False)
     private: bool
 
 
