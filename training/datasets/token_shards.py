@@ -129,7 +129,8 @@ def tokenise_records(
         UserError: a process was killed, or the disk is full.
     """
     folder = folder / f"groups-{make_rows.key()[:16]}"
-    work = Work(records, format_record, make_rows, folder)
+    # As Arrow tables, whose rows become Python objects several times faster than the library's own.
+    work = Work(records.with_format("arrow"), format_record, make_rows, folder)
     num_proc = num_proc or default_processes()
     faults = _scan(work, num_proc, max_bad_rows)
     if too_many_bad_rows(len(faults), len(records), max_bad_rows):
@@ -250,7 +251,7 @@ def _find_faults(start: int) -> list[tuple[int, str]]:
     assert _work is not None
     stop = min(start + RECORDS_PER_SCAN, len(_work.records))
     faults = []
-    for index, record in zip(range(start, stop), _work.records.select(range(start, stop)), strict=True):
+    for index, record in zip(range(start, stop), _work.records[start:stop].to_pylist(), strict=True):
         try:
             _work.format_record(record)
         except MalformedRow as error:
@@ -261,7 +262,10 @@ def _find_faults(start: int) -> list[tuple[int, str]]:
 def _finish_group(group: np.ndarray) -> Finished:
     """Make the file of one group (indices of its records), unless it is there."""
     assert _work is not None
-    texts = [_work.format_record(record) for record in _work.records.select(group)]
+    first, last = int(group[0]), int(group[-1])
+    together = last - first == len(group) - 1
+    records = _work.records[first : last + 1] if together else _work.records[group.tolist()]
+    texts = [_work.format_record(record) for record in records.to_pylist()]
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         encoded = text.encode()
