@@ -29,6 +29,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     sae = parser.add_argument_group("SAE")
     sae.add_argument("--sae_path", required=True, help="folder of a SAELens SAE, SAELens release, or Hub repo")
     sae.add_argument("--sae_id", help="SAE within the release, repo or folder, like blocks.19.hook_resid_post")
+    sae.add_argument("--sae_revision", help="branch, tag or commit of the SAE's Hub repo (default: its main branch)")
     sae.add_argument("--sae_dtype", choices=DTYPES, default="float32", help="number format of the SAE's weights")
     text = parser.add_argument_group("text")
     text.add_argument("--dataset_path", required=True, help="data set: folder or Hub id")
@@ -77,7 +78,7 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     from transformer_lens_r1.data import load_rows
 
     device = resolve_device(args.device)
-    source = find_sae(args.sae_path, args.sae_id)
+    source = find_sae(args.sae_path, args.sae_id, revision=args.sae_revision)
     remote = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     config = load_config(args.model_path, **remote)
     layer = check_fits(source, config, args.model_path)

@@ -8,20 +8,30 @@ is then missing comes from the remaining rows in their order. The result has the
 
 from __future__ import annotations
 
-import argparse
+import platform
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, positive_int, require_output
+from transformer_lens_r1.arguments import (
+    ArgumentParser,
+    add_output_arguments,
+    positive_int,
+    public_command,
+    require_output,
+)
 from transformer_lens_r1.chat_format import DOMAINS, MalformedRow, format_openthoughts
 from transformer_lens_r1.errors import UserError, run
 from transformer_lens_r1.files import display_name
+from transformer_lens_r1.records import add_max_bad_rows, bad_rows_info, check_bad_rows, too_many_bad_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = ("problem", "deepseek_reasoning", "deepseek_solution", "domain")
+DATASET = "open-thoughts/OpenThoughts-114k"
+LICENCE = "Apache-2.0"
 CODE_COLUMNS = ("test_cases", "starter_code")
 """Of problems in code; a data set without such problems may lack them."""
 
@@ -51,24 +61,38 @@ def stratified_rows(domains: Sequence[str], num_samples: int, seed: int) -> list
     return sorted(chosen)
 
 
-def well_formed_rows(dataset: Dataset) -> tuple[list[int], list[int]]:
-    """Indices of the rows that can be formatted, and of those that cannot."""
+def well_formed_rows(dataset: Dataset, *, max_bad_rows: float) -> tuple[list[int], list[tuple[int, str]]]:
+    """Indices of the rows that can be formatted, and index and fault of those that cannot.
+
+    The search ends where more than the allowed part is malformed.
+    """
+    from tqdm import tqdm
+
     good: list[int] = []
-    bad: list[int] = []
-    for index, sample in enumerate(dataset):
+    faults: list[tuple[int, str]] = []
+    for index, sample in enumerate(tqdm(dataset, desc="checking records", unit="record", unit_scale=True)):
         try:
             format_openthoughts(sample)
             good.append(index)
-        except MalformedRow:
-            bad.append(index)
-    return good, bad
+        except MalformedRow as error:
+            faults.append((index, str(error)))
+            if too_many_bad_rows(len(faults), len(dataset), max_bad_rows):
+                break
+    return good, faults
 
 
-def make_subset(dataset: Dataset, *, num_samples: int, seed: int) -> tuple[Dataset, int]:
-    """The stratified sample with the columns `text` and `domain`, and how many malformed rows were left out."""
+def make_subset(
+    dataset: Dataset, *, num_samples: int, seed: int, max_bad_rows: float, where: str
+) -> tuple[Dataset, list[tuple[int, str]]]:
+    """The stratified sample with the columns `text` and `domain`, and the malformed rows that were left out.
+
+    Raises:
+        UserError: more than the part `max_bad_rows` of the rows of `where` is malformed, or all are.
+    """
     # The other columns are never read, and nested ones take long to decode.
     dataset = dataset.select_columns([name for name in dataset.column_names if name in COLUMNS + CODE_COLUMNS])
-    good, bad = well_formed_rows(dataset)
+    good, faults = well_formed_rows(dataset, max_bad_rows=max_bad_rows)
+    check_bad_rows(faults, n_records=len(dataset), max_bad_rows=max_bad_rows, where=where)
     if not good:
         raise UserError(f"none of the {len(dataset)} rows is an OpenThoughts record of a known domain")
     dataset = dataset.select(good)
@@ -76,57 +100,98 @@ def make_subset(dataset: Dataset, *, num_samples: int, seed: int) -> tuple[Datas
     subset = dataset.select(chosen).map(
         lambda sample: {"text": format_openthoughts(sample)}, load_from_cache_file=False, desc="formatting"
     )
-    return subset.select_columns(["text", "domain"]), len(bad)
+    return subset.select_columns(["text", "domain"]), faults
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, with what argparse alone can refuse refused."""
+def make_card(name: str, info: Mapping[str, Any]) -> str:
+    """The body of the sample's README.md: what its rows are, and how they were made."""
+    known = [f"{key} `{info[key]}`" for key in ("revision", "commit") if info[key]]
+    table = "".join(f"| {domain} | {count:,} |\n" for domain, count in info["domains"].items())
+    versions = ", ".join(f"{library} {number}" for library, number in info["versions"].items())
+    return f"""
+# {name}
+
+{sum(info["domains"].values()):,} problems with their reasoning and solution, drawn from `{info["source"]}`
+({", ".join(["configuration `metadata`", *known])}) with seed {info["seed"]}, in the text format of the DeepSeek-R1
+distills: columns `text` and `domain`. Licence of the source: {info["licence"] or "not stated"}.
+
+| domain | rows |
+|---|---|
+{table}
+{info["malformed"]:,} malformed records were left out.
+
+```bash
+{info["command"]}
+```
+
+Versions: {versions}. `provenance.json` beside this file holds the details.
+"""
+
+
+def make_parser() -> ArgumentParser:
+    """The script's arguments."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--dataset_path",
-        default="open-thoughts/OpenThoughts-114k",
-        help="Hub id or folder with the columns of its config 'metadata'",
+        "--dataset_path", default=DATASET, help="Hub id or folder with the columns of its config 'metadata'"
     )
     parser.add_argument("--dataset_revision", help="branch, tag or commit of the data set on the Hub")
     parser.add_argument("--num_samples", type=positive_int, default=10_000, help="rows in the sample")
     parser.add_argument("--seed", type=int, default=42, help="of the draw")
+    add_max_bad_rows(parser)
     add_output_arguments(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     require_output(args)
     if args.num_samples < len(DOMAINS):
         raise UserError(f"--num_samples {args.num_samples}: expected at least {len(DOMAINS)}, one for each domain")
 
-    from transformer_lens_r1.data import check_hub_access, load_rows, publish_rows
+    from transformer_lens_r1.data import (
+        find_destination,
+        hub_licence,
+        load_rows,
+        loaded_commit,
+        publish_rows,
+        push_rows,
+        split_revision,
+    )
 
-    check_hub_access(args)
+    name = f"OpenThoughts-{args.num_samples / 1000:g}k-DeepSeek-R1"
+    destination = find_destination(args, name)
+    if args.push_only:
+        return push_rows(destination)
     dataset = load_rows(args.dataset_path, columns=COLUMNS, name="metadata", revision=args.dataset_revision)
-    subset, n_bad = make_subset(dataset, num_samples=args.num_samples, seed=args.seed)
+    source, revision = split_revision(args.dataset_path)
+    subset, faults = make_subset(
+        dataset,
+        num_samples=args.num_samples,
+        seed=args.seed,
+        max_bad_rows=args.max_bad_rows,
+        where=display_name(source),
+    )
     counts = Counter(subset["domain"][:])
     print(", ".join(f"{domain} {counts[domain]:,}" for domain in DOMAINS if counts[domain]))
-    if n_bad:
-        print(f"note: {n_bad:,} of {len(dataset):,} rows are malformed and were left out")
     if len(subset) < args.num_samples:
         print(f"note: the data set has only {len(subset):,} usable rows")
-    source = display_name(args.dataset_path)
     info = {
-        "source": source,
-        "revision": args.dataset_revision,
+        "name": name,
+        "source": display_name(source),
+        "revision": args.dataset_revision or revision,
+        "commit": loaded_commit(dataset),
+        "licence": LICENCE if source == DATASET else hub_licence(source),
         "seed": args.seed,
-        "domains": dict(counts),
-        "malformed_rows": n_bad,
+        "domains": {domain: counts[domain] for domain in DOMAINS if counts[domain]},
+        **bad_rows_info(faults),
+        "command": public_command(parser, args, "extraction/prepare_openthoughts_subset.py"),
+        "versions": {
+            "python": platform.python_version(),
+            **{library: version(library) for library in ("transformer-lens-r1", "datasets")},
+        },
     }
-    thousands = f"{args.num_samples / 1000:g}"
-    table = "".join(f"| {domain} | {count} |\n" for domain, count in counts.items())
-    card = (
-        f"# OpenThoughts-{thousands}k as DeepSeek-R1 text\n\n"
-        f"{len(subset):,} problems with their reasoning and solution, drawn from `{source}` (config "
-        f"`metadata`, seed {args.seed}), in the format of the R1 distills.\n\n| domain | rows |\n|---|---|\n{table}"
-    )
-    publish_rows(subset, args=args, name=f"OpenThoughts-{thousands}k-DeepSeek-R1", info=info, card=card)
+    publish_rows(subset, destination, info=info, card=make_card(name, info))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import copy
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError, first_line
+from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.files import hash_file
+from transformer_lens_r1.hub import hub_errors, hub_fault
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -41,6 +42,8 @@ class SaeSource:
     context_size: int | None
     prepend_bos: bool
     exclude_special_tokens: list[int] | bool | None
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository; None for SAELens' choice, its main branch."""
 
     def __str__(self) -> str:
         return self.path if self.sae_id is None else f"{self.path} {self.sae_id}"
@@ -55,18 +58,21 @@ class SaeSource:
 
         repo_id, folder = get_repo_id_and_folder_name(self.path, self.sae_id)
         try:
-            return hash_file(hf_hub_download(repo_id, f"{folder}/{WEIGHTS}"))
+            return hash_file(hf_hub_download(repo_id, f"{folder}/{WEIGHTS}", revision=self.revision))
         except EntryNotFoundError:
             return None
+        except hub_errors() as error:
+            raise UserError(f"cannot fetch the weights of SAE {self}: {hub_fault(error)}") from error
 
 
-def find_sae(path: str, sae_id: str | None = None) -> SaeSource:
+def find_sae(path: str, sae_id: str | None = None, *, revision: str | None = None) -> SaeSource:
     """Read an SAE's configuration; its weights stay where they are.
 
     Args:
         path: a folder with ``cfg.json``, a folder that holds such folders (then ``sae_id`` names one), or a SAELens
             release or Hub repo (then ``sae_id`` is required).
         sae_id: for instance ``blocks.19.hook_resid_post``; for a folder with ``cfg.json``, its hook point or nothing.
+        revision: branch, tag or commit of a Hub repo; where one is named, the repo must be in SAELens' own layout.
 
     Raises:
         UserError: there is no such SAE, its files are incomplete, or its architecture is not supported.
@@ -77,8 +83,8 @@ def find_sae(path: str, sae_id: str | None = None) -> SaeSource:
         if not (folder / WEIGHTS).is_file():
             raise UserError(f"SAE folder {folder} has no {WEIGHTS} beside its {CONFIG}")
     else:
-        folder, config = None, _hub_config(path, sae_id)
-    return _source(path, sae_id, folder, config)
+        folder, config = None, _hub_config(path, sae_id, revision)
+    return replace(_source(path, sae_id, folder, config), revision=None if folder is not None else revision)
 
 
 def _sae_folder(path: Path, sae_id: str | None) -> Path:
@@ -107,19 +113,28 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _hub_config(path: str, sae_id: str | None) -> dict[str, Any]:
+def _hub_config(path: str, sae_id: str | None, revision: str | None) -> dict[str, Any]:
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"no SAE folder {path}: expected a folder with {CONFIG}, or a SAELens release or Hub repo")
     if sae_id is None:
         raise UserError(f"no SAE folder {path}; for a SAELens release or Hub repo give --sae_id too")
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import hf_hub_download
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
     try:
+        if revision is not None:
+            return _read_config(Path(hf_hub_download(path, f"{sae_id}/{CONFIG}", revision=revision)))
         return load_sae_config_from_huggingface(path, sae_id)
-    except (OSError, ValueError, KeyError, httpx.HTTPError, HfHubHTTPError) as error:
-        raise UserError(f"no SAE {sae_id} in the release or Hub repo {path}: {first_line(error)}") from error
+    except (KeyError, *hub_errors()) as error:
+        raise UserError(f"no SAE {sae_id} in the release or Hub repo {path}: {hub_fault(error)}") from error
+
+
+def _hub_folder(source: SaeSource) -> Path:
+    """The local copy of a Hub SAE's files at its revision."""
+    from huggingface_hub import snapshot_download
+
+    files = [f"{source.sae_id}/{name}" for name in (CONFIG, WEIGHTS, "sparsity.safetensors")]
+    return Path(snapshot_download(source.path, revision=source.revision, allow_patterns=files)) / str(source.sae_id)
 
 
 def _hook_name(config: dict[str, Any]) -> str | None:
@@ -188,12 +203,13 @@ def load_sae(source: SaeSource, *, device: str = "cpu", dtype: str = "float32") 
         with warnings.catch_warnings():
             # It recommends a class that this project's models are not of.
             warnings.filterwarnings("ignore", message="\\s*This SAE has non-empty model_from_pretrained_kwargs")
-            if source.folder is not None:
-                sae = SAE.load_from_disk(source.folder, device=device, dtype=dtype)
+            folder = _hub_folder(source) if source.revision is not None else source.folder
+            if folder is not None:
+                sae = SAE.load_from_disk(folder, device=device, dtype=dtype)
             else:
                 sae = SAE.from_pretrained(source.path, source.sae_id, device=device, dtype=dtype)
-    except (RuntimeError, KeyError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (KeyError, *hub_errors()) as error:
+        reason = " ".join((hub_fault(error) if source.folder is None else str(error)).split())[:300]
         raise UserError(f"cannot load the weights of SAE {source}: {reason}") from error
     sae.eval().requires_grad_(False)
     fold_decoder_norm(sae)

@@ -10,7 +10,6 @@ own uploader, training_summary.json beside it, and a model card; of local paths 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_lens_r1.arguments import ArgumentParser
-from transformer_lens_r1.errors import UserError, first_line, run
+from transformer_lens_r1.errors import UserError, run
 from transformer_lens_r1.files import display_name
 
 CONFIG, WEIGHTS, SPARSITY, SUMMARY, RUN_CONFIG, CARD = (
@@ -202,11 +201,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--sae_id {sae_id}: expected a folder's name in the repository, like blocks.19.hook_resid_post"
         )
     repo_id = args.hf_repo or f"{args.hf_user}/{shown(metadata(config, 'model_name')).split('/')[-1]}-sae"
-    args.hf_user = repo_id.split("/")[0]
 
-    from transformer_lens_r1.data import check_hub_access
+    from transformer_lens_r1.hub import check_hub_access
 
-    check_hub_access(args)
+    check_hub_access(args, repo_id=repo_id, repo_type="model")
     with tempfile.TemporaryDirectory() as staging:
         folder = Path(staging)
         stage(args.sae_path, folder, repo_id=repo_id, sae_id=sae_id, config=config)
@@ -248,22 +246,16 @@ def push(folder: Path, sae_path: Path, *, repo_id: str, sae_id: str, token: str 
         private: make the repository private.
 
     Raises:
-        UserError: the repository is public and should be private, or the upload failed.
+        UserError: the upload failed.
     """
-    import httpx
     import huggingface_hub
 
-    if token:
-        os.environ["HF_TOKEN"] = token  # SAELens' uploader takes no token: it looks there
-    api = huggingface_hub.HfApi(token=token)
+    from transformer_lens_r1.hub import hub_errors, hub_fault, use_token
+
+    use_token(token)  # SAELens' uploader takes no token: it finds that one
+    api = huggingface_hub.HfApi()
     try:
-        if not api.repo_exists(repo_id):
-            api.create_repo(repo_id, private=private)
-        elif private and not api.repo_info(repo_id).private:
-            raise UserError(
-                f"{repo_id} is there already and is public; make it private on its settings page, or name another "
-                "with --hf_repo"
-            )
+        api.create_repo(repo_id, private=private, exist_ok=True)
         from sae_lens import upload_saes_to_huggingface
 
         upload_saes_to_huggingface({sae_id: folder / sae_id}, repo_id, show_progress=False, add_default_readme=False)
@@ -278,10 +270,10 @@ def push(folder: Path, sae_path: Path, *, repo_id: str, sae_id: str, token: str 
             allow_patterns=[CARD, f"{sae_id}/{CARD}", f"{sae_id}/{SUMMARY}"],
             commit_message=f"Card and figures of {sae_id}",
         )
-    except (OSError, ValueError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = first_line(error).replace(str(folder), str(sae_path))
+    except hub_errors() as error:
+        reason = hub_fault(error).replace(str(folder), str(sae_path))
         raise UserError(
-            f"the push to {repo_id} failed ({reason}); the SAE is still in {sae_path}: run the same command again"
+            f"the push to {repo_id} failed: {reason}; the SAE is still in {sae_path}: run the same command again"
         ) from error
 
 

@@ -2,15 +2,18 @@
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError, did_you_mean
-from transformer_lens_r1.files import PROVENANCE, check_output_folder
+from transformer_lens_r1.files import PROVENANCE, check_output_folder, display_name
 
 DTYPES = ("bfloat16", "float16", "float32")
+# What a published command does not repeat: credentials, and flags of a single run.
+PRIVATE_ARGUMENTS = ("hf_token", "push_only", "help")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -113,20 +116,57 @@ def add_revision_arguments(parser: Any) -> None:
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--output_dir --hf_user --hf_token --private``, of which the first or second is required."""
+    """Add ``--output_dir --hf_user --hf_repo --hf_token --private --push_only``; one of the first three is required."""
     group = parser.add_argument_group("output (--output_dir, --hf_user or both)")
     group.add_argument("--output_dir", type=Path, help="folder to write the data set to")
     group.add_argument("--hf_user", help="Hub user or organisation to push the data set to")
-    group.add_argument("--hf_token", help="Hub token to push with (default: HF_TOKEN or the Hub login, as for reading)")
+    group.add_argument("--hf_repo", help="Hub data set to push to instead, as user/name")
+    group.add_argument("--hf_token", help="Hub token to read and push with (default: HF_TOKEN or the Hub login)")
     group.add_argument("--private", action="store_true", help="make the Hub repository private")
+    group.add_argument("--push_only", action="store_true", help="push the finished result of the same command again")
 
 
 def require_output(args: argparse.Namespace) -> None:
     """Raise `UserError` unless the result has somewhere to go, before any work is spent on it."""
-    if args.output_dir is None and args.hf_user is None:
+    if args.output_dir is None and args.hf_user is None and args.hf_repo is None:
         raise UserError("nowhere to put the result: give --output_dir DIR, --hf_user NAME, or both")
+    if args.hf_repo is not None and not re.fullmatch(r"[^/\s]+/[^/\s]+", args.hf_repo):
+        raise UserError(f"--hf_repo {args.hf_repo}: expected user/name")
+    if args.hf_user is not None and not re.fullmatch(r"[\w.-]+", args.hf_user):
+        raise UserError(f"--hf_user {args.hf_user}: expected the name of a Hub user or organisation")
+    if args.hf_repo is not None and args.hf_user not in (None, args.hf_repo.split("/")[0]):
+        raise UserError(f"--hf_repo {args.hf_repo} is not of --hf_user {args.hf_user}; give one of them")
+    if args.push_only and args.hf_user is None and args.hf_repo is None:
+        raise UserError("--push_only needs to know where to push: give --hf_user NAME or --hf_repo NAME/REPOSITORY")
     if args.output_dir is not None:
         check_output_folder(args.output_dir, PROVENANCE)
+
+
+def public_command(parser: argparse.ArgumentParser, args: argparse.Namespace, script: str) -> str:
+    """The command that gives ``args``, fit to be published: no token, and of local paths only the last part.
+
+    Args:
+        parser: what read ``args``; values that are its defaults are left out.
+        args: the arguments.
+        script: the script's path from the root of the repository.
+    """
+    words = ["python", script]
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if action.dest in PRIVATE_ARGUMENTS or value is None or value is False or value == action.default:
+            continue
+        flag = action.option_strings[:1]
+        if value is True:
+            words += flag
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [*flag, *(shlex.quote(_published(item)) for item in values)]
+    return " ".join(words)
+
+
+def _published(value: Any) -> str:
+    # A path that a user gave as an output need not exist yet, but it is one.
+    return value.absolute().name if isinstance(value, Path) else display_name(str(value))
 
 
 def resolve_device(name: str) -> str:

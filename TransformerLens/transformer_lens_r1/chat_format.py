@@ -57,7 +57,7 @@ def _openthoughts_question(sample: Mapping[str, Any]) -> str:
         return MATH_INSTRUCTION + problem
     if domain == "code":
         instruction = CODE_WITH_FUNCTION_NAME if _has_function_name(sample) else CODE_WITH_STDIN
-        starter_code = sample.get("starter_code")
+        starter_code = _text(sample, "starter_code") if sample.get("starter_code") is not None else ""
         return instruction + problem + (f"\n{starter_code}" if starter_code else "")
     if domain in PLAIN_DOMAINS:
         return problem
@@ -66,8 +66,9 @@ def _openthoughts_question(sample: Mapping[str, Any]) -> str:
 
 def _has_function_name(sample: Mapping[str, Any]) -> bool:
     try:
-        test_cases = json.loads(_text(sample, "test_cases"))
-    except json.JSONDecodeError as error:
+        # Test cases hold whole numbers of thousands of digits, which Python refuses to read as such.
+        test_cases = json.loads(_text(sample, "test_cases"), parse_int=float)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise MalformedRow(f"field 'test_cases' is not JSON: {error}") from None
     if not isinstance(test_cases, dict):
         raise MalformedRow(f"field 'test_cases' holds a {type(test_cases).__name__}, expected a JSON object")

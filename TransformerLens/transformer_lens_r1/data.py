@@ -1,15 +1,19 @@
 """Data sets as the stages hand them on: a folder of parquet with its provenance beside it, or the same on the Hub."""
 
 import argparse
+import hashlib
 import json
 import math
-import tempfile
+import re
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens_r1.errors import UserError, did_you_mean, first_line
-from transformer_lens_r1.files import PROVENANCE, atomic_directory, write_json
+from transformer_lens_r1.files import PROVENANCE, atomic_directory, check_output_folder, write_json
+from transformer_lens_r1.hub import check_hub_access, hub_errors, hub_fault, push_folder, use_token
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,11 +32,12 @@ def load_rows(
     """The rows of a data set on the disk or on the Hub.
 
     Args:
-        path: a folder of parquet or JSON files, a folder that `Dataset.save_to_disk` wrote, or a Hub id.
+        path: a folder of parquet or JSON files, a folder that `Dataset.save_to_disk` wrote, or a Hub id, where
+            ``user/name@revision`` is that revision of it.
         columns: columns that must be there.
         name: the configuration, where the data set has several; a local folder without configurations ignores it.
         split: the split to read.
-        revision: branch, tag or commit on the Hub.
+        revision: branch, tag or commit on the Hub, where ``path`` does not say it.
 
     Raises:
         UserError: there is no such folder or data set, or one of the columns is missing.
@@ -70,29 +75,59 @@ def _load_folder(folder: Path, name: str | None, split: str) -> "Dataset":
         raise UserError(f"cannot read the data set in {folder}: {first_line(error)}") from error
 
 
+def split_revision(path: str) -> tuple[str, str | None]:
+    """``user/name@revision`` as Hub id and revision; a local folder, or an id without one, is left whole."""
+    if Path(path).exists() or "@" not in path:
+        return path, None
+    name, _, revision = path.rpartition("@")
+    return name, revision
+
+
 def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> "Dataset":
+    path, named_revision = split_revision(path)
+    if named_revision is not None and revision is not None and named_revision != revision:
+        raise UserError(f"data set {path} is asked for at {named_revision} and at {revision}; name one revision")
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
         raise UserError(f"no data set folder {path!r}: expected an existing folder or a Hub id like user/name")
+    use_token(None)
     import datasets
-    import httpx
     import huggingface_hub
 
     try:
-        return datasets.load_dataset(path, name, split=split, revision=revision)
+        return datasets.load_dataset(path, name, split=split, revision=revision or named_revision)
     except huggingface_hub.errors.GatedRepoError as error:
         raise UserError(
             f"data set {path} is gated: accept its terms on its Hub page, then log in (hf auth login) or set HF_TOKEN"
         ) from error
-    except (
-        ValueError,
-        OSError,
-        httpx.HTTPError,
-        huggingface_hub.errors.HfHubHTTPError,
-        datasets.exceptions.DatasetNotFoundError,
-    ) as error:
+    except (*hub_errors(), datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(
-            f"no folder {path!r} here, and as a data set of the Hub it did not load: {first_line(error)}"
+            f"no folder {path!r} here, and as a data set of the Hub it did not load: {hub_fault(error)}"
         ) from error
+
+
+def loaded_commit(dataset: "Dataset") -> str | None:
+    """The commit of the Hub that a data set was loaded from; None for one from the disk."""
+    # The data library names the folder of its cache for the commit, and says it nowhere else.
+    for file in dataset.cache_files:
+        if match := re.search(r"/([0-9a-f]{40})/", Path(file["filename"]).as_posix()):
+            return match[1]
+    return None
+
+
+def hub_licence(path: str) -> str | None:
+    """The licence that the card of a Hub data set states; None where it states none or cannot be read."""
+    from huggingface_hub import DatasetCard
+    from huggingface_hub.errors import EntryNotFoundError
+
+    path, _ = split_revision(path)
+    if Path(path).exists():
+        return None
+    try:
+        data = DatasetCard.load(path, ignore_metadata_errors=True).data
+    except (*hub_errors(), EntryNotFoundError):
+        return None
+    named = data.get("license_name") or data.get("license")
+    return ", ".join(named) if isinstance(named, list) else named
 
 
 def save_rows(dataset: "Dataset", path: str | Path, *, info: dict[str, Any], card: str) -> None:
@@ -127,10 +162,10 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     A data set that cannot be found or reached has none either: `load_rows` says what is wrong with it.
 
     Args:
-        path: a folder or a Hub id. Of a Hub data set only this one file is fetched.
+        path: a folder or a Hub id, as `load_rows` takes it. Of a Hub data set only this one file is fetched.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is not JSON, or the Hub does not give it out.
     """
     if Path(path).is_dir():
         file = Path(path) / PROVENANCE
@@ -138,77 +173,97 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
+        repo_id, revision = split_revision(str(path))
         try:
-            file = Path(hf_hub_download(str(path), PROVENANCE, repo_type="dataset"))
+            file = Path(hf_hub_download(repo_id, PROVENANCE, repo_type="dataset", revision=revision))
         except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
             return None
+        except hub_errors() as error:
+            raise UserError(f"cannot read {PROVENANCE} of {path}: {hub_fault(error)}") from error
     if not file.is_file():
         return None
     try:
         provenance = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}); make the data set again, or delete that file") from error
     known = isinstance(provenance, dict) and "vocabulary_sha256" in (provenance.get("tokenizer") or {})
     return provenance if known else None
 
 
-def check_hub_access(args: argparse.Namespace) -> None:
-    """Raise `UserError` where ``--hf_user`` asks for a push that the Hub would refuse, before any work is done."""
-    if args.hf_user is None:
-        return
-    import httpx
-    import huggingface_hub
+@dataclass(frozen=True)
+class Destination:
+    """Where a script's rows go: always to a folder, and from there to the Hub where the arguments say so."""
 
-    try:
-        account = huggingface_hub.HfApi(token=args.hf_token).whoami()
-    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalTokenNotFoundError) as error:
-        raise UserError(
-            f"the Hub does not know who you are, so nothing can be pushed to {args.hf_user}: "
-            "log in (hf auth login), set HF_TOKEN, or write to a folder with --output_dir instead"
-        ) from error
-    except (OSError, httpx.HTTPError) as error:
-        raise UserError(f"the Hub cannot be reached ({first_line(error)}); use --output_dir instead") from error
-    names = [account["name"], *(org["name"] for org in account.get("orgs", []))]
-    if args.hf_user not in names:
-        raise UserError(f"--hf_user {args.hf_user}: this token may push for {', '.join(names)} only")
+    folder: Path
+    repo_id: str | None
+    keep: bool
+    """False for a folder that only waits for its push."""
+    token: str | None = field(repr=False)
+    private: bool
 
 
-def publish_rows(dataset: "Dataset", *, args: argparse.Namespace, name: str, info: dict[str, Any], card: str) -> None:
-    """Save to ``--output_dir``, push to ``--hf_user``/``name``, or both, as the arguments say; print where it went.
+# Arguments that say where a result goes or how fast it is made, not what it is.
+OUTPUT_ARGUMENTS = ("output_dir", "hf_user", "hf_repo", "hf_token", "private", "push_only", "num_proc", "max_bad_rows")
+
+
+def find_destination(args: argparse.Namespace, name: str) -> Destination:
+    """Where the rows that ``args`` describe go, once it is known that they can go there.
+
+    Args:
+        args: from a parser with `arguments.add_output_arguments`, passed by `arguments.require_output`.
+        name: the data set's own name, that of the Hub repository unless ``--hf_repo`` says otherwise.
 
     Raises:
-        UserError: the push failed; the message says in which folder the finished rows lie.
+        UserError: nothing can be written to the folder, or the Hub would refuse the push.
     """
-    if args.output_dir is not None:
-        save_rows(dataset, args.output_dir, info=info, card=card)
-        print(f"wrote {len(dataset):,} rows to {args.output_dir}")
-    if args.hf_user is None:
-        return
+    repo_id = args.hf_repo or (f"{args.hf_user}/{name}" if args.hf_user is not None else None)
     folder = args.output_dir
     if folder is None:
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
-        _write_rows(dataset, folder, info, card)
-    repo_id = push_folder(
-        folder, f"{args.hf_user}/{name}", repo_type="dataset", token=args.hf_token, private=args.private
-    )
-    print(f"pushed {len(dataset):,} rows to the Hub as {repo_id}")
+        from huggingface_hub.constants import HF_HOME
+
+        # One place for each result, which --push_only finds again and another run does not take for its own.
+        settings = {key: str(value) for key, value in sorted(vars(args).items()) if key not in OUTPUT_ARGUMENTS}
+        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+        folder = Path(HF_HOME) / "reasoning-features" / f"{name}-{key}"
+        check_output_folder(folder, PROVENANCE, name="the folder for rows to push,")
+    if repo_id is not None:
+        check_hub_access(args, repo_id=repo_id)
+    return Destination(folder, repo_id, args.output_dir is not None, args.hf_token, args.private)
 
 
-def push_folder(folder: Path, repo_id: str, *, repo_type: str, token: str | None, private: bool) -> str:
-    """Upload a finished folder to a Hub repository, made where there is none; returns the repository's id.
-
-    Parquet files of an earlier push that the folder does not hold are deleted: `load_dataset` would read them too.
+def publish_rows(dataset: "Dataset", destination: Destination, *, info: dict[str, Any], card: str) -> None:
+    """Save the rows to the destination's folder, push them if it has a repository, and print where they went.
 
     Raises:
-        UserError: the upload failed; the folder is kept and named.
+        UserError: the push failed; the message says in which folder the finished rows lie, and how to push them alone.
     """
-    import httpx
-    import huggingface_hub
+    save_rows(dataset, destination.folder, info=info, card=card)
+    if destination.keep:
+        print(f"wrote {len(dataset):,} rows to {destination.folder}")
+    if destination.repo_id is not None:
+        push_rows(destination)
 
-    api = huggingface_hub.HfApi(token=token)
+
+def push_rows(destination: Destination) -> None:
+    """Push the finished rows in the destination's folder to its repository, and print where they went.
+
+    Raises:
+        UserError: there are no finished rows in the folder, or the push failed.
+    """
+    import pyarrow.parquet as pq
+
+    folder, repo_id = destination.folder, destination.repo_id
+    assert repo_id is not None
+    if not (folder / PROVENANCE).is_file():
+        raise UserError(f"{folder} holds no finished rows to push; run the same command without --push_only")
+    rows = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["rows"]
+    found = sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet"))
+    if found != rows:
+        raise UserError(f"{folder} holds {found:,} rows, but {PROVENANCE} says {rows:,}; make the data set again")
     try:
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, delete_patterns="*.parquet")
-    except (OSError, ValueError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise UserError(f"the push to {repo_id} failed ({first_line(error)}); the result lies in {folder}") from error
-    return repo_id
+        push_folder(folder, repo_id, repo_type="dataset", token=destination.token, private=destination.private)
+    except UserError as error:
+        raise UserError(f"{error}; to push it alone, give the same command with --push_only") from error
+    print(f"pushed {rows:,} rows to the Hub as {repo_id}")
+    if not destination.keep:
+        shutil.rmtree(folder)

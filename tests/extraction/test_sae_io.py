@@ -92,10 +92,8 @@ def test_the_hash_of_an_sae_on_the_hub_needs_no_earlier_download(
         "print(find_sae('researcher/sae', 'whole').weights_hash(), find_sae('researcher/sae', 'part').weights_hash())"
     )
     with HubServer() as hub:
-        hub.repos["models/researcher/sae"] = {
-            **{f"whole/{name}": content for name, content in files.items()},
-            "part/cfg.json": files["cfg.json"],
-        }
+        whole = {f"whole/{name}": content for name, content in files.items()}
+        hub.add("models/researcher/sae", {**whole, "part/cfg.json": files["cfg.json"]})
         done = subprocess.run(
             [sys.executable, "-c", hashes],
             cwd=repository / "extraction",

@@ -44,9 +44,10 @@ def test_a_distill_loads_from_the_hub_by_its_name(tmp_path: Path, tiny_llama: Pa
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
     assert AutoModelForCausalLM.from_pretrained(folder).config.architectures == ["Qwen2ForCausalLM"]
     with HubServer() as hub:
-        hub.repos["models/deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"] = {
-            file.name: file.read_bytes() for file in folder.iterdir()
-        }
+        hub.add(
+            "models/deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+            {file.name: file.read_bytes() for file in folder.iterdir()},
+        )
         done = subprocess.run(
             [sys.executable, "-c", COMPARE, str(folder)], capture_output=True, text=True, timeout=300,
             env={**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")},

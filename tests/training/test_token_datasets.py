@@ -139,7 +139,7 @@ def test_asking_for_more_than_there_is_gives_all_and_says_so(
     assert len(tokens(tmp_path / "out")) > 500
 
 
-def test_malformed_rows_are_left_out_and_counted(
+def test_malformed_rows_are_named_counted_and_left_out(
     load_script: Load, tiny_llama: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = [[{"content": text, "role": "user"}] for text in texts[:50]]
@@ -148,10 +148,35 @@ def test_malformed_rows_are_left_out_and_counted(
     main = load_script(LMSYS).main
     for folder, rows in ((mixed, [*good[:7], bad[0], *good[7:], bad[1]]), (clean, good)):
         folder.mkdir()
-        main(arguments(tiny_llama, write(folder, {"conversation": rows}), folder / "out"))
-    assert "left out 2 of 52 records; the first is number 7" in capsys.readouterr().err
+        write(folder, {"conversation": rows})
+        main(arguments(tiny_llama, folder, folder / "out", "--max_bad_rows", "0.04"))
+    said = capsys.readouterr().err
+    for line in ("left out record 7: unknown role 'tool'", "left out record 51: field 'content'"):
+        assert said.count(line) == 1
+    assert said.count("left out 2 of 52 records") == 1
     assert tokens(mixed / "out") == tokens(clean / "out")
-    assert json.loads((mixed / "out" / "provenance.json").read_text())["source"]["malformed"] == 2
+    source = json.loads((mixed / "out" / "provenance.json").read_text())["source"]
+    assert (source["records"], source["malformed"], source["malformed_records"]) == (52, 2, [7, 51])
+
+
+def test_more_than_one_percent_of_malformed_rows_ends_the_run_before_anything_is_tokenised(
+    load_script: Load, tiny_llama: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(LMSYS)
+    monkeypatch.setattr("token_shards._finish_group", lambda group: pytest.fail("tokenised"), raising=False)
+    good, bad = [{"content": texts[0], "role": "user"}], [{"content": "x", "role": "tool"}]
+    data = write(tmp_path, {"conversation": [good] * 97 + [bad] * 2 + [good] * 98})
+    argv = arguments(tiny_llama, data, tmp_path / "out", "--num_proc", "1")
+    with pytest.raises(UserError, match="more than 1 % of the 197 records .* first is record 97: unknown role 'tool'"):
+        script.main(argv)
+    assert not (tmp_path / "out").exists()
+    # 2 of 200 are 1 %, which is not more
+    monkeypatch.undo()
+    exactly = tmp_path / "exactly"
+    exactly.mkdir()
+    write(exactly, {"conversation": [good] * 99 + [bad] * 2 + [good] * 99})
+    load_script(LMSYS).main(arguments(tiny_llama, exactly, tmp_path / "out"))
+    assert len(tokens(tmp_path / "out")) > 0
 
 
 def test_columns_that_the_text_does_not_need_are_not_read(

@@ -95,8 +95,8 @@ def test_a_pushed_sae_comes_back_with_the_same_weights(
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     files, name = hub.repos[f"models/{USER}/my-sae"], f"{USER}/my-sae"
-    assert hub.private[f"models/{name}"] is True
-    assert set(files) == {"README.md"} | {
+    assert hub.repositories[f"models/{name}"].private
+    assert set(files) - {".gitattributes"} == {"README.md"} | {
         f"{HOOK}/{file}" for file in ("cfg.json", "sae_weights.safetensors", "runner_cfg.json", "training_summary.json")
     }
     for content in files.values():
@@ -110,7 +110,7 @@ def test_a_pushed_sae_comes_back_with_the_same_weights(
     ):  # fmt: skip
         assert claim in card, claim
 
-    hub.repos[f"models/{USER}/open"] = {"README.md": b"mine"}
+    hub.add(f"models/{USER}/open", {"README.md": b"mine"})
     later = run_python(
         hub, tmp_path / "home", "-c", LATER, (repository / UPLOAD).parent, trained, legacy_sae, tmp_path, USER
     )
@@ -123,7 +123,7 @@ def test_a_pushed_sae_comes_back_with_the_same_weights(
     assert "this one's is other/README.md" in later.stdout
     assert files["README.md"].decode() == card and b'"other")' in files["other/README.md"]
     # a public repository is not taken for a private one
-    assert f"refused: {USER}/open is there already and is public" in later.stdout
+    assert f"refused: {USER}/open exists and is public" in later.stdout
     assert hub.repos[f"models/{USER}/open"] == {"README.md": b"mine"}
 
 
@@ -137,7 +137,7 @@ def test_a_push_that_fails_says_what_to_do(
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("the line is dead\nand more")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(
         UserError, match="the line is dead.*; the SAE is still in .*: run the same command again"
     ) as caught:

@@ -37,6 +37,8 @@ def test_openthoughts_by_domain(prompts: dict[str, Any], domain: str) -> None:
         ('{"fn_name": "f"}', None, "code_with_fn_name"),
         ('{"fn_name": null}', "def f():", "code_without_fn_name"),
         ('{"inputs": ["1"]}', "", "code_without_fn_name"),
+        # more digits than Python converts: the test cases are those of competitions in programming
+        ('{"fn_name": "f", "inputs": [1' + "0" * 5000 + "]}", None, "code_with_fn_name"),
     ],
 )
 def test_openthoughts_code(prompts: dict[str, Any], test_cases: str, starter: str | None, kind: str) -> None:
@@ -51,7 +53,8 @@ def test_openthoughts_code(prompts: dict[str, Any], test_cases: str, starter: st
 @pytest.mark.parametrize(
     "changes",
     [{"domain": "cooking"}, {"problem": None}, {"deepseek_reasoning": 3}, {"domain": "code", "test_cases": "{"},
-     {"domain": "code", "test_cases": "[1]"}, {"domain": "code", "test_cases": None}],
+     {"domain": "code", "test_cases": "[1]"}, {"domain": "code", "test_cases": None}, {"domain": None},
+     {"domain": "code", "test_cases": "{}", "starter_code": 3}, {"domain": "code", "test_cases": "[" * 100_000}],
 )  # fmt: skip
 def test_malformed_openthoughts_rows_are_named(changes: dict[str, Any]) -> None:
     with pytest.raises(MalformedRow):
@@ -70,6 +73,23 @@ def test_lmsys_conversations() -> None:
         format_lmsys([user, assistant, user, assistant])
         == "<｜User｜>Hi<｜Assistant｜>Hello!<｜end▁of▁sentence｜><｜User｜>Hi<｜Assistant｜>Hello!"
     )
+
+
+def test_empty_fields_are_text_like_any_other() -> None:
+    empty = {"role": "assistant", "content": ""}
+    assert format_lmsys([{"role": "user", "content": ""}, empty, empty]) == (
+        "<｜User｜><｜Assistant｜><｜end▁of▁sentence｜><｜Assistant｜>"
+    )
+    text = format_openthoughts(openthoughts_row("puzzle", problem="", deepseek_reasoning="", deepseek_solution=""))
+    assert text.endswith("thinking process.\n<｜User｜><｜Assistant｜><think>\n\n</think>\n")
+
+
+@pytest.mark.parametrize("field", ["problem", "domain", "deepseek_reasoning", "deepseek_solution"])
+def test_a_record_without_a_field_is_malformed(field: str) -> None:
+    row = openthoughts_row("math")
+    del row[field]
+    with pytest.raises(MalformedRow, match=f"field '{field}' is missing"):
+        format_openthoughts(row)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """Files are whole or absent, data sets travel with their provenance, and a wrong argument ends in one line."""
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
 
-from transformer_lens_r1 import arguments, data
+from transformer_lens_r1 import arguments, data, hub
 from transformer_lens_r1.errors import UserError, run
 from transformer_lens_r1.files import atomic_directory, atomic_file, write_json
 
@@ -110,7 +109,9 @@ def test_user_errors_end_with_status_2_and_defects_keep_their_traceback(capsys: 
 
 def test_a_result_needs_somewhere_to_go_and_replaces_nothing_else(tmp_path: Path) -> None:
     def require(output_dir: Path | None) -> None:
-        arguments.require_output(argparse.Namespace(output_dir=output_dir, hf_user=None))
+        parser = arguments.ArgumentParser()
+        arguments.add_output_arguments(parser)
+        arguments.require_output(parser.parse_args([] if output_dir is None else ["--output_dir", str(output_dir)]))
 
     with pytest.raises(UserError, match="--output_dir DIR, --hf_user NAME"):
         require(None)
@@ -142,3 +143,43 @@ def test_devices_are_checked() -> None:
         arguments.resolve_device("gpu")
     with pytest.raises(UserError, match="CUDA devices here"):
         arguments.resolve_device("cuda:99")
+
+
+def test_a_published_command_holds_no_token_and_no_path(tmp_path: Path) -> None:
+    parser = arguments.ArgumentParser()
+    parser.add_argument("parts", nargs="+")
+    parser.add_argument("--model_path")
+    parser.add_argument("--seed", type=int, default=42)
+    arguments.add_output_arguments(parser)
+    (tmp_path / "a part").mkdir()
+    args = parser.parse_args(
+        [str(tmp_path / "a part"), "someone/tokens@v1", "--model_path", str(tmp_path), "--seed", "7", "--private"]
+        + ["--output_dir", "not/yet/there", "--hf_user", "me", "--hf_token", "hf_secret", "--push_only"]
+    )
+    assert arguments.public_command(parser, args, "training/merge.py") == (
+        f"python training/merge.py 'a part' someone/tokens@v1 --model_path {tmp_path.name} --seed 7 "
+        "--output_dir there --hf_user me --private"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--hf_repo", "no-owner"], "expected user/name"),
+        (["--hf_repo", "a/b", "--hf_user", "c"], "is not of --hf_user c"),
+        (["--hf_user", "a/b"], "expected the name of a Hub user"),
+        (["--output_dir", "x", "--push_only"], "--push_only needs to know where to push"),
+    ],
+)
+def test_destinations_that_cannot_be_are_refused(flags: list[str], line: str) -> None:
+    parser = arguments.ArgumentParser()
+    arguments.add_output_arguments(parser)
+    with pytest.raises(UserError, match=line):
+        arguments.require_output(parser.parse_args(flags))
+
+
+def test_addresses_and_tokens_are_taken_out_of_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "an-unusual-token")
+    said = "PUT https://user:word@hub.test/lfs/1?X-Amz-Signature=abc&x=1 with hf_abcdefghijkl, an-unusual-token"
+    expected = "PUT https://<hidden>@hub.test/lfs/1?<hidden> with <hidden>, <hidden>"
+    assert hub.redact(said) == expected

@@ -2,7 +2,8 @@
 
     python training/datasets/merge_datasets.py tokens/lmsys tokens/openthoughts --output_dir tokens/merged
 
-Every part is a folder or a Hub id with a column `tokens`, as the other scripts of this folder make them.
+Every part is a folder or a Hub id (user/name, or user/name@revision) with a column `tokens`, as the other scripts of
+this folder make them.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from token_dataset import make_card, say
+from token_dataset import make_card, say, versions
 
-from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, require_output
+from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, public_command, require_output
 from transformer_lens_r1.errors import UserError, run
 from transformer_lens_r1.files import display_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# The Hub's limit.
+MAX_NAME = 96
 
 
 def merge(parts: Sequence[Dataset], *, seed: int) -> Dataset:
@@ -40,7 +44,7 @@ def merge(parts: Sequence[Dataset], *, seed: int) -> Dataset:
     features = Features({"tokens": ListOf(Value("int64"))})
     columns = [part.select_columns("tokens") for part in parts]
     columns = [column if column.features == features else column.cast(features) for column in columns]
-    return concatenate_datasets(columns).shuffle(seed=seed)
+    return concatenate_datasets(columns).shuffle(seed=seed, keep_in_memory=True)
 
 
 def row_length(part: Dataset) -> int:
@@ -77,23 +81,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("parts", nargs="+", help="folders or Hub ids of token data sets")
     parser.add_argument("--seed", type=int, default=42, help="seed of the rows' order")
-    parser.add_argument("--hf_repo", help="Hub data set to push to, as user/name (default: named after the parts)")
     add_output_arguments(parser)
     args = parser.parse_args(argv)
-    name = "-".join(display_name(part).split("/")[-1] for part in args.parts)
-    if args.hf_repo is not None:
-        if args.hf_repo.count("/") != 1:
-            raise UserError(f"--hf_repo {args.hf_repo}: expected user/name")
-        args.hf_user, name = args.hf_repo.split("/")
     require_output(args)
     if len(args.parts) < 2:
         raise UserError("one data set needs no merging; give two or more")
     if args.output_dir is not None and args.output_dir.resolve() in [Path(part).resolve() for part in args.parts]:
         raise UserError(f"--output_dir {args.output_dir} is one of the parts, which it would replace; name another")
 
-    from transformer_lens_r1.data import check_hub_access, load_rows, publish_rows, read_provenance
+    from transformer_lens_r1.data import (
+        find_destination,
+        load_rows,
+        loaded_commit,
+        publish_rows,
+        push_rows,
+        read_provenance,
+        split_revision,
+    )
 
-    check_hub_access(args)
+    ids = [split_revision(part) for part in args.parts]
+    name = "-".join(display_name(part).split("/")[-1] for part, _ in ids)
+    if args.hf_repo is None and args.hf_user is not None and len(name) > MAX_NAME:
+        raise UserError(f"the parts' names make a repository name of {len(name)} characters; choose one with --hf_repo")
+    destination = find_destination(args, name[:MAX_NAME])
+    if args.push_only:
+        return push_rows(destination)
     parts = [load_rows(part, columns=("tokens",)) for part in args.parts]
     provenances = [read_provenance(part) for part in args.parts]
     tokenizer = shared_tokenizer(args.parts, provenances)
@@ -104,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     context_size = row_length(parts[0])
     info = {
+        "name": name,
         "tokenizer": tokenizer or {"name": None, "vocabulary_sha256": None, "bos_id": None, "eos_id": None},
         "vocab_size": next((part["vocab_size"] for part in provenances if part and "vocab_size" in part), None),
         "context_size": context_size,
@@ -112,11 +125,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "bos_added": any(part.get("bos_added") for part in provenances if part),
         "seed": args.seed,
         "parts": [
-            {"name": display_name(name), "rows": len(part), "provenance": provenance}
-            for name, part, provenance in zip(args.parts, parts, provenances, strict=True)
+            {
+                "name": display_name(part_id),
+                "revision": revision,
+                "commit": loaded_commit(part),
+                "rows": len(part),
+                "provenance": provenance,
+            }
+            for (part_id, revision), part, provenance in zip(ids, parts, provenances, strict=True)
         ],
+        "command": public_command(parser, args, "training/datasets/merge_datasets.py"),
+        "versions": versions(),
     }
-    publish_rows(merged, args=args, name=name, info=info, card=make_card(name, info))
+    say(f"{len(parts)} parts gave {len(merged):,} rows: {info['tokens']:,} tokens")
+    publish_rows(merged, destination, info=info, card=make_card(name, info))
 
 
 if __name__ == "__main__":

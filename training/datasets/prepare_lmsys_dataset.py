@@ -10,9 +10,8 @@ A record has a column `conversation`, a list of messages such as
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from token_dataset import make_parser, prepare
+from token_dataset import prepare
 
-from transformer_lens_r1.arguments import require_output
 from transformer_lens_r1.chat_format import format_lmsys
 from transformer_lens_r1.errors import run
 
@@ -23,9 +22,16 @@ def format_record(record: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = make_parser(__doc__, dataset_path="lmsys/lmsys-chat-1m").parse_args(argv)
-    require_output(args)
-    prepare(args, columns=("conversation",), format_record=format_record, title="lmsys-chat-1m")
+    prepare(
+        argv,
+        script="training/datasets/prepare_lmsys_dataset.py",
+        description=__doc__,
+        dataset_path="lmsys/lmsys-chat-1m",
+        columns=("conversation",),
+        format_record=format_record,
+        title="lmsys-chat-1m",
+        licence="LMSYS-Chat-1M Dataset License Agreement",
+    )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ DeepSeek-R1's reasoning and solution, and for code also test_cases (JSON) and pe
 
 from collections.abc import Sequence
 
-from token_dataset import make_parser, prepare
+from token_dataset import prepare
 
-from transformer_lens_r1.arguments import require_output
 from transformer_lens_r1.chat_format import format_openthoughts
 from transformer_lens_r1.errors import run
 
@@ -19,14 +18,16 @@ COLUMNS = ("problem", "deepseek_reasoning", "deepseek_solution", "domain", "test
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = make_parser(__doc__, dataset_path="open-thoughts/OpenThoughts-114k").parse_args(argv)
-    require_output(args)
     prepare(
-        args,
+        argv,
+        script="training/datasets/prepare_openthoughts_dataset.py",
+        description=__doc__,
+        dataset_path="open-thoughts/OpenThoughts-114k",
         columns=COLUMNS,
         format_record=format_openthoughts,
         config_name="metadata",
         title="OpenThoughts-114k",
+        licence="Apache-2.0",
     )
 
 

@@ -58,8 +58,12 @@ class FeatureRow:
         return max(self.decoder.norm().item(), 1e-8)
 
 
-def find_sae(path: str | None, *, release: str | None = None, sae_id: str | None = None) -> Path:
+def find_sae(
+    path: str | None, *, release: str | None = None, sae_id: str | None = None, revision: str | None = None
+) -> Path:
     """Returns the local folder of an SAE: `path`, or `release`/`sae_id` fetched from the Hub (two files only).
+
+    `revision` is a branch, tag or commit of `release`.
 
     Raises UserError where the folder, the repository or one of the two files is missing.
     """
@@ -73,13 +77,14 @@ def find_sae(path: str | None, *, release: str | None = None, sae_id: str | None
         return folder
 
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            file = hf_hub_download(release, f"{sae_id}/{name}")
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+            file = hf_hub_download(release, f"{sae_id}/{name}", revision=revision)
+    except (HFValidationError, HTTPError, LocalEntryNotFoundError) as error:
+        # Of some failures the first line is the error's name: addresses in the rest may carry a signature.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot fetch the SAE '{sae_id}' of '{release}' from the Hub: {reason}") from error
     return Path(file).parent
 

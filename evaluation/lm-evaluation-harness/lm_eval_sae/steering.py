@@ -20,6 +20,7 @@ ARGUMENTS = {
     "sae_path": "folder of the SAE",
     "sae_release": "Hub repository of the SAE, with sae_id",
     "sae_id": "folder within that repository, e.g. blocks.19.hook_resid_post",
+    "sae_revision": "branch, tag or commit of that repository",
     "sae_feature_idx": "index of the feature",
     "sae_strength": "how many times its maximal activation the feature is set to",
     "sae_max_activation": "maximal activation of the feature, in sae_units, or 'auto' with sae_stats",
@@ -107,7 +108,11 @@ def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
     # torch is imported from here on: a mistake above is answered at once.
     from lm_eval_sae.sae_rows import find_sae, read_config, read_feature
 
-    folder = find_sae(None if path is None else str(path), release=release, sae_id=sae_id)
+    revision = arguments.get("sae_revision")
+    if revision is not None and path is not None:
+        raise UserError("sae_revision is of a Hub repository (sae_release), but sae_path is given")
+    revision = None if revision is None else str(revision)
+    folder = find_sae(None if path is None else str(path), release=release, sae_id=sae_id, revision=revision)
     config = read_config(folder)
     row = read_feature(folder, config, feature_idx)
     if max_activation == "auto":
@@ -115,7 +120,7 @@ def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
         if units == "raw":
             max_activation /= row.decoder_norm
     return Steering(
-        sae=str(path) if path is not None else f"{release}/{sae_id}",
+        sae=str(path) if path is not None else f"{release}{f'@{revision}' if revision else ''}/{sae_id}",
         architecture=config.architecture,
         hook_name=config.hook_name,
         layer=config.layer,

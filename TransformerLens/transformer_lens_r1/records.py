@@ -1,0 +1,61 @@
+"""Records that are not what their data set's schema says: counted, named once, and few, or the run ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from transformer_lens_r1.arguments import fraction
+from transformer_lens_r1.errors import UserError
+
+# Beyond these, the lines would push everything else off the terminal.
+NAMED_AT_MOST = 20
+
+
+def add_max_bad_rows(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max_bad_rows``."""
+    parser.add_argument(
+        "--max_bad_rows",
+        type=fraction,
+        default=0.01,
+        help="part of the records that may be malformed, 0 to 1; they are left out, and more of them end the run",
+    )
+
+
+def too_many_bad_rows(n_bad: int, n_records: int, max_bad_rows: float) -> bool:
+    """Whether more than the allowed part of all records is malformed."""
+    return n_bad > max_bad_rows * n_records
+
+
+def check_bad_rows(faults: Sequence[tuple[int, str]], *, n_records: int, max_bad_rows: float, where: str) -> None:
+    """Name each malformed record on stderr, the first of them with what is wrong.
+
+    Args:
+        faults: index in the data set and what is wrong, of every malformed record found.
+        n_records: records in the data set.
+        max_bad_rows: the part of them that may be malformed.
+        where: the data set.
+
+    Raises:
+        UserError: there are more.
+    """
+    if too_many_bad_rows(len(faults), n_records, max_bad_rows):
+        index, fault = faults[0]
+        raise UserError(
+            f"more than {100 * max_bad_rows:g} % of the {n_records:,} records of {where} are malformed, the first is "
+            f"record {index}: {fault}; mend them, or allow more with --max_bad_rows"
+        )
+    for index, fault in faults[:NAMED_AT_MOST]:
+        print(f"left out record {index}: {fault}", file=sys.stderr)
+    if len(faults) > NAMED_AT_MOST:
+        rest = ", ".join(str(index) for index, _ in faults[NAMED_AT_MOST:])
+        print(f"left out {len(faults) - NAMED_AT_MOST:,} more: {rest}", file=sys.stderr)
+    if faults:
+        print(f"left out {len(faults):,} of {n_records:,} records, which are malformed", file=sys.stderr, flush=True)
+
+
+def bad_rows_info(faults: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    """What ``provenance.json`` says of them: how many, and which."""
+    return {"malformed": len(faults), "malformed_records": [index for index, _ in faults]}
