@@ -165,7 +165,8 @@ def publish_rows(dataset: "Dataset", *, args: argparse.Namespace, name: str, inf
 def push_folder(folder: Path, repo_id: str, *, repo_type: str, token: str | None, private: bool) -> str:
     """Upload a finished folder to a Hub repository, made where there is none; returns the repository's id.
 
-    Parquet files of an earlier push that the folder does not hold are deleted: `load_dataset` would read them too.
+    A Space is a static one. Parquet files and feature pages of an earlier push that the folder does not hold are
+    deleted: `load_dataset` would read the ones, and nothing would link to the others.
 
     Raises:
         UserError: the upload failed; the folder is kept and named.
@@ -175,8 +176,10 @@ def push_folder(folder: Path, repo_id: str, *, repo_type: str, token: str | None
 
     api = huggingface_hub.HfApi(token=token)
     try:
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, delete_patterns="*.parquet")
+        sdk = "static" if repo_type == "space" else None
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
+        stale = ["*.parquet", "feature_*.html"]
+        api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, delete_patterns=stale)
     except (OSError, ValueError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise UserError(f"the push to {repo_id} failed ({first_line(error)}); the result lies in {folder}") from error
     return repo_id
