@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).resolve().parent / "assets"
 CDN_SCRIPT = re.compile(r'<script src="https?://[^"]*"></script>\s*')
 SILENT = "<p>It is not active anywhere on the text shown here.</p>"
-ACTIVE_COLOUR = "255,140,0"
+# red, green, blue; laid over the page, light or dark, so that text on them can be read.
+ACTIVE, LOWERED, RAISED = "255,140,0", "225,70,60", "70,130,245"
 # Where SAEDashboard's page script puts a token's text into HTML, and how often.
 UNESCAPED = {"${tok}</code>": 3, "`|${tok}|<br>": 1}
 
@@ -145,30 +146,39 @@ def _own_text_and_colours(js_data: dict[str, Any], data: FeatureData, decode: Ca
     """Change what the page script gets for each token.
 
     The text is the token's own (SAEDashboard takes ``&lt;`` in it for ``<``); colours are laid over the page's own, so
-    that they read on a dark one too; and what stands for the end of a row goes.
+    that they read on a dark one too; and what stands for the end of a row goes. So do the histograms' ticks, of which
+    there are ten thousands where all values are below 0.3: without them plotly chooses.
     """
     highest = data.sequence_data.max_feat_act
     for group in js_data.get("tokenData", {}).values():
         group["data"] = [[token for token in sequence if token["tokID"] >= 0] for sequence in group["data"]]
         for token in (token for sequence in group["data"] for token in sequence):
-            opacity = max(0.0, token.get("featAct", 0.0)) / highest
-            token["bgColor"] = f"rgba({ACTIVE_COLOUR},{opacity:.3f})"
+            token["bgColor"] = _shade(ACTIVE, max(0.0, token.get("featAct", 0.0)) / highest)
             token["uColor"] = "transparent"
             token["tok"] = decode(token["tokID"])
     for name in ("actsHistogramData", "logitsHistogramData"):
         for histogram in js_data.get(name, {}).values():
             del histogram["ticks"]
     logits = data.logits_table_data
+    largest = max(map(abs, (*logits.bottom_logits, *logits.top_logits)), default=0.0) or 1.0
     for table in js_data.get("logitsTableData", {}).values():
-        for rows, ids in ((table["negLogits"], logits.bottom_token_ids), (table["posLogits"], logits.top_token_ids)):
-            for row, token in zip(rows, ids, strict=False):
-                row["symbol"] = decode(token)
+        for name, ids, colour in (
+            ("negLogits", logits.bottom_token_ids, LOWERED),
+            ("posLogits", logits.top_token_ids, RAISED),
+        ):
+            for row, token in zip(table[name], ids, strict=False):
+                row["symbol"], row["color"] = decode(token), _shade(colour, abs(row["value"]) / largest)
+
+
+def _shade(colour: str, share: float) -> str:
+    return f"rgba({colour},{0.7 * share:.3f})"
 
 
 def _neighbour(facts: FeatureFacts | None, relation: str, arrow: str, name: str) -> str:
+    label = f"{arrow} {name}" if relation == "prev" else f"{name} {arrow}"
     if facts is None:
-        return f'<span aria-hidden="true">{arrow}</span>'
-    return f'<a rel="{relation}" href="{facts.page}" title="{name}: feature {facts.feature}">{arrow} {name}</a>'
+        return f'<span aria-hidden="true">{label}</span>'
+    return f'<a rel="{relation}" href="{facts.page}" title="feature {facts.feature}">{label}</a>'
 
 
 def _number(value: float, shown: str) -> str:
