@@ -9,5 +9,5 @@ d3.selection.prototype.on = function (type, listener) {
   });
 };
 
-window.escapeHtml = (text) =>
-  text.replace(/[&<>"']/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" })[c]);
+// For the content of elements, and for plotly's labels, which know no other entities.
+window.escapeHtml = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);

@@ -174,9 +174,8 @@ def test_an_interrupted_run_continues_with_the_same_result(
     assert not pages.exists()
     (finished,) = work.glob("feature_*.html")
     written = finished.stat().st_mtime_ns
-    with pytest.raises(
-        UserError, match=r"unfinished run that differs in the features shown \(--topk, --features\), --seed:"
-    ):
+    other = r"differs in the features shown \(--topk, --features\), the text's tokens, --seed: repeat"
+    with pytest.raises(UserError, match=other):
         script.main([*command, "--topk", "2", "--seed", "1"])
     assert finished.stat().st_mtime_ns == written
     script.main(command)
