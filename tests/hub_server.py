@@ -59,13 +59,13 @@ class _Handler(BaseHTTPRequestHandler):
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self.reply({"error": "Invalid credentials"}, status=401)
             return self.reply({"type": "user", "name": USER, "orgs": []})
-        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
+        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
             files = self.repo(match)
             if files is None:
                 return self.missing()
             siblings = [{"rfilename": name} for name in sorted(files)]
             return self.reply({"id": match[2], "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
-        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/[^/]+(?:/(.*))?", path):
+        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tree/[^/]+(?:/(.*))?", path):
             files = self.repo(match)
             if files is None:
                 return self.missing()
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
                     if name.startswith(prefix)
                 ]
             )
-        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+        if match := re.fullmatch(r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             files = self.server_state.repos.get(f"{match[1] or 'models/'}{match[2]}")
             body = None if files is None else files.get(match[3])
             if body is None:
@@ -103,12 +103,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.server_state.private[key] = bool(wanted.get("private") or wanted.get("visibility") == "private")
             url = f"{self.server_state.endpoint}/{key.removeprefix('models/')}"
             return self.reply({"url": url, "name": f"{owner}/{wanted['name']}"})
-        if re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/[^/]+", path):
+        if re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/preupload/[^/]+", path):
             files = json.loads(body)["files"]
             return self.reply(
                 {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
             )
-        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/commit/[^/]+", path):
+        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/commit/[^/]+", path):
             files = self.repo(match)
             if files is None:
                 return self.missing()

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +16,9 @@ from safetensors.torch import save_file
 
 from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.files import hash_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from hub_server import TOKEN, HubServer  # noqa: E402
 
 REMOTE = re.compile(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|@import|url\(\s*["']?https?:""")
 
@@ -181,6 +187,28 @@ def test_an_interrupted_run_continues_with_the_same_result(
     script.main(command)
     assert forward_passes == ["embed"] * 3 and not work.exists()
     assert {path.name: path.read_bytes() for path in pages.glob("*.html")} == whole
+
+
+def test_the_pages_are_pushed_as_a_static_space(repository: Path, flags: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(repository / "extraction" / "compute_dashboard.py"), *flags, "--topk", "2"]
+    with HubServer() as hub:
+
+        def run(*extra: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+            environment = {**os.environ, **hub.environment(token=token), "HF_HOME": str(tmp_path / "home")}
+            return subprocess.run([*command, *extra], env=environment, capture_output=True, text=True, timeout=300)
+
+        refused = run("--hf_repo", "somebody/features")
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and "somebody" in refused.stderr
+        assert not hub.repos and not (tmp_path / "pages").exists()
+        hub.repos["spaces/researcher/features"] = {"feature_3.html": b"of an earlier push", "kept.txt": b""}
+        done = run("--hf_repo", "researcher/features")
+        assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    folder = tmp_path / "pages"
+    made = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert hub.repos["spaces/researcher/features"] == {**made, "kept.txt": b""}
+    header = made["README.md"].decode().split("---")[1]
+    assert "sdk: static" in header and "app_file: index.html" in header
 
 
 def test_a_feature_that_is_never_active_has_a_page_without_activations(
