@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 RECORD = "dashboards.json"
 BEGUN = "begun.json"
+SPARE_BYTES = 100_000_000
+"""Room for the pages and the scripts that they load."""
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "sae-dashboard", "plotly", "mpld3")
 
 
@@ -135,11 +137,16 @@ def what_is_computed(args: argparse.Namespace, features: list[int], inputs: Inpu
     }
 
 
-def begin(folder: Path, computed: dict[str, Any]) -> None:
+def begin(folder: Path, computed: dict[str, Any], n_bytes: int) -> None:
     """Make the folder for unfinished work, or find in it the work of the same command.
 
+    Args:
+        folder: where the work lies until all is done.
+        computed: what `what_is_computed` gave.
+        n_bytes: what the activations take in it.
+
     Raises:
-        UserError: another command's work, or other files, lie there.
+        UserError: another command's work, or other files, lie there, or the disk is too full.
     """
     if (folder / BEGUN).is_file():
         begun = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
@@ -152,6 +159,12 @@ def begin(folder: Path, computed: dict[str, Any]) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}, where unfinished work goes, holds other files: move them, or name another folder")
+    free = shutil.disk_usage(folder.parent).free
+    if free < n_bytes + SPARE_BYTES:
+        raise UserError(
+            f"the activations take {n_bytes / 1e9:.1f} GB beside --output_dir, where {free / 1e9:.1f} GB are free: "
+            "choose another disk, a smaller --topk, or a smaller --n_samples"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / BEGUN, computed)
 
@@ -295,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = [feature_facts(saved, feature, rank_of[feature]) for feature in features]
 
     work = args.output_dir.absolute().with_name(f"{args.output_dir.absolute().name}.partial")
-    begin(work, what_is_computed(args, features, inputs))
+    begin(work, what_is_computed(args, features, inputs), n_bytes=4 * len(features) * inputs.tokens.numel())
     make_pages(work, facts, inputs, args)
     publish(work, args, facts, inputs, saved.run["tokens"])
     print(f"wrote the pages of {len(features)} features; open {args.output_dir / 'index.html'}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_io import ELEMENTWISE, encoder_of
 
+from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.files import atomic_file
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ def store_activations(
         rows_per_batch: rows in a forward pass.
         features_per_block: features encoded at once.
         device: where model and SAE are.
+
+    Raises:
+        UserError: an activation is not finite.
     """
     import numpy as np
     import torch
@@ -138,6 +142,8 @@ def store_activations(
             residual = residual_stream(model, batch.to(device), hook_name)  # [batch, pos, d_in]
             encoded = torch.cat([encode(residual) for encode in blocks], dim=-1).float().cpu()
             encoded.masked_fill_(~kept[..., None], 0)
+            if not encoded.isfinite().all():
+                raise UserError("some activations are not finite in these number formats: try --dtype float32")
             values[:, done : done + len(batch)] = encoded.permute(2, 0, 1).numpy()
             correlations.update(encoded[kept].T, residual.cpu()[kept].T)
             done += len(batch)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -252,7 +252,12 @@ def test_tokens_are_shown_as_people_write_them(load_script: Callable[[str], Modu
 
 
 def test_mistakes_are_one_line_and_the_last_pages_stay(
-    script: ModuleType, flags: list[str], scores_dir: Path, make_sae: Callable[..., Path], tmp_path: Path
+    script: ModuleType,
+    flags: list[str],
+    scores_dir: Path,
+    make_sae: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pages = tmp_path / "pages"
     pages.mkdir()
@@ -269,6 +274,9 @@ def test_mistakes_are_one_line_and_the_last_pages_stay(
     for message, extra in mistakes.items():
         with pytest.raises(UserError, match=message):
             script.main([*flags, *extra])
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="beside --output_dir, where 0.0 GB are free"):
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+        script.main(flags)
     (scores_dir / "run.json").unlink()
     with pytest.raises(UserError, match="run.json is missing"):
         script.main(flags)
