@@ -4,8 +4,8 @@
 
 100 features of a random SAE whose features fire on 1 % of tokens, on 512 rows of random token ids: neither changes what
 the model or the encoder has to do. Each round times, one after the other, the bare pass up to the hook point, the pass
-that keeps the features' activations, and making the pages. Printed are medians of wall-clock seconds and of the process's
-seconds on the CPUs, which other work on the machine hardly changes; loading and imports are left out.
+that keeps the features' activations, and making the pages. Printed are medians of wall-clock seconds and of the
+process's seconds on the CPUs, which other work on the machine hardly changes; loading and imports are left out.
 """
 
 from __future__ import annotations
