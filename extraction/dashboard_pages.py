@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib.metadata
+import itertools
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dashboard_text import span_text
+from dashboard_text import CUT, span_text
 
 from transformer_lens_r1.files import atomic_file
 
@@ -247,8 +248,19 @@ def best_snippet(data: FeatureData, tokenizer: PreTrainedTokenizerBase) -> Snipp
         return Snippet("", "", "")
     pairs = [pair for pair in zip(best.token_ids, best.feat_acts, strict=True) if pair[0] >= 0]
     ids, activations = zip(*pairs, strict=True)
-    peak = max(range(len(ids)), key=activations.__getitem__)
-    return Snippet(*(span_text(tokenizer, part) for part in (ids[:peak], ids[peak : peak + 1], ids[peak + 1 :])))
+    return _marked(tokenizer, ids, max(range(len(ids)), key=activations.__getitem__))
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], peak: int) -> Snippet:
+    """The text with the token at ``peak`` marked, and as few of its neighbours as make whole characters of it."""
+    uncut = span_text(tokenizer, ids).count(CUT)
+    # A character has at most four bytes.
+    for left, right in sorted(itertools.product(range(4), repeat=2), key=sum):
+        start, end = max(0, peak - left), peak + right + 1
+        snippet = Snippet(*(span_text(tokenizer, part) for part in (ids[:start], ids[start:end], ids[end:])))
+        if sum(part.count(CUT) for part in snippet) <= uncut:
+            break
+    return snippet._replace(before=snippet.before.lstrip(" "))
 
 
 def write_index(folder: Path, rows: Sequence[tuple[FeatureFacts, Snippet]], *, title: str, about: str) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\N{ZERO WIDTH SPACE}": "␣", "\N{NO-BREAK SPACE}": " "})
 CUT = "\N{REPLACEMENT CHARACTER}"
+"""What decoders give for a character of which not all bytes are there."""
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
