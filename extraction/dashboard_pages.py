@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import html
+import importlib.metadata
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dashboard_text import CUT, span_text
+
+from transformer_lens_r1.files import atomic_file
 
 if TYPE_CHECKING:
     from sae_dashboard.feature_data import FeatureData
@@ -20,6 +25,11 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CDN_SCRIPT = re.compile(r'<script src="https?://[^"]*"></script>\s*')
+SILENT = "<p>It is not active anywhere on the text shown here.</p>"
+# red, green, blue; laid over the page, light or dark, so that text on them can be read.
+ACTIVE, LOWERED, RAISED = "255,140,0", "225,70,60", "70,130,245"
+# Where SAEDashboard's page script puts a token's text into HTML, and how often.
+UNESCAPED = {"${tok}</code>": 3, "`|${tok}|<br>": 1}
 
 
 @dataclass(frozen=True)
@@ -30,40 +40,52 @@ class FeatureFacts:
     rank: int
     """Among all features by ReasonScore, from 1."""
     score: float
+    interval: tuple[float, float] | None
+    """95 % interval of the score, where there is one."""
     max_activation: float
     """Over the scored text, in units where the decoder direction has norm 1."""
     firing_frequency: float
     """Share of the scored positions."""
     entropy: float
-    best_word: str
+    word_means: tuple[tuple[str, float], ...]
+    """Mean activation at each reasoning word."""
 
     @property
     def page(self) -> str:
         return f"feature_{self.feature}.html"
 
+    @property
+    def best_word(self) -> str:
+        return max(self.word_means, key=lambda pair: pair[1])[0]
 
-def token_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
-    """A function from one id to its text as people read it (line breaks visible), and from a list of ids to a list."""
+    @property
+    def steering(self) -> str:
+        """The arguments that steer with this feature; nine digits say a float32 exactly."""
+        return f"sae_feature_idx={self.feature},sae_max_activation={self.max_activation:.9g}"
 
-    @functools.cache
-    def one(token: int) -> str:
-        return tokenizer.decode([token], clean_up_tokenization_spaces=False).replace("\n", "↵").replace("\t", "⇥")
 
-    def decode(tokens: Any) -> Any:
-        if hasattr(tokens, "tolist"):
-            tokens = tokens.tolist()
-        return one(tokens) if isinstance(tokens, int) else [decode(token) for token in tokens]
+class Snippet(NamedTuple):
+    """The text around a feature's highest activation; all empty where the feature never fires."""
 
-    return decode
+    before: str
+    peak: str
+    after: str
 
 
 def write_assets(folder: Path) -> None:
-    """Put the scripts that the pages load into ``folder``/assets: plotly from its Python package, and our own."""
+    """Put what the pages load, and its licences, into ``folder``/assets: plotly and d3 from their Python packages."""
+    import mpld3.urls
     import plotly
 
-    (folder / "assets").mkdir()
-    shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", folder / "assets")
-    shutil.copy(ASSETS / "d3_selection.js", folder / "assets")
+    assets = folder / "assets"
+    assets.mkdir(exist_ok=True)
+    for file in ASSETS.glob("*.*"):
+        if file.suffix != ".html":
+            shutil.copy(file, assets)
+    shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", assets)
+    shutil.copy(mpld3.urls.D3_LOCAL, assets / "d3.min.js")
+    licences = importlib.metadata.distribution("plotly").read_text("licenses/LICENSE.txt")
+    (assets / "LICENSE.plotly.txt").write_text(licences or "plotly.js: MIT licence\n", encoding="utf-8")
 
 
 def write_feature_page(
@@ -72,83 +94,197 @@ def write_feature_page(
     data: FeatureData,
     layout: SaeVisLayoutConfig,
     decode: Callable[[Any], Any],
+    *,
+    neighbours: tuple[FeatureFacts | None, FeatureFacts | None] = (None, None),
 ) -> None:
     """Write the page of one feature.
 
     Args:
-        folder: where the assets are.
+        folder: where the assets are, or will be.
         facts: of the feature.
         data: what SAEDashboard computed for it.
         layout: which panels to show.
         decode: what `token_text` gave.
+        neighbours: the features before and after it in the index.
     """
     from sae_dashboard.html_fns import HTML
 
     panels = data._get_html_data_feature_centric(layout, decode)
+    _own_text_and_colours(panels.js_data, data, decode)
     script_data = {"AGGDATA": {}, "DASHBOARD_DATA": {str(facts.feature): panels.js_data}}
-    path = folder / facts.page
-    HTML(html_data=panels.html_data, js_data=script_data).get_html(
-        layout_columns=layout.columns, layout_height=layout.height, filename=path, first_key=str(facts.feature)
-    )
-    body = CDN_SCRIPT.sub("", path.read_text())
-    embedded = json.dumps(script_data)
-    # Text must not be able to end the script element it stands in, nor to become elements of its own.
-    body = body.replace(embedded, embedded.replace("<", "\\u003c"))
-    body = body.replace("${tok}</code>", "${escapeHtml(tok)}</code>")
-    page = Template((ASSETS / "feature.html").read_text(encoding="utf-8")).substitute(
-        title=f"Feature {facts.feature}", facts=_facts_line(facts), panels=body
-    )
-    path.write_text(page, encoding="utf-8")
-
-
-def _facts_line(facts: FeatureFacts) -> str:
-    return " · ".join(
-        (
-            f"rank {facts.rank}",
-            f"ReasonScore {facts.score:.3e}",
-            f"max activation {facts.max_activation:.4g}",
-            f"active on {facts.firing_frequency:.3%} of tokens",
-            f"entropy {facts.entropy:.3f}",
-            f"strongest word “{html.escape(facts.best_word)}”",
-            f"steer with <code>sae_feature_idx={facts.feature},sae_max_activation={facts.max_activation:.4g}</code>",
+    with atomic_file(folder / facts.page) as path:
+        HTML(html_data=panels.html_data, js_data=script_data).get_html(
+            layout_columns=layout.columns, layout_height=layout.height, filename=path, first_key=str(facts.feature)
         )
+        body = CDN_SCRIPT.sub("", path.read_text())
+        embedded = json.dumps(script_data)
+        # Text must not be able to end the script element it stands in, nor to become elements of its own.
+        body = body.replace(embedded, embedded.replace("<", "\\u003c"))
+        for unescaped, times in UNESCAPED.items():
+            if "tokenData" in panels.js_data and body.count(unescaped) != times:
+                raise RuntimeError(f"SAEDashboard's page script has changed: {unescaped} is not there {times} times")
+            body = body.replace(unescaped, unescaped.replace("${tok}", "${escapeHtml(tok)}"))
+        page = _template("feature.html").substitute(
+            feature=facts.feature,
+            before=_neighbour(neighbours[0], "prev", "←", "previous"),
+            after=_neighbour(neighbours[1], "next", "→", "next"),
+            facts=_facts_list(facts),
+            words=_word_rows(facts),
+            steering=html.escape(facts.steering),
+            note=""
+            if data.sequence_data.seq_group_data
+            else "<p>It is not active anywhere on the text shown here.</p>",
+            panels=body,
+        )
+        path.write_text(page, encoding="utf-8")
+
+
+def _template(name: str) -> Template:
+    return Template((ASSETS / name).read_text(encoding="utf-8"))
+
+
+def _own_text_and_colours(js_data: dict[str, Any], data: FeatureData, decode: Callable[[Any], Any]) -> None:
+    """Change what the page script gets for each token.
+
+    The text is the token's own (SAEDashboard takes ``&lt;`` in it for ``<``); colours are laid over the page's own, so
+    that they read on a dark one too; and what stands for the end of a row goes. So do the histograms' ticks, of which
+    there are ten thousands where all values are below 0.3: without them plotly chooses.
+    """
+    highest = data.sequence_data.max_feat_act
+    for group in js_data.get("tokenData", {}).values():
+        group["data"] = [[token for token in sequence if token["tokID"] >= 0] for sequence in group["data"]]
+        for token in (token for sequence in group["data"] for token in sequence):
+            token["bgColor"] = _shade(ACTIVE, max(0.0, token.get("featAct", 0.0)) / highest)
+            token["uColor"] = "transparent"
+            token["tok"] = decode(token["tokID"])
+    for name in ("actsHistogramData", "logitsHistogramData"):
+        for histogram in js_data.get(name, {}).values():
+            del histogram["ticks"]
+    logits = data.logits_table_data
+    largest = max(map(abs, (*logits.bottom_logits, *logits.top_logits)), default=0.0) or 1.0
+    for table in js_data.get("logitsTableData", {}).values():
+        for name, ids, colour in (
+            ("negLogits", logits.bottom_token_ids, LOWERED),
+            ("posLogits", logits.top_token_ids, RAISED),
+        ):
+            for row, token in zip(table[name], ids, strict=False):
+                row["symbol"], row["color"] = decode(token), _shade(colour, abs(row["value"]) / largest)
+
+
+def _shade(colour: str, share: float) -> str:
+    return f"rgba({colour},{0.7 * share:.3f})"
+
+
+def _neighbour(facts: FeatureFacts | None, relation: str, arrow: str, name: str) -> str:
+    label = f"{arrow} {name}" if relation == "prev" else f"{name} {arrow}"
+    if facts is None:
+        return f'<span aria-hidden="true">{label}</span>'
+    return f'<a rel="{relation}" href="{facts.page}" title="feature {facts.feature}">{label}</a>'
+
+
+def _number(value: float, shown: str) -> str:
+    """A number as people read it, with the exact one in its element's attribute."""
+    return f'<data value="{value:.9g}">{shown}</data>'
+
+
+def _score(facts: FeatureFacts) -> str:
+    interval = ""
+    if facts.interval is not None:
+        interval = f' <small class="interval">[{facts.interval[0]:.3g}, {facts.interval[1]:.3g}]</small>'
+    return _number(facts.score, f"{facts.score:.3g}") + interval
+
+
+def _columns(facts: FeatureFacts) -> dict[str, str]:
+    """The numbers of a feature, by what they are called on the pages."""
+    return {
+        "rank": _number(facts.rank, f"{facts.rank:,}"),
+        "feature": _number(facts.feature, f'<a href="{facts.page}">{facts.feature}</a>'),
+        "ReasonScore": _score(facts),
+        "max activation": _number(facts.max_activation, f"{facts.max_activation:.4g}"),
+        "active on": _number(facts.firing_frequency, f"{facts.firing_frequency:.3%}"),
+        "entropy": _number(facts.entropy, f"{facts.entropy:.3f}"),
+    }
+
+
+def _facts_list(facts: FeatureFacts) -> str:
+    rows = {name: value for name, value in _columns(facts).items() if name != "feature"}
+    rows["active on"] += " of tokens"
+    return "\n".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows.items())
+
+
+def _shares(facts: FeatureFacts) -> list[tuple[str, float, float]]:
+    """Each word, its mean activation, and that as a share of the largest."""
+    highest = max(mean for _, mean in facts.word_means)
+    return [(word, mean, max(0.0, mean) / highest if highest > 0 else 0.0) for word, mean in facts.word_means]
+
+
+def _word_rows(facts: FeatureFacts) -> str:
+    return "\n".join(
+        f'<tr><th scope="row">{html.escape(word)}</th><td>{_number(mean, f"{mean:.3g}")}</td>'
+        f'<td class="bar"><i style="width:{share:.1%}"></i></td></tr>'
+        for word, mean, share in _shares(facts)
     )
 
 
-def best_snippet(data: FeatureData, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text around the highest activation as HTML, the token itself marked; empty where the feature never fires."""
+def _word_bars(facts: FeatureFacts) -> str:
+    label = html.escape(", ".join(f"{word} {mean:.3g}" for word, mean in facts.word_means))
+    bars = "".join(
+        f'<i style="height:{share:.0%}" title="{html.escape(word)} {mean:.3g}"></i>'
+        for word, mean, share in _shares(facts)
+    )
+    best = html.escape(facts.best_word)
+    return (
+        f'<data value="{best}">{best}</data> '
+        f'<span class="bars" role="img" aria-label="mean activations: {label}">{bars}</span>'
+    )
+
+
+def best_snippet(data: FeatureData, tokenizer: PreTrainedTokenizerBase) -> Snippet:
+    """The text around the highest activation."""
     groups = data.sequence_data.seq_group_data
-    if not groups or not groups[0].seq_data:
-        return ""
-    best = max(groups[0].seq_data, key=lambda sequence: max(sequence.feat_acts))
-    peak = max(range(len(best.feat_acts)), key=best.feat_acts.__getitem__)
-    if best.feat_acts[peak] <= 0:
-        return ""
-
-    def text(tokens: list[int]) -> str:
-        decoded = tokenizer.decode(tokens, clean_up_tokenization_spaces=False) if tokens else ""
-        return html.escape(decoded.replace("\n", "↵"))
-
-    ids = best.token_ids
-    return f"{text(ids[:peak])}<mark>{text([ids[peak]])}</mark>{text(ids[peak + 1 :])}"
+    sequences = groups[0].seq_data if groups else []
+    best = max(sequences, key=lambda sequence: max(sequence.feat_acts), default=None)
+    if best is None:
+        return Snippet("", "", "")
+    pairs = [pair for pair in zip(best.token_ids, best.feat_acts, strict=True) if pair[0] >= 0]
+    ids, activations = zip(*pairs, strict=True)
+    return _marked(tokenizer, ids, max(range(len(ids)), key=activations.__getitem__))
 
 
-def write_index(folder: Path, rows: list[tuple[FeatureFacts, str]], *, title: str, facts: str) -> None:
+def _marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], peak: int) -> Snippet:
+    """The text with the token at ``peak`` marked, and as few of its neighbours as make whole characters of it."""
+    uncut = span_text(tokenizer, ids).count(CUT)
+    # A character has at most four bytes.
+    for left, right in sorted(itertools.product(range(4), repeat=2), key=sum):
+        start, end = max(0, peak - left), peak + right + 1
+        snippet = Snippet(*(span_text(tokenizer, part) for part in (ids[:start], ids[start:end], ids[end:])))
+        if sum(part.count(CUT) for part in snippet) <= uncut:
+            break
+    return snippet._replace(before=snippet.before.lstrip(" "))
+
+
+def write_index(folder: Path, rows: Sequence[tuple[FeatureFacts, Snippet]], *, title: str, about: str) -> None:
     """Write the index.
 
     Args:
         folder: where the pages are.
-        rows: features in the order to show, each with its snippet (HTML; `best_snippet`).
+        rows: features in the order to show, each with its snippet.
         title: plain text.
-        facts: one line on model, SAE and text; plain text.
+        about: one line on model, SAE and text; plain text.
     """
-    lines = [
-        f'<tr><td>{f.rank}</td><td><a href="{f.page}">{f.feature}</a></td><td>{f.score:.3e}</td>'
-        f"<td>{f.max_activation:.3f}</td><td>{f.firing_frequency:.2%}</td><td>{f.entropy:.3f}</td>"
-        f'<td class="text">{html.escape(f.best_word)}</td><td class="text snippet">{snippet}</td></tr>'
-        for f, snippet in rows
-    ]
-    page = Template((ASSETS / "index.html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(title), facts=html.escape(facts), rows="\n".join(lines)
+    lines = []
+    for facts, snippet in rows:
+        before, peak, after = (html.escape(part) for part in snippet)
+        cells = "".join(
+            f'<td class="number" data-label="{name}">{value}</td>' for name, value in _columns(facts).items()
+        )
+        text = f"{before}<mark>{peak}</mark>{after}" if peak else '<span class="quiet">not active on this text</span>'
+        lines.append(
+            f'<tr>{cells}<td class="words" data-label="words">{_word_bars(facts)}</td>'
+            f'<td class="snippet" data-label="most active at">{text}</td></tr>'
+        )
+    words = ", ".join(word for word, _ in rows[0][0].word_means)
+    page = _template("index.html").substitute(
+        title=html.escape(title), about=html.escape(about), words=html.escape(words), rows="\n".join(lines)
     )
     (folder / "index.html").write_text(page, encoding="utf-8")

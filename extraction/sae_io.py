@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from transformer_lens_r1.hub import hub_errors, hub_fault
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+    from torch import Tensor
     from transformers import PretrainedConfig
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -248,12 +249,27 @@ def encoder_blocks(sae: SAE, size: int) -> Iterator[tuple[slice, SAE]]:
         return
     for start in range(0, d_sae, size):
         features = slice(start, min(start + size, d_sae))
-        block = copy.copy(sae)
-        block.__dict__["_parameters"] = {name: _cut(name, p, features) for name, p in sae._parameters.items()}
-        yield features, block
+        yield features, _part(sae, features)
 
 
-def _cut(name: str, parameter: Any, features: slice) -> Any:
+def encoder_of(sae: SAE, features: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """A function from residual streams [..., d_in] to the activations [..., features] of these features alone.
+
+    Only their columns of the encoder are multiplied, except for TopK, which needs all of them to choose from.
+    """
+    chosen = list(features)
+    if sae.cfg.architecture() in ELEMENTWISE:
+        return _part(sae, chosen).encode
+    return lambda residual: sae.encode(residual)[..., chosen]
+
+
+def _part(sae: SAE, features: slice | list[int]) -> SAE:
+    part = copy.copy(sae)
+    part.__dict__["_parameters"] = {name: _cut(name, p, features) for name, p in sae._parameters.items()}
+    return part
+
+
+def _cut(name: str, parameter: Any, features: slice | list[int]) -> Any:
     from torch import nn
 
     if name == "b_dec" or parameter is None:

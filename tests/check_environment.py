@@ -19,6 +19,7 @@ LIBRARIES = {
     "math-verify": "math_verify",
     "wandb": "wandb",
     "matplotlib": "matplotlib",
+    "mpld3": "mpld3",
     "gguf": "gguf",
     "reasoning_gym": "reasoning_gym",
     "transformer-lens-r1": "transformer_lens_r1.loading",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -55,43 +56,46 @@ def fixture_text() -> Path:
     return FIXTURES / "text"
 
 
+@contextmanager
+def _script_loader() -> Iterator[Callable[[str], ModuleType]]:
+    folders: list[str] = []
+    before = set(sys.modules)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+
+        def load(path: str) -> ModuleType:
+            script = REPOSITORY / path
+            folders.append(str(script.parent))
+            monkeypatch.syspath_prepend(str(script.parent))
+            spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
+            assert spec is not None and spec.loader is not None, f"no script {script}"
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+            return module
+
+        yield load
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if any(file.startswith(folder + os.sep) for folder in folders):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def load_script() -> Iterator[Callable[[str], ModuleType]]:
     """A function that imports a script by its path from the root, with its folder first on the path, as python does.
 
     What the script imports from its own folder is forgotten afterwards: two folders may use the same module name.
     """
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        yield from _script_loader(monkeypatch)
+    with _script_loader() as load:
+        yield load
 
 
 @pytest.fixture(scope="module")
 def load_script_for_module() -> Iterator[Callable[[str], ModuleType]]:
-    """`load_script` for fixtures that live as long as a test module."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        yield from _script_loader(monkeypatch)
-
-
-def _script_loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    folders: list[str] = []
-    before = set(sys.modules)
-
-    def load(path: str) -> ModuleType:
-        script = REPOSITORY / path
-        folders.append(str(script.parent))
-        monkeypatch.syspath_prepend(str(script.parent))
-        spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
-        assert spec is not None and spec.loader is not None, f"no script {script}"
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-
-    yield load
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        if any(file.startswith(folder + os.sep) for folder in folders):
-            del sys.modules[name]
+    """`load_script` for what all tests of a module share."""
+    with _script_loader() as load:
+        yield load
 
 
 @pytest.fixture(scope="session")

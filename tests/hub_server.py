@@ -372,7 +372,7 @@ def _entry(name: str, body: bytes) -> dict[str, Any]:
     return entry
 
 
-_API = r"/api/(models|datasets)/([^/]+/[^/]+)"
+_API = r"/api/(models|datasets|spaces)/([^/]+/[^/]+)"
 Answer = Callable[[_Handler, re.Match[str], bytes], None]
 ROUTES: list[tuple[str, str, Answer]] = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
@@ -389,5 +389,5 @@ ROUTES: list[tuple[str, str, Answer]] = [
     ("PUT", r"/lfs/([0-9a-f]{64})", _Handler.lfs_put),
     ("POST", r"/lfs/([0-9a-f]{64})/verify", _Handler.lfs_verify),
     ("GET", r"/lfs/([0-9a-f]{64})", _Handler.lfs_get),
-    ("GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _Handler.resolve),
+    ("GET", r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]

@@ -120,7 +120,7 @@ def check_hub_access(args: argparse.Namespace, *, repo_id: str | None = None, re
         args: with ``hf_user``, ``hf_token`` and ``private``; nothing is checked where neither ``hf_user`` nor
             ``repo_id`` names an owner.
         repo_id: the repository as owner/name, where it is known already.
-        repo_type: ``dataset`` or ``model``.
+        repo_type: ``dataset``, ``model`` or ``space``.
 
     Raises:
         UserError: no valid token, a token that cannot write there, a data set of other origin under that name, or a
@@ -182,7 +182,8 @@ def _check_repository(api: HfApi, repo_id: str, *, repo_type: str, private: bool
 def push_folder(folder: Path, repo_id: str, *, repo_type: str, token: str | None, private: bool) -> str:
     """Upload a finished folder to a Hub repository, made where there is none; returns the repository's id.
 
-    Parquet files of an earlier push that the folder does not hold are deleted: `load_dataset` would read them too.
+    A Space is a static one. Parquet files and feature pages of an earlier push that the folder does not hold are
+    deleted: `load_dataset` would read the ones, and nothing would link to the others.
     One commit at the end makes all of it visible at once; after a failed upload the repository is as it was.
 
     Raises:
@@ -193,8 +194,10 @@ def push_folder(folder: Path, repo_id: str, *, repo_type: str, token: str | None
 
     api = huggingface_hub.HfApi()
     try:
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, delete_patterns="*.parquet")
+        sdk = "static" if repo_type == "space" else None
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
+        stale = ["*.parquet", "feature_*.html"]
+        api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, delete_patterns=stale)
     except hub_errors() as error:
         raise UserError(f"the push to {repo_id} failed: {hub_fault(error)}; the result lies in {folder}") from error
     return repo_id

@@ -13,7 +13,8 @@ fi
 
 # An SAE in a folder of its own needs no id (SAE_ID= leaves it out), and one that is not its hook point is refused.
 SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
-# With MINIBATCH_SIZE_FEATURES below TOPK the model runs over the text once more for each further group of features.
+# MINIBATCH_SIZE_* bound memory only; the model runs over the text once. Unfinished work lies in OUTPUT_DIR.partial, where
+# it takes 4 bytes for each of the TOPK features and N_SAMPLES x context tokens: 4 GB here.
 exec "$PYTHON" "$here/../compute_dashboard.py" \
     --model_path "${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}" \
     --sae_path "${SAE_PATH:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}" \

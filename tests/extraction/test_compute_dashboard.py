@@ -1,10 +1,14 @@
 """compute_dashboard.py: pages for the features asked for, which open without a network, and an index of them."""
 
 import json
+import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +16,9 @@ from safetensors.torch import save_file
 
 from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.files import hash_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from hub_server import TOKEN, HubServer  # noqa: E402
 
 REMOTE = re.compile(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|@import|url\(\s*["']?https?:""")
 
@@ -29,7 +36,10 @@ def scores_dir(legacy_sae: Path, tmp_path: Path) -> Path:
     score = -torch.arange(1024.0)
     score[49] = 5
     rest = {name: torch.full((1024,), 0.25) for name in ("max_activation", "firing_frequency", "entropy")}
-    statistics = {"score": score, "word_means": torch.rand(1024, 2), **rest}
+    # Intervals, as the scores have them, of the best features only.
+    low, high = (torch.full((1024,), math.nan) for _ in range(2))
+    low[49], high[49] = 4.5, 5.5
+    statistics = {"score": score, "word_means": torch.rand(1024, 2), "score_low": low, "score_high": high, **rest}
     torch.save(score, folder / "feature_scores.pt")
     save_file(statistics, folder / "feature_stats.safetensors", metadata={"words": '["wait", "<b>hmm"]'})
     sha256 = hash_file(legacy_sae / "sae_weights.safetensors")
@@ -44,6 +54,24 @@ def flags(tiny_llama: Path, legacy_sae: Path, fixture_tokens: Path, scores_dir: 
         *("--dataset_path", str(fixture_tokens), "--column_name", "tokens", "--n_samples", "6"),
         *("--device", "cpu", "--scores_dir", str(scores_dir), "--output_dir", str(tmp_path / "pages")),
     ]
+
+
+@pytest.fixture
+def forward_passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which of the model's ends ran, in order: `embed` once for each forward pass."""
+    import transformer_lens_r1
+
+    ran: list[str] = []
+    load = transformer_lens_r1.load_model
+
+    def watched(*args: object, **options: object) -> object:
+        model = load(*args, **options)
+        for name in ("embed", "ln_final", "unembed"):
+            getattr(model, name).register_forward_hook(lambda *_, name=name: ran.append(name))
+        return model
+
+    monkeypatch.setattr(transformer_lens_r1, "load_model", watched)
+    return ran
 
 
 def embedded_data(page: str) -> dict:
@@ -64,11 +92,14 @@ def test_the_best_features_get_pages_that_need_no_network(script: ModuleType, fl
     index = (folder / "index.html").read_text(encoding="utf-8")
     assert index.index("feature_49.html") < index.index("feature_0.html")
     assert "<mark>" in index and "<b>hmm" not in index
+    assert index.count('class="interval"') == 1 and "[4.5, 5.5]" in index
     data = embedded_data((folder / "feature_49.html").read_text(encoding="utf-8"))["49"]
     assert data["actsHistogramData"]["0"]["y"] and data["logitsTableData"]["0"]["posLogits"]
+    licences = [path.read_text() for path in sorted((folder / "assets").glob("LICENSE.*"))]
+    assert len(licences) == 2 and "Bostock" in licences[0] and "Plotly" in licences[1]
 
 
-def test_the_sequences_peak_at_the_features_own_activation(
+def test_the_sequences_peak_at_the_features_own_activation_also_at_the_ends_of_rows(
     script: ModuleType, flags: list[str], tmp_path: Path, tiny_llama: Path, legacy_sae: Path, fixture_tokens: Path
 ) -> None:
     from sae_lens import SAE
@@ -76,76 +107,166 @@ def test_the_sequences_peak_at_the_features_own_activation(
 
     from transformer_lens_r1.data import load_rows
 
-    script.main([*flags, "--features", "362,49", "--dtype", "float32", "--ignore_tokens", ""])
-    assert {path.name for path in (tmp_path / "pages").glob("feature_*")} == {"feature_362.html", "feature_49.html"}
-    page = (tmp_path / "pages" / "feature_362.html").read_text(encoding="utf-8")
-    sequences = [group["data"] for group in embedded_data(page)["362"]["tokenData"].values()]
-    shown = max(token.get("featAct", 0) for group in sequences for sequence in group for token in sequence)
-
+    features = [362, 175, 49]
+    script.main([*flags, "--features", ",".join(map(str, features)), "--dtype", "float32", "--ignore_tokens", ""])
     rows = torch.tensor(load_rows(fixture_tokens).shuffle(seed=42)[:6]["tokens"])
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     sae = SAE.load_from_disk(legacy_sae)
     with torch.no_grad():
         residual = model(rows, output_hidden_states=True).hidden_states[3]
-        activations = sae.encode(residual)[..., 362] * sae.W_dec[362].norm()
-    # SAEDashboard looks for peaks where there is room to show the text around them.
-    assert shown == pytest.approx(activations[:, 11:-10].max().item(), abs=2e-3)
+        activations = sae.encode(residual)[..., features] * sae.W_dec[features].norm(dim=1)  # [rows, context, features]
+    assert {path.name for path in (tmp_path / "pages").glob("feature_*")} == {f"feature_{f}.html" for f in features}
+    places = []
+    for feature, own in zip(features, activations.unbind(-1), strict=True):
+        page = (tmp_path / "pages" / f"feature_{feature}.html").read_text(encoding="utf-8")
+        first = next(iter(embedded_data(page)[str(feature)]["tokenData"].values()))["data"][0]
+        assert [token["isBold"] for token in first].count(True) == 1
+        bold = next(token for token in first if token["isBold"])
+        row, place = divmod(int(own.argmax()), own.shape[1])
+        assert bold["featAct"] == pytest.approx(own.max().item(), abs=1e-4)
+        shown = own[row, max(0, place - 10) : place + 11]
+        assert [token.get("featAct", 0.0) for token in first] == pytest.approx(shown.tolist(), abs=1e-4)
+        assert [token["tokID"] for token in first] == rows[row, max(0, place - 10) : place + 11].tolist()
+        places.append(place)
+    assert any(place <= 10 or place >= rows.shape[1] - 10 for place in places)
 
 
-def test_the_pass_ends_at_the_hook_and_an_unknown_hash_refuses_nothing(
-    script: ModuleType, flags: list[str], scores_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_model_runs_over_the_text_once_and_not_beyond_the_hook(
+    script: ModuleType, flags: list[str], scores_dir: Path, tmp_path: Path, forward_passes: list[str]
 ) -> None:
+    run = json.loads((scores_dir / "run.json").read_text())
+    (scores_dir / "run.json").write_text(json.dumps({**run, "sae": {"weights_sha256": None}}))  # refuses nothing
+    for topk, at_once in ((1, 8192), (5, 2)):
+        forward_passes.clear()
+        sizes = ["--topk", str(topk), "--minibatch_size_features", str(at_once), "--minibatch_size_tokens", "4"]
+        script.main([*flags, *sizes, "--dtype", "float32", "--separate_files"])
+        assert forward_passes == ["embed", "embed"]  # 6 rows, 4 at a time
+        assert len(list((tmp_path / "pages").glob("feature_*.html"))) == topk
+
+
+def test_an_interrupted_run_continues_with_the_same_result(
+    script: ModuleType, flags: list[str], tmp_path: Path, forward_passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dashboard_activations
+    import dashboard_pages
+
     import transformer_lens_r1
 
-    ran: list[str] = []
-    load = transformer_lens_r1.load_model
+    command = [*flags, "--topk", "3", "--minibatch_size_tokens", "2", "--dtype", "float32"]
+    pages, work = tmp_path / "pages", tmp_path / "pages.partial"
+    script.main(command)
+    whole = {path.name: path.read_bytes() for path in pages.glob("*.html")}
+    pages.rename(tmp_path / "first")
+    forward_passes.clear()
 
-    def watched(*args: object, **options: object) -> object:
-        model = load(*args, **options)
-        for name in ("embed", "ln_final", "unembed"):
-            getattr(model, name).register_forward_hook(lambda *_, name=name: ran.append(name))
-        return model
+    def interrupting(function: Callable, after: int) -> Callable:
+        calls = iter(range(after))
 
-    monkeypatch.setattr(transformer_lens_r1, "load_model", watched)
+        def call(*args: object, **options: object) -> object:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return function(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dashboard_activations, "SAVE_EVERY", 0)
+        patch.setattr(transformer_lens_r1, "residual_stream", interrupting(transformer_lens_r1.residual_stream, 2))
+        script.main(command)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dashboard_pages, "write_feature_page", interrupting(dashboard_pages.write_feature_page, 1))
+        script.main(command)
+    assert forward_passes == ["embed"] * 3  # 6 rows, 2 at a time, none twice
+    assert not pages.exists()
+    (finished,) = work.glob("feature_*.html")
+    written = finished.stat().st_mtime_ns
+    other = r"differs in the features shown \(--topk, --features\), the text's tokens, --seed: repeat"
+    with pytest.raises(UserError, match=other):
+        script.main([*command, "--topk", "2", "--seed", "1"])
+    assert finished.stat().st_mtime_ns == written
+    script.main(command)
+    assert forward_passes == ["embed"] * 3 and not work.exists()
+    assert {path.name: path.read_bytes() for path in pages.glob("*.html")} == whole
+
+
+def test_the_pages_are_pushed_as_a_static_space(repository: Path, flags: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(repository / "extraction" / "compute_dashboard.py"), *flags, "--topk", "2"]
+    with HubServer() as hub:
+
+        def run(*extra: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+            environment = {**os.environ, **hub.environment(token=token), "HF_HOME": str(tmp_path / "home")}
+            return subprocess.run([*command, *extra], env=environment, capture_output=True, text=True, timeout=300)
+
+        refused = run("--hf_repo", "somebody/features")
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and "somebody" in refused.stderr
+        assert not hub.repos and not (tmp_path / "pages").exists()
+        hub.add("spaces/researcher/features", {"feature_3.html": b"of an earlier push", "kept.txt": b""})
+        done = run("--hf_repo", "researcher/features")
+        assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    folder = tmp_path / "pages"
+    made = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert hub.repos["spaces/researcher/features"] == {**made, "kept.txt": b""}
+    header = made["README.md"].decode().split("---")[1]
+    assert "sdk: static" in header and "app_file: index.html" in header
+
+
+def test_a_feature_that_is_never_active_has_a_page_without_activations(
+    script: ModuleType, flags: list[str], tmp_path: Path, make_sae: Callable[..., Path], scores_dir: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    folder = make_sae(d_in=256, d_sae=1024, context_size=128)
+    weights = load_file(folder / "sae_weights.safetensors")
+    weights["b_enc"][0] = -1e6
+    save_file(weights, folder / "sae_weights.safetensors")
     run = json.loads((scores_dir / "run.json").read_text())
-    (scores_dir / "run.json").write_text(json.dumps({**run, "sae": {"weights_sha256": None}}))
-    script.main([*flags, "--topk", "1", "--dtype", "float32"])
-    assert (tmp_path / "pages" / "feature_49.html").is_file()
-    assert set(ran) == {"embed"}
+    run["sae"]["weights_sha256"] = hash_file(folder / "sae_weights.safetensors")
+    (scores_dir / "run.json").write_text(json.dumps(run))
+    script.main([*flags, "--sae_path", str(folder), "--features", "0,1", "--dtype", "float32"])
+    silent, active = ((tmp_path / "pages" / f"feature_{i}.html").read_text(encoding="utf-8") for i in (0, 1))
+    assert "not active anywhere" in silent and "not active anywhere" not in active
+    assert embedded_data(silent)["0"].keys() == embedded_data(active)["1"].keys() - {"tokenData", "actsHistogramData"}
+    assert "not active on this text" in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
 
 
-def test_text_cannot_become_markup(load_script: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    from sae_dashboard.components import SequenceData, SequenceGroupData, SequenceMultiGroupData
-    from sae_dashboard.feature_data import FeatureData
+def test_tokens_are_shown_as_people_write_them(load_script: Callable[[str], ModuleType], tiny_llama: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    class Tokenizer:
-        def decode(self, tokens: list[int], **_: object) -> str:
-            return "".join(["</script><script>alert(1)</script>", "<think>", "\n"][token] for token in tokens)
+    text = load_script("extraction/dashboard_text.py")
+    bytelevel = AutoTokenizer.from_pretrained(tiny_llama)
+    decode = text.token_text(bytelevel)
+    assert decode(bytelevel.convert_tokens_to_ids(["Ġthink", "Ċ", "<think>"])) == [" think", "↵", "<think>"]
+    euro = bytelevel.encode("€", add_special_tokens=False)
+    assert decode(euro) == ["\\xe2", "\\x82", "\\xac"] and text.span_text(bytelevel, euro) == "€"
+    assert decode(-1) == ""
+    from dashboard_pages import _marked
 
-    pages = load_script("extraction/dashboard_pages.py")
-    sequence = SequenceData(token_ids=[0, 1, 2], feat_acts=[0.0, 2.0, 1.0], token_logits=[0.0] * 3)
-    group = SequenceGroupData("TOP", [sequence])
-    data = FeatureData(sequence_data=SequenceMultiGroupData([group]))
-    snippet = pages.best_snippet(data, Tokenizer())
-    assert "<script>" not in snippet and "<mark>&lt;think&gt;</mark>↵" in snippet
+    ids = bytelevel.encode("a€uro", add_special_tokens=False)
+    for peak in range(1, 4):  # whichever byte of it, the character is shown, and whole
+        assert tuple(_marked(bytelevel, ids, peak)) == ("a", "€", "uro")
 
-    from sae_dashboard.components_config import Column, SequencesConfig
-    from sae_dashboard.layout import SaeVisLayoutConfig
-
-    facts = pages.FeatureFacts(3, 1, 0.1, 2.0, 0.5, 0.9, "<i>wait")
-    layout = SaeVisLayoutConfig(columns=[Column(SequencesConfig())], height=100)
-    pages.write_feature_page(tmp_path, facts, data, layout, pages.token_text(Tokenizer()))
-    page = (tmp_path / "feature_3.html").read_text(encoding="utf-8")
-    assert "alert(1)" in page and "<script>alert" not in page and "<i>wait" not in page
-    assert "${tok}</code>" not in page and "<code>${escapeHtml(tok)}</code>" in page
+    vocabulary = {"<unk>": 0, "<0xE2>": 1, "▁wait": 2, "hm": 3}
+    model = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    model.decoder = decoders.Sequence(steps)
+    sentencepiece = PreTrainedTokenizerFast(tokenizer_object=model)
+    assert text.token_text(sentencepiece)([1, 2, 3]) == ["\\xe2", " wait", "hm"]
+    assert text.span_text(sentencepiece, [2, 3]) == " waithm"
 
 
 def test_mistakes_are_one_line_and_the_last_pages_stay(
-    script: ModuleType, flags: list[str], scores_dir: Path, make_sae: Callable[..., Path], tmp_path: Path
+    script: ModuleType,
+    flags: list[str],
+    scores_dir: Path,
+    make_sae: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pages = tmp_path / "pages"
-    (pages / "assets").mkdir(parents=True)
-    (pages / "assets" / "d3_selection.js").touch()
+    pages.mkdir()
+    (pages / "dashboards.json").touch()
     (pages / "index.html").write_text("earlier")
     mistakes = {
         "features are 0 to 1023": ["--features", "3,1024"],
@@ -153,11 +274,15 @@ def test_mistakes_are_one_line_and_the_last_pages_stay(
         "those of another SAE": ["--sae_path", str(make_sae(d_in=256, d_sae=1024))],
         "has no column": ["--column_name", "txet"],
         "is empty": ["--features", ""],
+        "expected user/name": ["--hf_repo", "name"],
     }
     for message, extra in mistakes.items():
         with pytest.raises(UserError, match=message):
             script.main([*flags, *extra])
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="beside --output_dir, where 0.0 GB are free"):
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+        script.main(flags)
     (scores_dir / "run.json").unlink()
     with pytest.raises(UserError, match="run.json is missing"):
         script.main(flags)
-    assert (pages / "index.html").read_text() == "earlier"
+    assert (pages / "index.html").read_text() == "earlier" and not (tmp_path / "pages.partial").exists()

@@ -58,7 +58,9 @@ def test_blocks_of_features_put_together_are_the_whole_encoder(
         together = torch.full_like(whole, torch.nan)
         for features, block in sae_io.encoder_blocks(sae, size):
             together[..., features] = block.encode(x)
+        chosen = sae_io.encoder_of(sae, [31, 0, 7])(x)
     torch.testing.assert_close(together, whole)
+    torch.testing.assert_close(chosen, whole[..., [31, 0, 7]])
 
 
 def test_the_layout_of_saelens_5_is_read(sae_io: ModuleType, legacy_sae: Path) -> None:

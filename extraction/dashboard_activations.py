@@ -1,0 +1,156 @@
+"""The one pass over the text for the dashboards: what the shown features do at every token, kept on the disk.
+
+SAEDashboard by itself runs the model again for every group of features. Here the model runs once, and only the shown
+features' columns of the encoder; a feature's activations are read back when its page is made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_io import ELEMENTWISE, encoder_of
+
+from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.files import atomic_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from sae_dashboard.utils_fns import RollingCorrCoef
+    from sae_lens import SAE
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+ACTIVATIONS, STATE = "activations.npy", "pass.pt"
+SAVE_EVERY = 20.0
+"""Seconds between two states that an interrupted pass continues from."""
+
+
+@dataclass
+class Correlations:
+    """Rolling sums of SAEDashboard for the tables of correlated neurons and features."""
+
+    neurons: RollingCorrCoef
+    """Of the features [features] with the residual stream's dimensions [d_in]."""
+    features: RollingCorrCoef
+    """Of the features with each other."""
+
+    @classmethod
+    def of(cls, features: Sequence[int]) -> Correlations:
+        """Sums over no text."""
+        import torch
+        from sae_dashboard.utils_fns import RollingCorrCoef
+
+        # In the library's default, float32, the differences of large sums that a correlation is would be noise.
+        return cls(
+            RollingCorrCoef(dtype=torch.float64),
+            RollingCorrCoef(indices=list(features), with_self=True, dtype=torch.float64),
+        )
+
+    def update(self, activations: Tensor, residual: Tensor) -> None:
+        """Add activations [features, tokens] and residual streams [d_in, tokens]."""
+        self.neurons.update(activations, residual)
+        self.features.update(activations, activations)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """The sums, as `torch.load(weights_only=True)` reads them back."""
+        kept = ("n", "X", "Y", "x_sum", "xy_sum", "x2_sum", "y_sum", "y2_sum")
+        return {
+            name: {key: value for key, value in vars(sums).items() if key in kept}
+            for name, sums in (("neurons", self.neurons), ("features", self.features))
+        }
+
+    def restore(self, state: dict[str, dict[str, Any]]) -> None:
+        """Continue from what `state` gave."""
+        vars(self.neurons).update(state["neurons"])
+        vars(self.features).update(state["features"])
+
+
+@dataclass
+class StoredActivations:
+    """Activations of the shown features at every token, in a file, and their correlations."""
+
+    values: np.ndarray
+    """float32 [features, rows, context], mapped from the file; 0 at ignored ids."""
+    correlations: Correlations
+
+
+def store_activations(
+    model: TransformerBridge,
+    sae: SAE,
+    tokens: Tensor,
+    features: Sequence[int],
+    folder: Path,
+    *,
+    hook_name: str,
+    ignored_ids: Sequence[int] = (),
+    rows_per_batch: int = 16,
+    features_per_block: int = 8192,
+    device: str = "cpu",
+) -> StoredActivations:
+    """Run the model over the text once, from where an earlier call for the same folder was interrupted.
+
+    Memory holds one batch; the file takes 4 bytes for each feature and token.
+
+    Args:
+        model: loaded at least up to the hook point.
+        sae: with the decoder norm folded in.
+        tokens: int64 [rows, context].
+        features: which to keep, in this order.
+        folder: where the file and the state of the pass lie.
+        hook_name: where the SAE reads.
+        ignored_ids: ids where activations are taken as 0, and which correlations leave out.
+        rows_per_batch: rows in a forward pass.
+        features_per_block: features encoded at once.
+        device: where model and SAE are.
+
+    Raises:
+        UserError: an activation is not finite.
+    """
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from transformer_lens_r1 import residual_stream
+
+    correlations, done = Correlations.of(features), 0
+    shape = (len(features), *tokens.shape)
+    if (folder / STATE).is_file():
+        state = torch.load(folder / STATE, weights_only=True)
+        correlations.restore(state["correlations"])
+        done = state["rows"]
+    values = np.lib.format.open_memmap(
+        folder / ACTIVATIONS, mode="r+" if done else "w+", dtype=np.float32, shape=None if done else shape
+    )
+    if done == len(tokens):
+        return StoredActivations(values, correlations)
+    if sae.cfg.architecture() not in ELEMENTWISE:  # each block would encode all features
+        features_per_block = len(features)
+    blocks = [
+        encoder_of(sae, features[start : start + features_per_block])
+        for start in range(0, len(features), features_per_block)
+    ]
+    ignored = torch.tensor(list(ignored_ids), dtype=torch.int64)
+    saved = time.monotonic()
+    with torch.no_grad(), tqdm(total=len(tokens), initial=done, desc="activations", unit="row") as bar:
+        while done < len(tokens):
+            batch = tokens[done : done + rows_per_batch]
+            kept = ~torch.isin(batch, ignored)
+            residual = residual_stream(model, batch.to(device), hook_name)  # [batch, pos, d_in]
+            encoded = torch.cat([encode(residual) for encode in blocks], dim=-1).float().cpu()
+            encoded.masked_fill_(~kept[..., None], 0)
+            if not encoded.isfinite().all():
+                raise UserError("some activations are not finite in these number formats: try --dtype float32")
+            values[:, done : done + len(batch)] = encoded.permute(2, 0, 1).numpy()
+            correlations.update(encoded[kept].T, residual.cpu()[kept].T)
+            done += len(batch)
+            bar.update(len(batch))
+            if time.monotonic() - saved > SAVE_EVERY or done == len(tokens):
+                values.flush()
+                with atomic_file(folder / STATE) as temporary:
+                    torch.save({"rows": done, "correlations": correlations.state()}, temporary)
+                saved = time.monotonic()
+    return StoredActivations(values, correlations)
