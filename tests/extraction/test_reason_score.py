@@ -96,12 +96,13 @@ def test_scores_equal_the_formulas_over_positions(core: ModuleType, groups: dict
             entropy = -sum(s * math.log(s) for s in shares if s > 0) / math.log(len(words))
         expected.append(m[-2] / (total_pos + 1e-12) * entropy**alpha - m[-1] / (total_neg + 1e-12))
 
-    sums = core.ActivationSums.zeros(len(groups), 9)
+    sums = core.ActivationSums.zeros(len(groups), 9, n_blocks=3)
     for batch in (slice(0, 1), slice(1, 5), slice(5, 7)):
         membership = core.find_membership(torch.tensor(rows[batch]), groups, left=1, right=2, ignored_ids=[0])
-        sums.count(membership)
+        blocks = core.blocks_of_rows(batch.start, batch.stop - batch.start, 7, 3)
+        sums.count(membership, blocks)
         for features in (slice(0, 4), slice(4, 9)):
-            sums.add(activations[batch, :, features].clone(), membership, features)
+            sums.add(activations[batch, :, features].clone(), membership, blocks, features)
     result = core.reason_scores(sums.by_set, sums.n_positions, alpha=alpha)
 
     assert result.score.tolist() == pytest.approx(expected, abs=1e-7)
