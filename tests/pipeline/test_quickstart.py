@@ -51,9 +51,7 @@ def test_every_stage_runs_and_is_linked_to_the_next(
     assert "summary.md" in finished.stdout
 
 
-def test_steering_changes_what_is_written(
-    finished: subprocess.CompletedProcess[str], settings: dict[str, str]
-) -> None:
+def test_steering_changes_what_is_written(finished: subprocess.CompletedProcess[str], settings: dict[str, str]) -> None:
     texts = []
     for path in sorted((Path(settings["RUN"]) / "evaluation").rglob("samples_*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

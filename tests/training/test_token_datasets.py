@@ -42,9 +42,7 @@ def texts(fixture_text: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def conversations(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set in the schema of LMSYS-Chat-1M."""
-    rows = [
-        [{"content": text[:40], "role": "user"}, {"content": text[40:], "role": "assistant"}] for text in texts
-    ]
+    rows = [[{"content": text[:40], "role": "user"}, {"content": text[40:], "role": "assistant"}] for text in texts]
     return write(tmp_path_factory.mktemp("lmsys"), {"conversation": rows})
 
 
