@@ -44,7 +44,7 @@ def vocabulary_report(
     token_text: Callable[[int], str],
     tokens: Tensor,
 ) -> list[str]:
-    """Lines that say how each word is matched, then a warning for each spelling whose matches may surprise.
+    """Lines that say how each word is matched, then warnings of spellings whose matches may surprise.
 
     Warned of: a spelling whose token sequence is part of another word's (each match of that word is one of this word
     too), one that never occurs in the text, and one that gives no tokens.
@@ -62,7 +62,7 @@ def vocabulary_report(
     counts = {
         sequence: int(find_matches(tokens, sequence).sum()) if sequence else 0 for sequence in set(sequences.values())
     }
-    lines, warnings = [], []
+    lines, warnings, absent = [], [], []
     for word in words:
         own = {spelling: sequence for spelling, sequence in sequences.items() if word_of(spelling) == word}
         shown = []
@@ -73,7 +73,7 @@ def vocabulary_report(
                 warnings.append(f"warning: {spelling!r} gives no tokens, so it is never matched")
                 continue
             if counts[sequence] == 0:
-                warnings.append(f"warning: {spelling!r} [{ids}] never occurs in the text")
+                absent.append(f"{spelling!r} [{ids}]")
             for other, longer in sequences.items():
                 if word_of(other) != word and contains(longer, sequence):
                     warnings.append(
@@ -81,4 +81,6 @@ def vocabulary_report(
                         f"that is matched, it counts for {word!r} as well as for {word_of(other)!r}"
                     )
         lines.append(f"{word}: " + ", ".join(shown))
+    if absent:
+        warnings.append(f"warning: never in the text: {', '.join(absent)}")
     return ["words and their token sequences:", *(f"  {line}" for line in lines), *warnings]

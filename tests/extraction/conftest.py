@@ -53,10 +53,10 @@ def _trained_batchtopk(folder: Path, d_in: int, d_sae: int) -> Path:
     config = config_class(d_in=d_in, d_sae=d_sae, k=5, dtype="float32", device="cpu")
     for key, value in {"hook_name": "blocks.2.hook_resid_post", "context_size": 32, "prepend_bos": False}.items():
         setattr(config.metadata, key, value)
-    torch.manual_seed(0)
     sae = sae_class(config)
     with torch.no_grad():
-        sae.W_dec.mul_(torch.linspace(0.5, 2, d_sae)[:, None])
-        sae.topk_threshold.fill_(0.05)
+        sae.W_enc.copy_(torch.randn(d_in, d_sae, generator=torch.Generator().manual_seed(0)))
+        sae.W_dec.copy_(sae.W_enc.T / sae.W_enc.norm(dim=0)[:, None] * torch.linspace(0.5, 2, d_sae)[:, None])
+        sae.topk_threshold.fill_(0.5)
     sae.save_inference_model(folder)
     return folder

@@ -121,7 +121,7 @@ def test_two_ranks_give_the_scores_of_one_and_say_a_mistake_once(
     wrong = flags(output_dir=tmp_path / "three", column_name="txet")
     failed = subprocess.run([*launch, *wrong], env=environment(), capture_output=True, text=True, timeout=300)
     assert failed.returncode != 0 and failed.stderr.count("has no column 'txet'") == 1
-    assert failed.stderr.count("exitcode  : 2") == 2 and "[rank" not in failed.stderr
+    assert "exitcode  : 2" in failed.stderr and "[rank" not in failed.stderr
     assert not (tmp_path / "three").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_pass_killed_in_the_middle_continues_to_the_same_result(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows = {"n_samples": 960, "minibatch_size_tokens": 8}
+    rows = {"n_samples": 320, "minibatch_size_tokens": 8}
     script.main(flags(output_dir=tmp_path / "whole", **rows))
     folder, unfinished = tmp_path / "scores", tmp_path / "scores.unfinished"
     command = flags(output_dir=folder, save_every_minutes=0, **rows)
