@@ -54,8 +54,8 @@ STARTED=$SECONDS
 settings="MODEL=${MODEL:-} LAYER=$LAYER TRAINING_TOKENS=$TRAINING_TOKENS N_SAMPLES=$N_SAMPLES"
 settings+=" DASHBOARD_SAMPLES=$DASHBOARD_SAMPLES TOPK=$TOPK STRENGTH=$STRENGTH LIMIT=$LIMIT"
 if [ -n "${FRESH:-}" ]; then
-  for part in model data tokens-lmsys tokens-openthoughts tokens sae sample scores dashboards dashboards.partial \
-    evaluation report wandb; do
+  for part in model data tokens-lmsys tokens-openthoughts tokens sae sample scores scores.unfinished dashboards \
+    dashboards.partial evaluation report wandb; do
     rm -rf "${RUN:?}/$part"
   done
   rm -f "$RUN/timings.txt" "$RUN/settings"

@@ -7,29 +7,45 @@ and into sums from which the scores of all features follow (formulas: reason_sco
         --sae_path andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts --sae_id blocks.19.hook_resid_post \\
         --dataset_path andreuka18/OpenThoughts-10k-DeepSeek-R1 --n_samples 4096 --output_dir extraction/scores
 
-The output folder holds feature_scores.pt (float32 [d_sae]), feature_stats.safetensors, top_features.csv and run.json.
+The output folder holds feature_scores.pt (float32 [d_sae]), feature_stats.safetensors, top_features.csv, two pictures
+and run.json. A pass that was cut off continues where it was when the same command is given again.
+
+Over several GPUs: `torchrun --nproc_per_node N extraction/compute_score.py …` shares the rows out. As separate jobs:
+`--num_chunks N --chunk_num C` computes a part of the features, into one folder for all, and then
+
+    python extraction/compute_score.py --merge CHUNKS_FOLDER --output_dir extraction/scores
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inputs import add_input_arguments, load_inputs
-from sae_io import encoder_blocks, load_sae
+from inputs import add_input_arguments
+from ranks import Ranks, joined_ranks
+from sae_io import load_sae
+from score_plan import Plan, prepare
 
-from transformer_lens_r1.arguments import ArgumentParser, int_pair, non_negative_float, positive_int
-from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.arguments import (
+    ArgumentParser,
+    fraction,
+    int_pair,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    resolve_device,
+)
+from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError, run
 from transformer_lens_r1.files import check_output_folder
 
 if TYPE_CHECKING:
-    from reason_score import ActivationSums, WordGroups
-    from sae_lens import SAE
-    from torch import Tensor
-    from transformer_lens.model_bridge import TransformerBridge
+    from reason_score import ActivationSums
+    from saved_sums import PassState
 
 VOCABULARY = Path(__file__).resolve().parent / "reason_tokens.json"
 
@@ -49,123 +65,167 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="tokens before and after a matched one that belong to the word too (default: 1,2; 0,0: the match alone)",
     )
     score.add_argument("--alpha", type=non_negative_float, default=0.7, help="weight of the entropy over the words")
-    score.add_argument("--output_dir", type=Path, help="folder for the scores (required)")
-    score.add_argument("--num_chunks", type=positive_int, default=1, help="1: one pass serves every feature")
-    score.add_argument("--chunk_num", type=int, default=0, help="0: the only chunk")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", type=Path, help="folder for the scores (required)")
+    output.add_argument("--topk", type=positive_int, default=100, help="best features in the table and the pictures")
+    output.add_argument(
+        "--quantile", type=fraction, default=0.997, help="of all scores, marked in the picture (197 of 65,536 above it)"
+    )
+    output.add_argument(
+        "--n_bootstrap",
+        type=non_negative_int,
+        default=1000,
+        help="resamples for the intervals of the best features' scores (0: no intervals)",
+    )
+    output.add_argument(
+        "--save_every_minutes",
+        type=non_negative_float,
+        default=5.0,
+        help="minutes between saved states, in OUTPUT_DIR.unfinished (0: after every batch)",
+    )
+    jobs = parser.add_argument_group("separate jobs")
+    jobs.add_argument("--num_chunks", type=positive_int, default=1, help="parts that the features are split into")
+    jobs.add_argument("--chunk_num", type=non_negative_int, default=0, help="the part to compute, from 0")
+    jobs.add_argument(
+        "--merge", metavar="DIR", help="put the chunks in DIR together, into --output_dir; takes no other flag"
+    )
     return parser.parse_args(argv)
 
 
-def read_vocabulary(path: Path) -> list[str]:
-    """The spellings of the reasoning words.
+def pass_state(args: argparse.Namespace, plan: Plan, ranks: Ranks) -> PassState:
+    """Where this rank keeps its state.
 
     Raises:
-        UserError: no such file, not a JSON list of strings, or nothing in it.
+        UserError: an unfinished pass lies there that is another run's.
     """
-    try:
-        spellings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the vocabulary --tokens_str_path {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"the vocabulary {path} is not JSON ({error}); expected a list of strings") from error
-    if not isinstance(spellings, list) or not all(isinstance(spelling, str) for spelling in spellings):
-        raise UserError(f"the vocabulary {path} is not a list of strings")
-    if not any(spelling.strip() for spelling in spellings):
-        raise UserError(f'the vocabulary {path} is empty: expected words like "wait", " wait", "Wait"')
-    return [spelling for spelling in spellings if spelling.strip()]
+    from saved_sums import PassState, state_folder
+
+    name = f"chunk_{args.chunk_num}_rank_{ranks.rank}"
+    state = PassState(state_folder(args.output_dir), name, {**plan.fingerprint, **plan.arithmetic})
+    state.check()
+    return state
 
 
-def sum_activations(
-    model: TransformerBridge,
-    sae: SAE,
-    tokens: Tensor,
-    groups: WordGroups,
-    *,
-    hook_name: str,
-    expand_range: tuple[int, int],
-    ignored_ids: Sequence[int],
-    rows_per_batch: int,
-    features_per_block: int,
-    progress: bool = True,
-) -> ActivationSums:
-    """The one pass: sums of every feature's activations over each set of positions.
+def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: PassState) -> ActivationSums:
+    """Load model and SAE and pass over this rank's rows; on the first rank, the sums over all rows.
 
-    Args:
-        model: loaded at least up to the hook point.
-        sae: with the decoder norm folded in, on the model's device.
-        tokens: int64 [rows, context].
-        groups: what `group_spellings` gave.
-        hook_name: where the SAE reads.
-        expand_range: positions before and after a matched token that belong to its word.
-        ignored_ids: ids that count nowhere.
-        rows_per_batch: rows in a forward pass.
-        features_per_block: features encoded at once; another block is another encode, not another forward.
-        progress: show a progress bar, in rows.
+    Raises:
+        UserError: weights are damaged, or activations are not finite.
     """
-    import torch
-    from reason_score import ActivationSums, find_membership
-    from tqdm import tqdm
-
-    from transformer_lens_r1 import residual_stream
-
-    left, right = expand_range
-    sums = ActivationSums.zeros(len(groups), sae.cfg.d_sae, sae.W_enc.device)
-    blocks = list(encoder_blocks(sae, features_per_block))
-    with torch.no_grad(), tqdm(total=len(tokens), desc="scoring", unit="row", disable=not progress) as bar:
-        for batch in tokens.split(rows_per_batch):
-            batch = batch.to(sums.by_set.device)
-            membership = find_membership(batch, groups, left=left, right=right, ignored_ids=ignored_ids)
-            sums.count(membership)
-            residual = residual_stream(model, batch, hook_name)  # [batch, pos, d_model]
-            for features, block in blocks:
-                sums.add(block.encode(residual), membership, features)
-            bar.update(len(batch))
-    return sums
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    if args.output_dir is None:
-        raise UserError("nowhere to put the scores: give --output_dir DIR")
-    check_output_folder(args.output_dir, "run.json")
-    if args.num_chunks != 1 or args.chunk_num != 0:
-        raise UserError("one pass serves every feature, so there are no chunks: leave out --num_chunks and --chunk_num")
-    spellings = read_vocabulary(args.tokens_str_path)
-    inputs = load_inputs(args)
-
-    from reason_score import group_spellings, reason_scores
-    from score_files import print_summary, write_scores
+    from saved_sums import chunk_features
+    from scoring_pass import add_over_ranks, sum_activations
 
     from transformer_lens_r1 import load_model
 
-    groups = group_spellings(spellings, lambda text: inputs.tokenizer.encode(text, add_special_tokens=False))
-    sae = load_sae(inputs.source, device=inputs.device, dtype=args.sae_dtype)
+    device = resolve_device(args.device)
+    sae = load_sae(plan.source, device=device, dtype=args.sae_dtype)
     model = load_model(
         args.model_path,
-        device=inputs.device,
+        device=device,
         dtype=args.dtype,
-        n_layers=inputs.layer + 1,
+        n_layers=plan.layer + 1,
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
-        tokenizer=inputs.tokenizer,
+        tokenizer=plan.tokenizer,
     )
     sums = sum_activations(
         model,
         sae,
-        inputs.tokens,
-        groups,
-        hook_name=inputs.source.hook_name,
+        plan.tokens,
+        plan.groups,
+        hook_name=plan.source.hook_name,
         expand_range=args.expand_range,
-        ignored_ids=inputs.ignored,
+        ignored_ids=plan.ignored,
         rows_per_batch=args.minibatch_size_tokens,
         features_per_block=args.minibatch_size_features,
+        features=chunk_features(plan.source.d_sae, args.chunk_num, args.num_chunks),
+        rows=ranks.rows(len(plan.tokens)),
+        state=state,
+        save_every=60 * args.save_every_minutes,
+        progress=ranks.is_first,
     )
-    if not sums.by_set.isfinite().all():
-        formats = f"--dtype {args.dtype}, --sae_dtype {args.sae_dtype}"
-        raise UserError(f"some activations are not finite in {formats}: try float32")
-    scores = reason_scores(sums.by_set, sums.n_positions, alpha=args.alpha)
-    write_scores(args.output_dir, scores, sums, list(groups), args=args, inputs=inputs)
-    print_summary(scores, sums, list(groups))
-    print(f"wrote the scores of {len(scores.score):,} features to {args.output_dir}")
+    add_over_ranks(sums, ranks)
+    return sums
+
+
+def finish(args: argparse.Namespace, plan: Plan, sums: ActivationSums) -> None:
+    """Write the scores, or this chunk's sums."""
+    from saved_sums import chunk_path, save_sums
+    from score_files import Settings, compute_result, print_summary, write_scores
+
+    settings = Settings(args.alpha, args.topk, args.quantile, args.n_bootstrap, args.seed)
+    if args.num_chunks > 1:
+        path = chunk_path(args.output_dir, args.chunk_num, args.num_chunks)
+        about = {
+            "fingerprint": plan.fingerprint,
+            "settings": settings._asdict(),
+            "words": list(plan.groups),
+            "d_sae": plan.source.d_sae,
+            "record": plan.record,
+        }
+        save_sums(path, sums, about)
+        print(f"wrote {path}; with all {args.num_chunks} chunks there: --merge {args.output_dir} --output_dir DIR")
+        return
+    result = compute_result(sums, list(plan.groups), settings)
+    write_scores(args.output_dir, result, plan.record)
+    print_summary(result)
+    print(f"wrote the scores of {len(result.scores.score):,} features to {args.output_dir}")
+
+
+def merge(argv: Sequence[str]) -> None:
+    """``--merge DIR --output_dir OUT``: the scores from chunks, as one pass over all features would have given them."""
+    parser = ArgumentParser(description="Put chunks of features together. Alpha and all else is as the chunks say.")
+    parser.add_argument("--merge", type=Path, required=True, help="folder of chunk_<c>_of_<N>.safetensors")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the scores")
+    args = parser.parse_args(argv)
+    if args.output_dir.resolve() == args.merge.resolve():
+        raise UserError("--output_dir is the folder of the chunks, which the scores would replace; name another folder")
+    check_output_folder(args.output_dir, "run.json")
+
+    from saved_sums import merge_chunks
+    from score_files import Settings, compute_result, print_summary, write_scores
+
+    sums, about = merge_chunks(args.merge)
+    result = compute_result(sums, about["words"], Settings(**about["settings"]))
+    arguments = {**about["record"]["arguments"], "chunk_num": None, "output_dir": str(args.output_dir)}
+    write_scores(args.output_dir, result, {**about["record"], "arguments": arguments})
+    print_summary(result)
+    print(f"merged the scores of {len(result.scores.score):,} features into {args.output_dir}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = sys.argv[1:] if argv is None else list(argv)
+    if any(word.split("=", 1)[0] == "--merge" for word in given):
+        merge(given)
+        return
+    with joined_ranks() as ranks:
+        args = parse_arguments(given) if ranks.size == 1 else _parse_once(given)
+        if ranks.size > 1:
+            args.device = resolve_device(ranks.device(args.device))
+            ranks.connect(args.device)
+        plan = ranks.on_first(lambda: prepare(args, ranks))
+        state = pass_state(args, plan, ranks)
+        sums = compute_sums(args, plan, ranks, state)
+        if ranks.is_first:
+            finish(args, plan, sums)
+        ranks.wait()
+        state.remove()
+
+
+def _parse_once(argv: Sequence[str]) -> argparse.Namespace:
+    """`parse_arguments` for one of several ranks: a mistake is raised, so that only one of them says it.
+
+    Raises:
+        UserError: what argparse would have printed.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse_arguments(argv)
+    except SystemExit as ended:
+        if ended.code != EXIT_USER_ERROR:
+            raise
+        raise UserError(said.getvalue().removeprefix("error: ")) from None
 
 
 if __name__ == "__main__":

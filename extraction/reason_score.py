@@ -20,14 +20,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 EPSILON = 1e-12
+N_BLOCKS = 64
+"""Blocks of rows that sums are kept for: enough for a bootstrap, few enough for 65,536 features (0.4 GB)."""
 WordGroups = Mapping[str, Sequence[tuple[int, ...]]]
+
+
+def word_of(spelling: str) -> str:
+    """The word that a spelling belongs to."""
+    return spelling.lstrip().lower()
 
 
 def group_spellings(
@@ -42,7 +49,7 @@ def group_spellings(
     groups: dict[str, list[tuple[int, ...]]] = {}
     for spelling in spellings:
         sequence = tuple(encode(spelling))
-        sequences = groups.setdefault(spelling.lstrip().lower(), [])
+        sequences = groups.setdefault(word_of(spelling), [])
         if sequence and sequence not in sequences:
             sequences.append(sequence)
     return groups
@@ -55,6 +62,28 @@ class Membership(NamedTuple):
     """bool [batch, |W| + 2, pos]: one set for each word, then P (any word), then N (no word, not ignored)."""
     matches: Tensor
     """int64 [|W|]: how often a spelling of the word starts in the batch, ignored or not."""
+    ignored: Tensor
+    """int64 [ignored positions]: where they are among the batch's positions, counted through all rows."""
+
+    def to(self, device: torch.device | str) -> Membership:
+        """The same on another device; to CUDA without making the host wait."""
+        if torch.device(device).type == "cpu":
+            return self
+        return Membership(*(part.pin_memory().to(device, non_blocking=True) for part in self))
+
+
+def find_matches(tokens: Tensor, sequence: Sequence[int]) -> Tensor:
+    """Where a token sequence starts, bool [batch, pos − len(sequence) + 1]; no match reaches over the row's end.
+
+    Args:
+        tokens: ids [batch, pos].
+        sequence: at least one id.
+    """
+    starts = max(0, tokens.shape[1] - len(sequence) + 1)
+    matched = tokens[:, :starts] == sequence[0]
+    for offset in range(1, len(sequence)):
+        matched &= tokens[:, offset : offset + starts] == sequence[offset]
+    return matched
 
 
 def find_membership(
@@ -65,7 +94,7 @@ def find_membership(
     A position counts once for a word however many of its matches reach it, and counts for every word that reaches it.
 
     Args:
-        tokens: ids [batch, pos]; matches and windows end with the row.
+        tokens: ids [batch, pos], best on the CPU; matches and windows end with the row.
         groups: what `group_spellings` gave.
         left: positions before a matched token that belong to it too.
         right: positions after it.
@@ -76,14 +105,9 @@ def find_membership(
     matches = torch.zeros(len(groups), dtype=torch.int64, device=tokens.device)
     for index, sequences in enumerate(groups.values()):
         for sequence in sequences:
-            starts = length - len(sequence) + 1
-            if starts < 1:
-                continue
-            matched = torch.ones(batch, starts, dtype=torch.bool, device=tokens.device)
-            for offset, token in enumerate(sequence):
-                matched &= tokens[:, offset : offset + starts] == token
+            matched = find_matches(tokens, sequence)
             for offset in range(len(sequence)):
-                words[:, index, offset : offset + starts] |= matched
+                words[:, index, offset : offset + matched.shape[1]] |= matched
             matches[index] += matched.sum()
     words = _widen(words, left, right)
     kept = torch.ones_like(tokens, dtype=torch.bool)
@@ -91,7 +115,8 @@ def find_membership(
         kept &= tokens != ignored
     words &= kept[:, None]
     any_word = words.any(dim=1, keepdim=True)
-    return Membership(torch.cat([words, any_word, kept[:, None] & ~any_word], dim=1), matches)
+    sets = torch.cat([words, any_word, kept[:, None] & ~any_word], dim=1)
+    return Membership(sets, matches, (~kept).flatten().nonzero()[:, 0])
 
 
 def _widen(core: Tensor, left: int, right: int) -> Tensor:
@@ -105,14 +130,45 @@ def _widen(core: Tensor, left: int, right: int) -> Tensor:
     return wide
 
 
+class BlockOfRows(NamedTuple):
+    """Rows of a batch that belong to the same block of the text."""
+
+    block: int
+    rows: slice
+
+
+def blocks_of_rows(first: int, batch: int, n_rows: int, n_blocks: int = N_BLOCKS) -> list[BlockOfRows]:
+    """The blocks that a batch's rows belong to: row r of the text is in block ⌊r · n_blocks / n_rows⌋.
+
+    Args:
+        first: the batch's first row within the text.
+        batch: rows in the batch.
+        n_rows: rows of the text.
+        n_blocks: at most one for each row.
+    """
+    n_blocks = min(n_blocks, n_rows)
+    parts: list[BlockOfRows] = []
+    start = 0
+    while start < batch:
+        block = (first + start) * n_blocks // n_rows
+        behind = -(-(block + 1) * n_rows // n_blocks)  # the first row of the next block
+        stop = min(batch, behind - first)
+        parts.append(BlockOfRows(block, slice(start, stop)))
+        start = stop
+    return parts
+
+
 @dataclass
 class ActivationSums:
-    """What a pass over the text leaves behind: enough for the score and every statistic."""
+    """What a pass over the text leaves behind: enough for the score, every statistic and the bootstrap.
 
-    by_set: Tensor
-    """float64 [|W| + 2, d_sae]: sum of activations over each set's positions."""
-    n_positions: Tensor
-    """int64 [|W| + 2]: positions of each set."""
+    The text's rows, which were shuffled, are cut into contiguous blocks; sums are kept for each block.
+    """
+
+    by_block: Tensor
+    """float64 [n_blocks, |W| + 2, d_sae]: sum of activations over each set's positions in each block."""
+    positions_by_block: Tensor
+    """int64 [n_blocks, |W| + 2]: positions of each set in each block."""
     n_matches: Tensor
     """int64 [|W|]: matches of each word."""
     n_active: Tensor
@@ -121,44 +177,87 @@ class ActivationSums:
     """float32 [d_sae]: largest activation over positions that are not ignored."""
 
     @classmethod
-    def zeros(cls, n_words: int, d_sae: int, device: torch.device | str = "cpu") -> ActivationSums:
-        """Sums over no text."""
-
-        def integers(size: int) -> Tensor:
-            return torch.zeros(size, dtype=torch.int64, device=device)
-
+    def zeros(
+        cls, n_words: int, d_sae: int, *, n_blocks: int = N_BLOCKS, device: torch.device | str = "cpu"
+    ) -> ActivationSums:
+        """Sums over no text. What is counted in tokens stays on the CPU, what comes from activations on ``device``."""
         return cls(
-            by_set=torch.zeros(n_words + 2, d_sae, dtype=torch.float64, device=device),
-            n_positions=integers(n_words + 2),
-            n_matches=integers(n_words),
-            n_active=integers(d_sae),
+            by_block=torch.zeros(n_blocks, n_words + 2, d_sae, dtype=torch.float64, device=device),
+            positions_by_block=torch.zeros(n_blocks, n_words + 2, dtype=torch.int64),
+            n_matches=torch.zeros(n_words, dtype=torch.int64),
+            n_active=torch.zeros(d_sae, dtype=torch.int64, device=device),
             maximum=torch.zeros(d_sae, device=device),
         )
 
-    def count(self, membership: Membership) -> None:
-        """Add a batch's positions and matches; once for each batch."""
-        self.n_positions += membership.sets.sum(dim=(0, 2))
+    @property
+    def by_set(self) -> Tensor:
+        """float64 [|W| + 2, d_sae]: sum of activations over each set's positions."""
+        return self.by_block.sum(dim=0)
+
+    @property
+    def n_positions(self) -> Tensor:
+        """int64 [|W| + 2]: positions of each set."""
+        return self.positions_by_block.sum(dim=0)
+
+    def count(self, membership: Membership, blocks: Sequence[BlockOfRows]) -> None:
+        """Add a batch's positions and matches; once for each batch.
+
+        Args:
+            membership: of the batch, on the CPU.
+            blocks: what `blocks_of_rows` gave for the batch.
+        """
+        positions = membership.sets.sum(dim=2)  # [batch, |W| + 2]
+        for block, rows in blocks:
+            self.positions_by_block[block] += positions[rows].sum(dim=0)
         self.n_matches += membership.matches
 
-    def add(self, activations: Tensor, membership: Membership, features: slice = slice(None)) -> None:
+    def add(
+        self,
+        activations: Tensor,
+        membership: Membership,
+        blocks: Sequence[BlockOfRows],
+        features: slice = slice(None),
+    ) -> None:
         """Add a batch's activations for a block of features; each feature once for each batch.
 
         Rows are summed in the activations' precision (at least float32) and added to each other in float64, so the
-        result hardly depends on how rows were put into batches.
+        result hardly depends on how rows were put into batches. On CUDA the host waits for nothing.
 
         Args:
-            activations: [batch, pos, features of the block]; overwritten with 0 at ignored positions.
-            membership: of the same batch.
-            features: which features of the SAE the block holds.
+            activations: [batch, pos, features]; overwritten.
+            membership: of the same batch, on the activations' device.
+            blocks: what `blocks_of_rows` gave for the batch.
+            features: which of the sums' features these are.
         """
         if activations.dtype not in (torch.float32, torch.float64):
             activations = activations.float()
-        kept = membership.sets[:, -2:].any(dim=1)  # [batch, pos]
-        activations.masked_fill_(~kept[..., None], 0)
+        by_position = activations.view(-1, activations.shape[-1])  # [batch · pos, features]
+        by_position.index_fill_(0, membership.ignored, 0)
         row_sums = torch.bmm(membership.sets.to(activations.dtype), activations)  # [batch, |W| + 2, features]
-        self.by_set[:, features] += row_sums.double().sum(dim=0)
-        self.n_active[features] += (activations > 0).sum(dim=(0, 1))
-        self.maximum[features] = torch.maximum(self.maximum[features], activations.amax(dim=(0, 1)).float())
+        for block, rows in blocks:
+            self.by_block[block, :, features] += row_sums[rows].double().sum(dim=0)
+        self.maximum[features] = torch.maximum(self.maximum[features], by_position.amax(dim=0).float())
+        # Ones where the feature is active, summed as a product with ones: a sum over booleans takes ten times as long.
+        active = by_position.gt_(0)
+        self.n_active[features] += (active.new_ones(1, len(active)) @ active)[0].long()
+
+    def of_features(self, features: slice) -> ActivationSums:
+        """The sums of some of the features."""
+        return replace(
+            self,
+            by_block=self.by_block[..., features],
+            n_active=self.n_active[features],
+            maximum=self.maximum[features],
+        )
+
+    def to(self, device: torch.device | str) -> ActivationSums:
+        """The sums on another device; what is counted in tokens stays on the CPU."""
+        return replace(
+            self,
+            by_block=self.by_block.to(device),
+            n_active=self.n_active.to(device),
+            maximum=self.maximum.to(device),
+        )
 
 
 class ReasonScores(NamedTuple):
@@ -195,3 +294,8 @@ def reason_scores(by_set: Tensor, n_positions: Tensor, *, alpha: float) -> Reaso
     share_pos = mean_pos / (mean_pos.sum() + EPSILON)
     share_neg = mean_neg / (mean_neg.sum() + EPSILON)
     return ReasonScores(share_pos * entropy**alpha - share_neg, mean_pos, mean_neg, word_means.T, entropy)
+
+
+def rank_features(scores: Tensor) -> Tensor:
+    """Feature indices from the highest score down; equal scores by index."""
+    return torch.sort(scores, descending=True, stable=True).indices

@@ -2,6 +2,7 @@
 # ReasonScore of every feature of the paper's SAE: one pass over 4,096 contexts of 1,024 tokens.
 # Every value can be set in the environment (MODEL_PATH=… SAE_PATH=…), and further flags are passed on:
 #   OUTPUT_DIR=runs/scores bash extraction/scripts/compute_score.sh --device cpu
+# NPROC=4 shares the rows out over four GPUs (torchrun). The same command again continues a pass that was cut off.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -14,7 +15,9 @@ fi
 # An SAE in a folder of its own needs no id (SAE_ID= leaves it out), and one that is not its hook point is refused.
 SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
 # MINIBATCH_SIZE_* bound memory only; results do not depend on them.
-exec "$PYTHON" "$here/../compute_score.py" \
+launch=()
+[ "${NPROC:-1}" = 1 ] || launch=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
+exec "$PYTHON" ${launch[@]+"${launch[@]}"} "$here/../compute_score.py" \
     --model_path "${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}" \
     --sae_path "${SAE_PATH:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}" \
     ${SAE_ID:+--sae_id "$SAE_ID"} \
@@ -27,6 +30,7 @@ exec "$PYTHON" "$here/../compute_score.py" \
     --alpha "${ALPHA:-0.7}" \
     --minibatch_size_features "${MINIBATCH_SIZE_FEATURES:-8192}" \
     --minibatch_size_tokens "${MINIBATCH_SIZE_TOKENS:-16}" \
+    --topk "${TOPK:-100}" \
     --seed "${SEED:-42}" \
     --output_dir "${OUTPUT_DIR:-$root/extraction/scores}" \
     "$@"

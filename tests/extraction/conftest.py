@@ -22,6 +22,8 @@ def make_sae(tmp_path: Path) -> Callable[..., Path]:
         options = {"k": 5} if architecture.startswith("topk") else {}
         if architecture == "topk_rescaled":
             architecture, options["rescale_acts_by_decoder_norm"] = "topk", True
+        if architecture == "batchtopk":
+            return _trained_batchtopk(tmp_path / name, d_in, d_sae)
         sae_class, config_class = get_sae_class(architecture)
         config = config_class(d_in=d_in, d_sae=d_sae, dtype="float32", device="cpu", **options)
         metadata = {"hook_name": "blocks.2.hook_resid_post", "context_size": 32, "prepend_bos": False, **metadata}
@@ -41,3 +43,20 @@ def make_sae(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+def _trained_batchtopk(folder: Path, d_in: int, d_sae: int) -> Path:
+    """A BatchTopK SAE as its trainer saves it for use: a JumpReLU SAE with the learnt threshold."""
+    from sae_lens.registry import get_sae_training_class
+
+    sae_class, config_class = get_sae_training_class("batchtopk")
+    config = config_class(d_in=d_in, d_sae=d_sae, k=5, dtype="float32", device="cpu")
+    for key, value in {"hook_name": "blocks.2.hook_resid_post", "context_size": 32, "prepend_bos": False}.items():
+        setattr(config.metadata, key, value)
+    sae = sae_class(config)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.randn(d_in, d_sae, generator=torch.Generator().manual_seed(0)))
+        sae.W_dec.copy_(sae.W_enc.T / sae.W_enc.norm(dim=0)[:, None] * torch.linspace(0.5, 2, d_sae)[:, None])
+        sae.topk_threshold.fill_(0.5)
+    sae.save_inference_model(folder)
+    return folder

@@ -166,7 +166,7 @@ def test_every_mistake_is_one_line_and_the_last_result_stays(
         "has no column 'txet'": {"column_name": "txet"},
         "no data set folder": {"dataset_path": tmp_path / "none"},
         "another tokenizer": {"dataset_path": tmp_path / "foreign"},
-        "leave out --num_chunks": {"num_chunks": 4},
+        "chunks are 0 to 3": {"num_chunks": 4, "chunk_num": 4, "output_dir": tmp_path / "chunks"},
         "CUDA devices|expected auto": {"device": "cuda:99"},
     }
     for message, flags in mistakes.items():

@@ -1,12 +1,18 @@
 """ReasonScore against loops over positions, written from the definition."""
 
-import math
 import random
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from brute_force import reason_scores, sets_of_positions  # noqa: E402
 
 GROUPS = {"ab": [(1, 2), (2,)], "aba": [(1, 2, 1)], "c": [(3,)], "never": [(9, 9)]}
 
@@ -14,31 +20,6 @@ GROUPS = {"ab": [(1, 2), (2,)], "aba": [(1, 2, 1)], "c": [(3,)], "never": [(9, 9
 @pytest.fixture
 def core(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("extraction/reason_score.py")
-
-
-def positions_of_word(row: list[int], sequences: list[tuple[int, ...]], left: int, right: int) -> set[int]:
-    found = set()
-    for sequence in sequences:
-        for start in range(len(row)):
-            if tuple(row[start : start + len(sequence)]) == sequence:
-                for token in range(start, start + len(sequence)):
-                    found |= {p for p in range(len(row)) if token - left <= p <= token + right}
-    return found
-
-
-def brute_force_sets(rows: list[list[int]], groups: dict, left: int, right: int, ignored: list[int]) -> list[set]:
-    words = [
-        {
-            (b, p)
-            for b, row in enumerate(rows)
-            for p in positions_of_word(row, sequences, left, right)
-            if row[p] not in ignored
-        }
-        for sequences in groups.values()
-    ]
-    positive = set().union(*words)
-    everything = {(b, p) for b, row in enumerate(rows) for p in range(len(row)) if row[p] not in ignored}
-    return [*words, positive, everything - positive]
 
 
 @pytest.mark.parametrize("window", [(0, 0), (1, 2), (2, 0), (0, 3), (4, 5), (30, 30)])
@@ -50,7 +31,7 @@ def test_membership_equals_a_loop_over_positions(core: ModuleType, window: tuple
         got = core.find_membership(
             torch.tensor(rows), GROUPS, left=window[0], right=window[1], ignored_ids=ignored
         ).sets
-        expected = brute_force_sets(rows, GROUPS, *window, ignored)
+        expected = sets_of_positions(rows, GROUPS, *window, ignored)
         assert [{tuple(index) for index in got[:, s].nonzero().tolist()} for s in range(got.shape[1])] == expected
 
 
@@ -73,44 +54,95 @@ def test_spellings_of_one_word_form_one_group(core: ModuleType) -> None:
     assert groups == {"wait": [(5,), (6,)], "let me": [(7, 8), (9, 8)]}
 
 
-@pytest.mark.parametrize("groups", [GROUPS, {"c": [(3,)]}, {"c": [(3,)], "d": [(4,)]}], ids=len)
-@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
-def test_scores_equal_the_formulas_over_positions(core: ModuleType, groups: dict, alpha: float) -> None:
-    rng = random.Random(3)
-    rows = [[rng.randrange(6) for _ in range(20)] for _ in range(7)]
-    activations = torch.relu(torch.randn(7, 20, 9, generator=torch.Generator().manual_seed(1)))
-    activations[:, :, 4] = 0  # a feature that never fires
-    sets = brute_force_sets(rows, groups, 1, 2, [0])
+def sums_of(
+    core: ModuleType,
+    activations: torch.Tensor,
+    rows: list[list[int]],
+    groups: dict,
+    *,
+    window: tuple[int, int],
+    ignored: list[int],
+    batches: list[int],
+    cut: int,
+    n_blocks: int = 64,
+) -> object:
+    """The sums of the batches that end at the given rows, with the features in two blocks."""
+    n_rows, n_features = len(rows), activations.shape[-1]
+    sums = core.ActivationSums.zeros(len(groups), n_features, n_blocks=min(n_blocks, n_rows))
+    start = 0
+    for stop in batches:
+        membership = core.find_membership(
+            torch.tensor(rows[start:stop]), groups, left=window[0], right=window[1], ignored_ids=ignored
+        )
+        blocks = core.blocks_of_rows(start, stop - start, n_rows, n_blocks)
+        sums.count(membership, blocks)
+        for features in (slice(0, cut), slice(cut, n_features)):
+            if features.stop > features.start:
+                sums.add(activations[start:stop, :, features].clone(), membership, blocks, features)
+        start = stop
+    return sums
 
-    def mean(positions: set, feature: int) -> float:
-        return sum(activations[b, p, feature].item() for b, p in positions) / max(len(positions), 1)
 
-    means = [[mean(positions, feature) for positions in sets] for feature in range(9)]
-    total_pos, total_neg = sum(m[-2] for m in means), sum(m[-1] for m in means)
-    expected = []
-    for m in means:
-        words = m[:-2]
-        shares = [word / (sum(words) + 1e-12) for word in words]
-        entropy = 1.0
-        if len(words) > 1:
-            entropy = -sum(s * math.log(s) for s in shares if s > 0) / math.log(len(words))
-        expected.append(m[-2] / (total_pos + 1e-12) * entropy**alpha - m[-1] / (total_neg + 1e-12))
+@st.composite
+def cases(draw: st.DrawFn) -> dict:
+    """A text of few distinct ids, so that words overlap, words of one to three tokens, some of which never occur."""
+    n_rows, length = draw(st.integers(1, 6)), draw(st.integers(1, 12))
+    ids = st.integers(0, 4)
+    sequences = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3).map(tuple), min_size=1, max_size=3)
+    groups = draw(st.lists(sequences, min_size=1, max_size=4))
+    ends = draw(st.sets(st.integers(1, n_rows)))
+    return {
+        "rows": draw(st.lists(st.lists(ids, min_size=length, max_size=length), min_size=n_rows, max_size=n_rows)),
+        "groups": {f"word {index}": found for index, found in enumerate(groups)},
+        "window": draw(st.tuples(st.integers(0, 14), st.integers(0, 14))),
+        "ignored": draw(st.one_of(st.lists(ids, unique=True, max_size=2), st.just([0, 1, 2, 3, 4]))),
+        "batches": sorted(ends | {n_rows}),
+        "cut": draw(st.integers(0, 5)),
+        "n_blocks": draw(st.sampled_from([1, 2, 3, 64])),
+        "alpha": draw(st.sampled_from([0.0, 0.7, 1.0, 2.5])),
+        "seed": draw(st.integers(0, 2**31)),
+    }
 
-    sums = core.ActivationSums.zeros(len(groups), 9)
-    for batch in (slice(0, 1), slice(1, 5), slice(5, 7)):
-        membership = core.find_membership(torch.tensor(rows[batch]), groups, left=1, right=2, ignored_ids=[0])
-        sums.count(membership)
-        for features in (slice(0, 4), slice(4, 9)):
-            sums.add(activations[batch, :, features].clone(), membership, features)
-    result = core.reason_scores(sums.by_set, sums.n_positions, alpha=alpha)
 
-    assert result.score.tolist() == pytest.approx(expected, abs=1e-7)
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(case=cases())
+def test_scores_equal_a_loop_over_positions(core: ModuleType, case: dict) -> None:
+    alpha, seed = case.pop("alpha"), case.pop("seed")
+    shape = (len(case["rows"]), len(case["rows"][0]), 5)
+    activations = torch.relu(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+    activations[:, :, 3] = 0  # a feature that never fires
+    sets = sets_of_positions(case["rows"], case["groups"], *case["window"], case["ignored"])
+    sums = sums_of(core, activations, **case)
+    scores = core.reason_scores(sums.by_set, sums.n_positions, alpha=alpha).score
+    assert scores.tolist() == pytest.approx(reason_scores(activations, sets, alpha), abs=1e-7)
     assert sums.n_positions.tolist() == [len(positions) for positions in sets]
-    counted = [(b, p) for b in range(7) for p in range(20) if rows[b][p] != 0]
-    for feature in range(9):
+    counted = sets[-2] | sets[-1]
+    for feature in range(5):
         values = [activations[b, p, feature].item() for b, p in counted]
-        assert sums.maximum[feature].item() == max(values)
+        assert sums.maximum[feature].item() == max(values, default=0)
         assert sums.n_active[feature].item() == sum(value > 0 for value in values)
+
+
+def test_each_block_holds_the_sums_of_its_own_rows(core: ModuleType) -> None:
+    rng = random.Random(5)
+    rows = [[rng.randrange(5) for _ in range(9)] for _ in range(11)]
+    activations = torch.relu(torch.randn(11, 9, 5, generator=torch.Generator().manual_seed(2)))
+    options = {"groups": GROUPS, "window": (1, 2), "ignored": [0], "cut": 2}
+    sums = sums_of(core, activations, rows, batches=[1, 6, 11], n_blocks=4, **options)
+    sizes = []
+    for block in range(4):
+        own = [row for row in range(11) if row * 4 // 11 == block]
+        part = sums_of(core, activations[own], [rows[row] for row in own], batches=[len(own)], n_blocks=1, **options)
+        torch.testing.assert_close(sums.by_block[block], part.by_set, rtol=1e-6, atol=1e-6)
+        assert sums.positions_by_block[block].tolist() == part.n_positions.tolist()
+        sizes.append(len(own))
+    assert sum(sizes) == 11 and max(sizes) - min(sizes) <= 1
 
 
 def test_one_word_has_entropy_one_and_a_word_that_never_occurs_lowers_it(core: ModuleType) -> None:

@@ -1,0 +1,139 @@
+"""The processes that torchrun starts: what each one is, what they share, and one line for a mistake in any of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+PATIENCE = timedelta(hours=24)
+"""How long a rank waits for another: preparing text, or the end of a longer share of the rows."""
+SETTLE = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run; the only one where torchrun did not start it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    store: Store | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that checks, prints and writes."""
+        return self.rank == 0
+
+    def rows(self, n_rows: int) -> range:
+        """This rank's share of the rows, contiguous."""
+        return range(self.rank * n_rows // self.size, (self.rank + 1) * n_rows // self.size)
+
+    def device(self, name: str) -> str:
+        """The device for this rank where the user asked for ``name``: of several ranks, each has a GPU of its own.
+
+        Raises:
+            UserError: several ranks, but the name of one GPU.
+        """
+        if self.size == 1 or name == "cpu":
+            return name
+        if name.startswith("cuda:"):
+            raise UserError(f"--device {name} names one GPU for {self.size} ranks; use --device cuda for one each")
+        if name == "auto":
+            import torch
+
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{self.local_rank}" if name == "cuda" else name
+
+    def connect(self, device: str) -> None:
+        """Let the ranks add up tensors on their devices: NCCL for GPUs, gloo for CPUs."""
+        if self.size == 1:
+            return
+        import torch
+
+        backend = "gloo"
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+            backend = "cpu:gloo,cuda:nccl"
+        torch.distributed.init_process_group(
+            backend, store=self.store, rank=self.rank, world_size=self.size, timeout=PATIENCE
+        )
+
+    def on_first(self, function: Callable[[], Any]) -> Any:
+        """What ``function`` gives on the first rank, on every rank; it must be picklable."""
+        if self.size == 1:
+            return function()
+        import torch
+
+        shared = [function() if self.is_first else None]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+    def wait(self) -> None:
+        """Wait until all ranks have come here."""
+        if self.size > 1:
+            import torch
+
+            torch.distributed.barrier()
+
+    def add(self, tensor: Any) -> None:
+        """Add the ranks' tensors, into the first one's."""
+        self._reduce(tensor, "SUM")
+
+    def maximum(self, tensor: Any) -> None:
+        """The largest of the ranks' elements, into the first one's tensor."""
+        self._reduce(tensor, "MAX")
+
+    def _reduce(self, tensor: Any, operation: str) -> None:
+        if self.size > 1:
+            import torch
+
+            torch.distributed.reduce(tensor, dst=0, op=getattr(torch.distributed.ReduceOp, operation))
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The ranks of this run, from what torchrun says in the environment; left again at the end.
+
+    A `UserError` inside is said once, whatever the number of ranks that meet it, and ends all of them with status 2.
+    """
+    ranks = _ranks_of_environment()
+    try:
+        yield ranks
+    except Exception as error:
+        if ranks.store is None:
+            raise
+        if isinstance(error, UserError) and ranks.store.add("mistakes", 1) == 1:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            ranks.store.set("mistake said", "1")
+        elif ranks.store.add("mistakes", 0) == 0:
+            raise
+        else:
+            # It left this rank without its partner. torchrun ends all ranks when one is gone: let it be said first.
+            ranks.store.wait(["mistake said"], SETTLE)
+        sys.exit(EXIT_USER_ERROR)
+    finally:
+        if ranks.size > 1:
+            import torch
+
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+def _ranks_of_environment() -> Ranks:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Ranks()
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(iter(rendezvous("env://")))
+    return Ranks(rank, size, int(os.environ.get("LOCAL_RANK", rank)), store)
