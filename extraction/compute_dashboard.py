@@ -30,7 +30,7 @@ from sae_io import SaeSource, find_sae, load_sae
 
 from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import atomic_directory, check_output_folder, display_name, hash_file, write_json
+from transformer_lens_r1.files import atomic_directory, check_output_folder, display_name, write_json
 from transformer_lens_r1.hub import check_hub_access, push_folder
 
 if TYPE_CHECKING:
@@ -117,10 +117,10 @@ def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:
     )
 
 
-def what_is_computed(args: argparse.Namespace, features: list[int], inputs: Inputs) -> dict[str, Any]:
+def what_is_computed(
+    args: argparse.Namespace, features: list[int], inputs: Inputs, saved: SavedScores
+) -> dict[str, Any]:
     """All that the pages follow from; an unfinished run is continued by one that agrees in it."""
-    from score_files import STATS
-
     return {
         "--model_path": str(args.model_path),
         "--revision": args.revision,
@@ -128,7 +128,7 @@ def what_is_computed(args: argparse.Namespace, features: list[int], inputs: Inpu
         "--sae_path and --sae_id": str(inputs.source),
         "--sae_dtype": args.sae_dtype,
         "the SAE's weights": inputs.source.weights_hash(),
-        "the scores": hash_file(args.scores_dir / STATS),
+        "the scores": saved.digest(),
         "the features shown (--topk, --features)": features,
         "--n_samples": len(inputs.tokens),
         "the text's tokens": hashlib.sha256(inputs.tokens.numpy().tobytes()).hexdigest(),
@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = [feature_facts(saved, feature, rank_of[feature]) for feature in features]
 
     work = args.output_dir.absolute().with_name(f"{args.output_dir.absolute().name}.partial")
-    begin(work, what_is_computed(args, features, inputs), n_bytes=4 * len(features) * inputs.tokens.numel())
+    begin(work, what_is_computed(args, features, inputs, saved), n_bytes=4 * len(features) * inputs.tokens.numel())
     make_pages(work, facts, inputs, args)
     publish(work, args, facts, inputs, saved.run["tokens"])
     print(f"wrote the pages of {len(features)} features; open {args.output_dir / 'index.html'}")

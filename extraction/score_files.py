@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,6 +84,19 @@ def feature_statistics(scores: ReasonScores, sums: ActivationSums) -> dict[str, 
     return {name: value.float().contiguous() for name, value in statistics.items()}
 
 
+def all_statistics(result: Result) -> dict[str, Tensor]:
+    """`feature_statistics`, and where there was a bootstrap the ends of each top feature's 95 % interval.
+
+    These are float32 [d_sae] too, by the names `score_low` and `score_high`, and NaN for all other features.
+    """
+    statistics = feature_statistics(result.scores, result.sums)
+    if result.stability is not None:
+        for name, values in (("score_low", result.stability.low), ("score_high", result.stability.high)):
+            statistics[name] = torch.full_like(statistics["score"], float("nan"))
+            statistics[name][result.stability.features] = values.float()
+    return statistics
+
+
 def write_scores(folder: Path, result: Result, record: dict[str, Any]) -> None:
     """Write scores, statistics, the table of the best, pictures and the record of the run; whole or not at all.
 
@@ -97,7 +111,8 @@ def write_scores(folder: Path, result: Result, record: dict[str, Any]) -> None:
     statistics = feature_statistics(result.scores, result.sums)
     with atomic_directory(folder) as temporary:
         torch.save(statistics["score"], temporary / SCORES)
-        save_file(statistics, temporary / STATS, metadata={"words": json.dumps(result.words, ensure_ascii=False)})
+        metadata = {"words": json.dumps(result.words, ensure_ascii=False)}
+        save_file(all_statistics(result), temporary / STATS, metadata=metadata)
         _write_table(temporary / TABLE, result, statistics)
         draw_scores(temporary / "feature_scores.png", result)
         draw_words(temporary / "top_features.png", result)
@@ -190,6 +205,12 @@ class SavedScores(NamedTuple):
     words: list[str]
     run: dict[str, Any]
 
+    def digest(self) -> str:
+        """SHA-256 of all statistics: the same for scores of one pass and for the chunks that they were split into."""
+        from safetensors.torch import save
+
+        return hashlib.sha256(save(self.statistics)).hexdigest()
+
 
 def read_scores(folder: Path) -> SavedScores:
     """Read back what `write_scores` wrote, or put together the chunks that lie there instead.
@@ -213,6 +234,6 @@ def read_scores(folder: Path) -> SavedScores:
 def _read_chunks(folder: Path) -> SavedScores:
     sums, about = merge_chunks(folder)
     words, settings = about["words"], Settings(**about["settings"])
-    scores = reason_scores(sums.by_set, sums.n_positions, alpha=settings.alpha)
+    result = compute_result(sums, words, settings)
     run = {**run_counts(sums, words), **about["record"]}
-    return SavedScores(feature_statistics(scores, sums), words, run)
+    return SavedScores(all_statistics(result), words, run)
