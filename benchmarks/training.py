@@ -222,7 +222,8 @@ class Benchmark:
             note = f"{batch / median['saelens']:,.0f} tokens/s; the run is {statistics.median(gains):.2f} × as fast"
             lines.append(("SAELens' own loop", median["saelens"], note))
         clock = "CPU seconds" if args.cpu_time else "seconds"
-        print(f"\n{clock} per step of {batch:,} tokens, {self.cfg.sae.d_sae:,} features; medians of {args.rounds} rounds")
+        sizes = f"{batch:,} tokens, {self.cfg.sae.d_sae:,} features"
+        print(f"\n{clock} per step of {sizes}; medians of {args.rounds} rounds")
         for name, seconds, note in lines:
             print(f"  {name:<38}{seconds:>9.4f}  {note}")
         print("apart from the steps, in seconds")
