@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inputs import Inputs, add_input_arguments, load_inputs
+from inputs import Inputs, add_input_arguments, load_inputs, model_identity
 from sae_io import SaeSource, find_sae, load_sae
 
 from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
@@ -122,8 +122,8 @@ def what_is_computed(
 ) -> dict[str, Any]:
     """All that the pages follow from; an unfinished run is continued by one that agrees in it."""
     return {
-        "--model_path": str(args.model_path),
-        "--revision": args.revision,
+        "the model (--model_path)": model_identity(args.model_path, args.revision),
+        "the versions of libraries": {name: version(name) for name in LIBRARIES},
         "--dtype": args.dtype,
         "--sae_path and --sae_id": str(inputs.source),
         "--sae_dtype": args.sae_dtype,
@@ -301,10 +301,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from score_files import rank_features, read_scores
 
     saved = read_scores(args.scores_dir)
-    check_same_sae(saved, find_sae(args.sae_path, args.sae_id), args.scores_dir)
+    check_same_sae(saved, find_sae(args.sae_path, args.sae_id, revision=args.sae_revision), args.scores_dir)
     ranked = rank_features(saved.statistics["score"]).tolist()
     features = chosen_features(ranked, args.features, args.topk)
     check_push(args)
+    if args.ignore_tokens is None:  # the same positions as the scores are about
+        args.ignore_tokens = saved.run.get("ignored_ids")
     inputs = load_inputs(args)
     rank_of = {feature: rank for rank, feature in enumerate(ranked, start=1)}
     facts = [feature_facts(saved, feature, rank_of[feature]) for feature in features]

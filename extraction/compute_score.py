@@ -180,7 +180,9 @@ def merge(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.output_dir.resolve() == args.merge.resolve():
         raise UserError("--output_dir is the folder of the chunks, which the scores would replace; name another folder")
-    check_output_folder(args.output_dir, "run.json")
+    from score_files import STATS
+
+    check_output_folder(args.output_dir, STATS)
 
     from saved_sums import merge_chunks
     from score_files import Settings, compute_result, print_summary, write_scores

@@ -116,9 +116,11 @@ def write_feature_page(
         HTML(html_data=panels.html_data, js_data=script_data).get_html(
             layout_columns=layout.columns, layout_height=layout.height, filename=path, first_key=str(facts.feature)
         )
-        body = CDN_SCRIPT.sub("", path.read_text())
+        body = CDN_SCRIPT.sub("", path.read_text(encoding="utf-8"))
         embedded = json.dumps(script_data)
         # Text must not be able to end the script element it stands in, nor to become elements of its own.
+        if body.count(embedded) != 1:
+            raise RuntimeError("SAEDashboard's page is not as expected: its data do not stand there once")
         body = body.replace(embedded, embedded.replace("<", "\\u003c"))
         for unescaped, times in UNESCAPED.items():
             if "tokenData" in panels.js_data and body.count(unescaped) != times:
@@ -131,9 +133,7 @@ def write_feature_page(
             facts=_facts_list(facts),
             words=_word_rows(facts),
             steering=html.escape(facts.steering),
-            note=""
-            if data.sequence_data.seq_group_data
-            else "<p>It is not active anywhere on the text shown here.</p>",
+            note="" if data.sequence_data.seq_group_data else SILENT,
             panels=body,
         )
         path.write_text(page, encoding="utf-8")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sae_io import SaeSource, check_fits, find_sae
 from text_rows import holds_tokens, ignored_ids, sample_rows
@@ -53,6 +55,28 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     memory.add_argument("--minibatch_size_features", type=positive_int, default=8192, help="features encoded at once")
 
 
+def model_identity(model_path: str, revision: str | None) -> dict[str, Any]:
+    """What tells a model from others, as JSON: for a folder, hashes of samples of its files; else Hub id and commit."""
+    from transformer_lens_r1.hub import cached_commit
+    from transformer_lens_r1.loading import WEIGHT_PATTERNS
+
+    folder = Path(model_path)
+    if not folder.is_dir():
+        return {"id": model_path, "commit": cached_commit(model_path, "config.json", revision=revision)}
+    files = sorted({path for pattern in ("config.json", *WEIGHT_PATTERNS) for path in folder.glob(pattern)})
+    return {path.name: [path.stat().st_size, _hash_samples(path)] for path in files}
+
+
+def _hash_samples(path: Path, *, n_samples: int = 64, n_bytes: int = 2**16) -> str:
+    """SHA-256 of evenly spaced pieces of a file: weights of gigabytes are told apart in an instant."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for sample in range(n_samples):
+            file.seek(sample * size // n_samples)
+            digest.update(file.read(n_bytes))
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a script works on once everything cheap has been checked."""
@@ -98,5 +122,5 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
         vocab_size=config.vocab_size,
         seed=args.seed,
     )
-    ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer)
+    ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer, vocab_size=config.vocab_size)
     return Inputs(source, config, layer, device, tokenizer, tokens, ignored)

@@ -97,6 +97,9 @@ class Ranks:
         if self.size > 1:
             import torch
 
+            # gloo takes the memory of any tensor for that of a contiguous one.
+            if not tensor.is_contiguous():
+                raise ValueError("ranks can add up contiguous tensors only")
             torch.distributed.reduce(tensor, dst=0, op=getattr(torch.distributed.ReduceOp, operation))
 
 

@@ -245,7 +245,7 @@ class ActivationSums:
         """The sums of some of the features."""
         return replace(
             self,
-            by_block=self.by_block[..., features],
+            by_block=self.by_block[..., features].contiguous(),  # ranks add up memory as it lies
             n_active=self.n_active[features],
             maximum=self.maximum[features],
         )

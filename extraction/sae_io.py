@@ -151,7 +151,10 @@ def _source(path: str, sae_id: str | None, folder: Path | None, config: dict[str
         if value is None:
             raise UserError(f"the configuration of SAE {name} does not say its {key}")
     architecture = config.get("architecture", "standard")
-    if "topk" in (config.get("activation_fn"), config.get("activation_fn_str")):
+    activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"  # SAELens 5 alone says it
+    if activation not in ("relu", "topk"):
+        raise UserError(f"SAE {name} has the activation function {activation}; supported are relu and topk")
+    if activation == "topk":
         architecture = "topk"
     if architecture not in ARCHITECTURES:
         raise UserError(f"SAE {name} is of architecture {architecture}; supported are {', '.join(ARCHITECTURES)}")

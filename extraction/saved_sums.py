@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -189,7 +190,10 @@ def check_chunk_folder(folder: Path, chunk: int, n_chunks: int) -> None:
     chunks = find_chunks(folder)
     if len(chunks) != len(held):
         raise UserError(f"--output_dir {folder} holds other files than chunks of features; name another folder")
-    check_output_folder(folder, next(iter(chunks.values())).name if chunks else "")
+    if chunks or not folder.is_dir():
+        check_output_folder(folder, next(iter(chunks.values())).name if chunks else "")
+    elif not os.access(folder, os.W_OK):
+        raise UserError(f"--output_dir {folder} cannot be written; name another folder")
     if any(chunk_path(folder, other, n_chunks) != path for other, path in chunks.items()):
         raise UserError(
             f"--output_dir {folder} holds {next(iter(chunks.values())).name}, of another run than chunk {chunk} of "
@@ -222,6 +226,9 @@ def merge_chunks(folder: Path) -> SavedSums:
     if not paths:
         raise UserError(f"no chunks in {folder}: expected files like {chunk_path(folder, 0, 3).name}")
     n_chunks = int(CHUNK.fullmatch(next(iter(paths.values())).name)[2])
+    foreign = [path.name for chunk, path in paths.items() if chunk >= n_chunks]
+    if foreign:
+        raise UserError(f"{folder} holds {foreign[0]}, but {n_chunks} chunks are numbered from 0 to {n_chunks - 1}")
     missing = [chunk for chunk in range(n_chunks) if chunk not in paths]
     if missing:
         numbers = ", ".join(map(str, missing))

@@ -16,6 +16,8 @@ from torch import Tensor
 
 COVERAGE = 0.95
 BYTES_AT_ONCE = 2**28
+MIN_BLOCKS = 10
+"""With fewer blocks of rows, resamples are too much alike for an interval to mean anything."""
 
 
 class Stability(NamedTuple):

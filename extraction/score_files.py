@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from reason_score import ActivationSums, ReasonScores, rank_features, reason_scores
 from saved_sums import find_chunks, merge_chunks
-from score_bootstrap import Stability, bootstrap_top_features
+from score_bootstrap import MIN_BLOCKS, Stability, bootstrap_top_features
 from torch import Tensor
 
 from transformer_lens_r1.errors import UserError
@@ -62,7 +62,9 @@ def compute_result(sums: ActivationSums, words: Sequence[str], settings: Setting
     sums = sums.to("cpu")
     scores = reason_scores(sums.by_set, sums.n_positions, alpha=settings.alpha)
     stability = None
-    if settings.n_bootstrap:
+    if settings.n_bootstrap and len(sums.by_block) < MIN_BLOCKS:
+        print(f"note: too few rows for intervals of the scores: {len(sums.by_block)}, expected {MIN_BLOCKS} or more")
+    elif settings.n_bootstrap:
         stability = bootstrap_top_features(
             sums, alpha=settings.alpha, k=settings.topk, n_resamples=settings.n_bootstrap, seed=settings.seed
         )
@@ -218,17 +220,24 @@ def read_scores(folder: Path) -> SavedScores:
     Raises:
         UserError: there are no scores in the folder, or some of its chunks are missing or of different runs.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not (folder / RUN).is_file() and find_chunks(folder):
         return _read_chunks(folder)
     for name in (SCORES, STATS, RUN):
         if not (folder / name).is_file():
             raise UserError(f"no scores in {folder}: {name} is missing; run extraction/compute_score.py first")
-    with safe_open(folder / STATS, framework="pt") as file:
-        statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        words = json.loads(file.metadata()["words"])
-    return SavedScores(statistics, words, json.loads((folder / RUN).read_text(encoding="utf-8")))
+    try:
+        with safe_open(folder / STATS, framework="pt") as file:
+            statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            words = json.loads(file.metadata()["words"])
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        if not {"score", "max_activation", "firing_frequency", "entropy", "word_means"} <= statistics.keys():
+            raise KeyError(f"{STATS} lacks statistics")
+        run["sae"]["weights_sha256"], run["tokens"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the scores in {folder} are damaged ({error}); run compute_score.py again") from error
+    return SavedScores(statistics, words, run)
 
 
 def _read_chunks(folder: Path) -> SavedScores:

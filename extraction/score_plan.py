@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inputs import Inputs, load_inputs
+from inputs import Inputs, load_inputs, model_identity
 from sae_io import CONFIG
 from vocabulary import read_vocabulary, vocabulary_report
 
@@ -62,7 +62,9 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     if args.num_chunks > 1:
         check_chunk_folder(args.output_dir, args.chunk_num, args.num_chunks)
     else:
-        check_output_folder(args.output_dir, "run.json")
+        from score_files import STATS
+
+        check_output_folder(args.output_dir, STATS)
     spellings = read_vocabulary(args.tokens_str_path)
     inputs = load_inputs(args)
     if args.num_chunks > inputs.source.d_sae:
@@ -102,14 +104,8 @@ def _sums_fingerprint(
 
     source = inputs.source
     sae = [sae_hash, hash_file(source.folder / CONFIG)] if source.folder else [sae_hash, source.path, source.sae_id]
-    model = Path(args.model_path)
-    if model.is_dir():
-        weights = {path.name: path.stat().st_size for path in sorted(model.glob("*.safetensors"))}
-        identity: dict[str, Any] = {"config": hash_file(model / "config.json"), "weights": weights}
-    else:
-        identity = {"id": args.model_path, "commit": getattr(inputs.config, "_commit_hash", None)}
     return {
-        "the model (--model_path)": identity,
+        "the model (--model_path)": model_identity(args.model_path, args.revision),
         "the SAE (--sae_path)": {"sae": sae},
         "the text (--dataset_path, --n_samples, --seed …)": {"tokens": hash_tensor(inputs.tokens)},
         "the vocabulary (--tokens_str_path)": {"words": groups},
@@ -126,14 +122,16 @@ def _result_fingerprint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _arithmetic_fingerprint(args: argparse.Namespace, inputs: Inputs, ranks: Ranks) -> dict[str, Any]:
-    model = Path(args.model_path)
+    import torch
+
+    on_gpu = inputs.device.startswith("cuda")
     return {
         "--minibatch_size_tokens": args.minibatch_size_tokens,
         "--minibatch_size_features": args.minibatch_size_features,
-        "--device": inputs.device.partition(":")[0],
+        "--device": torch.cuda.get_device_name(inputs.device) if on_gpu else "cpu",
+        "the number of CPU threads": torch.get_num_threads(),
         "the number of ranks": ranks.size,
         "the versions of libraries": {name: version(name) for name in LIBRARIES},
-        "the time of the model's files": {path.name: path.stat().st_mtime_ns for path in model.glob("*.safetensors")},
     }
 
 

@@ -93,7 +93,11 @@ def sample_rows(
 
 
 def ignored_ids(
-    choice: list[int] | None, excluded: list[int] | bool | None, tokenizer: PreTrainedTokenizerBase
+    choice: list[int] | None,
+    excluded: list[int] | bool | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocab_size: int,
 ) -> list[int]:
     """Ids that count nowhere: those asked for, else those the SAE was trained without, else bos and eos.
 
@@ -101,8 +105,15 @@ def ignored_ids(
         choice: what the user asked for; an empty list is a choice too.
         excluded: the SAE's ``exclude_special_tokens``: a list of ids, true for every special token, or nothing.
         tokenizer: the model's.
+        vocab_size: likewise.
+
+    Raises:
+        UserError: the user asked for an id that the model has not.
     """
     if choice is not None:
+        for token in choice:
+            if not 0 <= token < vocab_size:
+                raise UserError(f"--ignore_tokens {token}: the model knows ids 0 to {vocab_size - 1}")
         return choice
     if isinstance(excluded, list):
         return [int(token) for token in excluded]

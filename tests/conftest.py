@@ -15,6 +15,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FIXTURES = REPOSITORY / "tests" / "fixtures"
@@ -103,7 +104,10 @@ def smollm2() -> Path:
     """The real small language model as a checkpoint, made once and kept between runs of the tests."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "reasoning-features-tests"
     folder = cache / "smollm2"
-    subprocess.run(
-        [sys.executable, str(REPOSITORY / "quickstart" / "make_checkpoint.py"), "--output_dir", str(folder)], check=True
-    )
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "smollm2.lock"):  # tests run in several processes
+        subprocess.run(
+            [sys.executable, str(REPOSITORY / "quickstart" / "make_checkpoint.py"), "--output_dir", str(folder)],
+            check=True,
+        )
     return folder

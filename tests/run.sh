@@ -19,4 +19,6 @@ if ! has_chromium >/dev/null; then
 fi
 bash setup.sh
 .venv/bin/python -m ruff check .
-exec .venv/bin/python -m pytest "$@"
+# A process for each core, with one thread: many tests wait for scripts, which use one core while they start.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec .venv/bin/python -m pytest --numprocesses auto --dist worksteal "$@"

@@ -187,7 +187,9 @@ class ActivationStream(Iterator[torch.Tensor]):
         kept = int(self.buffer_size * self.mix_fraction)
         without_tokens = 0
         while True:
-            new = self.source.activations(self._next_rows()).to(self.device, non_blocking=True)
+            # Without waiting only to a GPU: a buffer on the CPU is read at once, before such a copy need be there.
+            to_gpu = self.device.type == "cuda"
+            new = self.source.activations(self._next_rows()).to(self.device, non_blocking=to_gpu)
             self._put(new)
             if len(self.order) >= self.buffer_size:
                 break

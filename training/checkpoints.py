@@ -56,7 +56,7 @@ def write(folder: Path, name: str, save: Callable[[Path], None], manifest: Mappi
         for file in temporary.iterdir():
             _sync(file)
     _sync(folder)
-    for old in complete(folder)[keep:]:
+    for old in [other for other in complete(folder) if other != path][keep - 1 :]:
         _remove(old)
     return path
 

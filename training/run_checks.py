@@ -90,6 +90,7 @@ def checked_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> tuple[Dataset, Datas
     # The tokenizer first: it takes a small file, where the rows may take gigabytes from the Hub.
     tokenizer_known = check_tokenizer(cfg)
     train_rows, held_out_rows = split_rows(cfg, load_tokens(cfg))
+    check_measurable(cfg, held_out_rows)
     if not tokenizer_known:
         say(f"note: {cfg.dataset_path} does not say which tokenizer made it; taken on trust")
     report_epochs(cfg, train_rows)
@@ -129,14 +130,13 @@ def load_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset:
     """
     import pyarrow.compute as pc
 
-    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.data import load_rows, token_column
     from transformer_lens_r1.loading import load_config
 
     rows = load_rows(cfg.dataset_path, columns=("tokens",)).select_columns("tokens")
-    column = rows.data.column("tokens")
-    lengths = pc.min_max(pc.list_value_length(column)).as_py()
-    if (lengths["min"], lengths["max"]) != (cfg.context_size, cfg.context_size):
-        spread = lengths["min"] if lengths["min"] == lengths["max"] else f"{lengths['min']} to {lengths['max']}"
+    column, shortest, longest = token_column(rows, cfg.dataset_path)
+    if (shortest, longest) != (cfg.context_size, cfg.context_size):
+        spread = shortest if shortest == longest else f"{shortest} to {longest}"
         raise UserError(
             f"context_size is {cfg.context_size}, but the rows of {cfg.dataset_path} have {spread} tokens; set "
             "context_size to the rows' length, or tokenise again"
@@ -165,6 +165,22 @@ def split_rows(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> tuple[D
     return rows.select(range(len(rows) - held_out)), rows.select(range(len(rows) - held_out, len(rows)))
 
 
+def check_measurable(cfg: LanguageModelSAERunnerConfig[Any], held_out_rows: Dataset) -> None:
+    """Raise `UserError` where no held-out token is left to measure on, which would show after all training."""
+    import torch
+    from activations import read_tokens
+
+    tokens = read_tokens(held_out_rows, 0, len(held_out_rows))[:, slice(*cfg.seqpos_slice)]
+    excluded = cfg.exclude_special_tokens if isinstance(cfg.exclude_special_tokens, list) else []
+    # The last position of a row predicts nothing.
+    usable = ~torch.isin(tokens, torch.tensor(excluded, dtype=tokens.dtype))
+    if not usable[:, : max(1, tokens.shape[1] - 1)].any():
+        raise UserError(
+            "seqpos_slice and exclude_special_tokens leave no token of the held-out rows to measure on; widen the one "
+            "or shorten the other"
+        )
+
+
 def norm_estimate_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
     """Tokens that SAELens reads to estimate the activations' mean norm or covariance, before the first step."""
     return (cfg.sae.normalize_activations in ESTIMATED) * cfg.n_batches_for_norm_estimate * cfg.train_batch_size_tokens
@@ -172,7 +188,7 @@ def norm_estimate_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
 
 def report_epochs(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> None:
     """Warn on stderr where the run reads its data more than once, and say how often."""
-    available = len(rows) * cfg.context_size
+    available = len(rows) * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     needed = cfg.training_tokens + norm_estimate_tokens(cfg)
     if needed > available:
         say(

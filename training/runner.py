@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import signal
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import checkpoints
 import torch
 import wandb
-from activations import ActivationSource, ActivationStream, Prefetched
+from activations import ActivationSource, ActivationStream, Prefetched, read_tokens
 from held_out import HeldOutEvaluator, Quality
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
@@ -101,8 +102,9 @@ class Runner(LanguageModelSAETrainingRunner):
         self.stream = ActivationStream.of_config(cfg, source, train_rows)
         self.evaluator = make_evaluator(cfg, source, held_out_rows, own)
         self.manifest: dict[str, Any] = {
-            "config": cfg.to_dict(),
+            "config": config_of_run(cfg, own),
             "rows": len(train_rows),
+            "rows_sha256": hash_rows(train_rows, held_out_rows),
             "wandb_id": cfg.logger.wandb_id,
             "seconds": 0.0,
         }
@@ -121,7 +123,8 @@ class Runner(LanguageModelSAETrainingRunner):
             self._check_rows(checkpoint)
         self._start_wandb()
         if self.folder is not None:
-            checkpoints.clean(self.folder)
+            # Checkpoints of an earlier run under this name would count as newer than the ones of this one.
+            (checkpoints.remove_all if checkpoint is None else checkpoints.clean)(self.folder)
         self.trainer = Trainer(
             sae=self.sae,
             data_provider=self.stream,
@@ -167,9 +170,30 @@ class Runner(LanguageModelSAETrainingRunner):
             "dead_features": int(self.trainer.dead_neurons.sum().item()),
             "seconds": round(self._seconds(), 1),
         }
-        with atomic_directory(output_path) as folder:
-            super().save_final_sae(sae, str(folder), log_feature_sparsity)
-            write_json(folder / SUMMARY, summary)
+        to_wandb = self.cfg.logger.log_to_wandb
+        self.cfg.logger.log_to_wandb = False  # not before the SAE is in its place
+        try:
+            with atomic_directory(output_path) as folder:
+                super().save_final_sae(sae, str(folder), log_feature_sparsity)
+                write_json(folder / SUMMARY, summary)
+        except SAVING_FAILS as error:
+            raise UserError(
+                f"cannot write the SAE to {output_path} ({first_line(error)}); make room there and give the same "
+                "command with --resume"
+            ) from error
+        finally:
+            self.cfg.logger.log_to_wandb = to_wandb
+        self._log_files(Path(output_path), ["final_model"])
+
+    def _log_files(self, folder: Path, aliases: list[str] | None = None) -> None:
+        """Hand an SAE that is on the disk to W&B, whose refusal must not end a run."""
+        if not self.cfg.logger.log_to_wandb:
+            return
+        files = [folder / name for name in (SAE_WEIGHTS_FILENAME, SAE_CONFIG, SPARSITY_FILENAME)]
+        try:
+            self.cfg.logger.log(self, *files, wandb_aliases=aliases)
+        except (ValueError, *SAVING_FAILS) as error:
+            logger.warning("W&B did not take the SAE in %s: %s", folder, first_line(error))
 
     def _start_wandb(self) -> None:
         if not self.cfg.logger.log_to_wandb:
@@ -238,11 +262,13 @@ class Runner(LanguageModelSAETrainingRunner):
 
     def _check_rows(self, checkpoint: Path) -> None:
         saved = checkpoints.read_manifest(checkpoint)
-        if saved["rows"] != self.manifest["rows"]:
-            raise UserError(
-                f"{checkpoint} was made with {saved['rows']} training rows, but {self.cfg.dataset_path} gives "
-                f"{self.manifest['rows']} now; restore the data, or start a new run with another output_path"
-            )
+        for name in ("rows", "rows_sha256"):
+            if saved[name] != self.manifest[name]:
+                counts = f"{saved['rows']} training rows there, {self.manifest['rows']} now"
+                raise UserError(
+                    f"{checkpoint} was made with other rows than {self.cfg.dataset_path} gives now ({counts}); restore "
+                    "the data, or start a new run with another output_path"
+                )
         self.manifest |= {name: saved[name] for name in ("wandb_id", "seconds")}
 
     def _load(self, checkpoint: Path) -> None:
@@ -257,18 +283,41 @@ class Runner(LanguageModelSAETrainingRunner):
         """The SAE as it would be if the run ended here, in `<checkpoint folder>/<tokens>`, as SAELens names them."""
         if self.folder is None:
             return
+        folder = self.folder / str(trainer.n_training_samples)
+        try:
+            self._write_snapshot(trainer, folder)
+        except SAVING_FAILS as error:
+            # A full disk must not end a run of days.
+            logger.warning("no snapshot at step %d: %s", trainer.n_training_steps, first_line(error))
+        else:
+            self._log_files(folder)
+
+    def _write_snapshot(self, trainer: Trainer, path: Path) -> None:
         sae = copy.deepcopy(trainer.sae)
         if trainer.activation_scaler.scaling_factor is not None:
             sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-        with atomic_directory(self.folder / str(trainer.n_training_samples)) as folder:
+        whitening = trainer.activation_scaler.whitening
+        if whitening is not None:
+            sae.fold_activation_whitening(
+                mean=whitening.mean, whitening_matrix=whitening.matrix, unwhitening_matrix=whitening.inverse_matrix
+            )
+        with atomic_directory(path) as folder:
             sae.save_inference_model(folder)
             save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
-        if self.cfg.logger.log_to_wandb:
-            files = (
-                self.folder / str(trainer.n_training_samples) / name
-                for name in (SAE_WEIGHTS_FILENAME, SAE_CONFIG, SPARSITY_FILENAME)
-            )
-            self.cfg.logger.log(self, *files)
+
+
+def config_of_run(cfg: LanguageModelSAERunnerConfig[Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as a checkpoint keeps it: SAELens' keys and this project's own that decide the result."""
+    return {**cfg.to_dict(), "float32_matmul_precision": own["float32_matmul_precision"]}
+
+
+def hash_rows(*parts: Dataset) -> str:
+    """SHA-256 of up to 64 evenly spaced rows of each part: other tokens in the same place are told from these."""
+    digest = hashlib.sha256()
+    for rows in parts:
+        for index in range(0, len(rows), max(1, len(rows) // 64)):
+            digest.update(read_tokens(rows, index, index + 1).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def make_evaluator(
@@ -331,14 +380,14 @@ class Found:
                 f"{self.checkpoint.parent} to drop it, or name another output_path"
             )
 
-    def check_same_run(self, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    def check_same_run(self, cfg: LanguageModelSAERunnerConfig[Any], own: Mapping[str, Any]) -> None:
         """Raise `UserError` where what there is belongs to a run with another config."""
         if self.is_trained:
             saved = json.loads((self.output / RUNNER_CFG_FILENAME).read_text(encoding="utf-8"))
             checkpoints.check_same_run(self.output, saved, cfg.to_dict())
         elif self.checkpoint is not None:
             saved = checkpoints.read_manifest(self.checkpoint)["config"]
-            checkpoints.check_same_run(self.checkpoint, saved, cfg.to_dict())
+            checkpoints.check_same_run(self.checkpoint, saved, config_of_run(cfg, own))
 
 
 def train(

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.resume:
         found.check_fresh()
     else:
-        found.check_same_run(cfg)
+        found.check_same_run(cfg, own)
         if found.is_measured:
             print(f"this run is finished: its SAE is {cfg.output_path}")
             return

@@ -101,7 +101,8 @@ class Trainer(SAETrainer[TrainingSAE[Any], Any]):
         self.activation_scaler.scaling_factor = self.sae.cfg.d_in**0.5 * self.norm_count / self.norm_sum
 
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
-        return super().step(batch.to(self.sae.device, self.sae.dtype, non_blocking=True))
+        # First the device, then the format: half the bytes cross over, and from pinned memory.
+        return super().step(batch.to(self.sae.device, non_blocking=True).to(self.sae.dtype))
 
     def _train_step(self, sae: TrainingSAE[Any], sae_in: torch.Tensor) -> TrainStepOutput:
         sae.train()

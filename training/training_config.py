@@ -64,6 +64,7 @@ MODEL_KEYS = {"dtype": str, "center_writing_weights": bool, "revision": str | No
 
 POSITIVE = (
     "context_size",
+    "eval_batch_size_prompts",
     "training_tokens",
     "train_batch_size_tokens",
     "store_batch_size_prompts",
@@ -79,7 +80,14 @@ POSITIVE = (
     "logger.wandb_log_frequency",
     "logger.eval_every_n_wandb_logs",
 )
-NON_NEGATIVE = ("lr_warm_up_steps", "lr_decay_steps", "n_checkpoints", "sae.l1_coefficient", "sae.l1_warm_up_steps")
+NON_NEGATIVE = (
+    "lr_end",
+    "lr_warm_up_steps",
+    "lr_decay_steps",
+    "n_checkpoints",
+    "sae.l1_coefficient",
+    "sae.l1_warm_up_steps",
+)
 SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 
 
@@ -244,8 +252,9 @@ def check_values(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"the buffer of n_batches_in_buffer × context_size = {buffer} tokens is smaller than a batch "
             f"(train_batch_size_tokens {cfg.train_batch_size_tokens}); raise n_batches_in_buffer"
         )
-    if not 0 <= cfg.activations_mixing_fraction < 1:
-        raise UserError(f"activations_mixing_fraction is {cfg.activations_mixing_fraction}, expected 0 to below 1")
+    for name in ("activations_mixing_fraction", "adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise UserError(f"{name} is {getattr(cfg, name)}, expected 0 to below 1")
     if cfg.from_pretrained_path is not None and not Path(cfg.from_pretrained_path).is_dir():
         raise UserError(f"from_pretrained_path is {cfg.from_pretrained_path}, but there is no such folder")
 

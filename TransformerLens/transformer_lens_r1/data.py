@@ -99,10 +99,37 @@ def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> 
         raise UserError(
             f"data set {path} is gated: accept its terms on its Hub page, then log in (hf auth login) or set HF_TOKEN"
         ) from error
-    except (*hub_errors(), datasets.exceptions.DatasetNotFoundError) as error:
+    except (
+        *hub_errors(),
+        datasets.exceptions.DatasetNotFoundError,
+        datasets.exceptions.DatasetGenerationError,
+    ) as error:
         raise UserError(
             f"no folder {path!r} here, and as a data set of the Hub it did not load: {hub_fault(error)}"
         ) from error
+
+
+def token_column(rows: "Dataset", name: str) -> tuple[Any, int, int]:
+    """The column ``tokens`` of a data set as Arrow has it, and the lengths of its shortest and longest row.
+
+    Args:
+        rows: of token ids.
+        name: what the message calls the data set.
+
+    Raises:
+        UserError: the column holds something else than lists of whole numbers, or has empty places.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = rows.select_columns("tokens").data.column("tokens")
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not (is_list or pa.types.is_fixed_size_list(column.type)) or not pa.types.is_integer(column.type.value_type):
+        raise UserError(f"column 'tokens' of {name} holds {column.type}, expected lists of whole numbers")
+    if column.null_count or any(chunk.flatten().null_count for chunk in column.chunks):
+        raise UserError(f"column 'tokens' of {name} has empty places; tokenise again")
+    bounds = pc.min_max(pc.list_value_length(column)).as_py()
+    return column, bounds["min"], bounds["max"]
 
 
 def loaded_commit(dataset: "Dataset") -> str | None:
@@ -171,11 +198,18 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
         file = Path(path) / PROVENANCE
     else:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
 
         repo_id, revision = split_revision(str(path))
         try:
             file = Path(hf_hub_download(repo_id, PROVENANCE, repo_type="dataset", revision=revision))
+        except LocalEntryNotFoundError as error:  # not there, or not to be asked: only the first would be an answer
+            raise UserError(f"cannot read {PROVENANCE} of {path}: {hub_fault(error)}") from error
         except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
             return None
         except hub_errors() as error:

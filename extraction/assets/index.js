@@ -32,11 +32,20 @@ headers.forEach((header, column) => {
   });
 });
 
+// What is searched: feature, words and snippet. Numbers beside each other must not read as one.
+const texts = new Map(
+  rows.map((row) => {
+    const parts = [row.cells[1], row.cells[7]].map((cell) => cell.textContent);
+    parts.push(row.querySelector(".bars").getAttribute("aria-label"));
+    return [row, parts.join("\n").toLowerCase()];
+  })
+);
+
 function filter() {
   const wanted = search.value.trim().toLowerCase();
   let shown = 0;
   for (const row of rows) {
-    row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    row.hidden = !texts.get(row).includes(wanted);
     shown += !row.hidden;
   }
   count.textContent = wanted ? `${shown} of ${rows.length}` : `${rows.length} features`;

@@ -14,6 +14,8 @@ fi
 
 # An SAE in a folder of its own needs no id (SAE_ID= leaves it out), and one that is not its hook point is refused.
 SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
+# The paper's ignored ids are its model's bos and eos; for another model, those that its SAE was trained without.
+[ -n "${MODEL_PATH:-}" ] || IGNORE_TOKENS="${IGNORE_TOKENS-128000,128001}"
 # MINIBATCH_SIZE_* bound memory only; results do not depend on them.
 launch=()
 [ "${NPROC:-1}" = 1 ] || launch=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
@@ -25,7 +27,7 @@ exec "$PYTHON" ${launch[@]+"${launch[@]}"} "$here/../compute_score.py" \
     --column_name "${COLUMN_NAME:-text}" \
     --tokens_str_path "${TOKENS_STR_PATH:-$here/../reason_tokens.json}" \
     --expand_range "${EXPAND_RANGE:-1,2}" \
-    --ignore_tokens "${IGNORE_TOKENS-128000,128001}" \
+    ${IGNORE_TOKENS+--ignore_tokens "$IGNORE_TOKENS"} \
     --n_samples "${N_SAMPLES:-4096}" \
     --alpha "${ALPHA:-0.7}" \
     --minibatch_size_features "${MINIBATCH_SIZE_FEATURES:-8192}" \

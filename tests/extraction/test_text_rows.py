@@ -96,11 +96,16 @@ def test_rows_that_cannot_be_are_refused(text_rows: ModuleType, tokenizer: PreTr
 def test_ignored_ids_are_the_users_then_the_saes_then_bos_and_eos(
     text_rows: ModuleType, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    assert text_rows.ignored_ids([], [7], tokenizer) == []
-    assert text_rows.ignored_ids([5], [7], tokenizer) == [5]
-    assert text_rows.ignored_ids(None, [7], tokenizer) == [7]
-    assert text_rows.ignored_ids(None, True, tokenizer) == sorted(set(tokenizer.all_special_ids))
-    assert text_rows.ignored_ids(None, False, tokenizer) == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert text_rows.ignored_ids([], [7], tokenizer, vocab_size=327) == []
+    assert text_rows.ignored_ids([5], [7], tokenizer, vocab_size=327) == [5]
+    assert text_rows.ignored_ids(None, [7], tokenizer, vocab_size=327) == [7]
+    assert text_rows.ignored_ids(None, True, tokenizer, vocab_size=327) == sorted(set(tokenizer.all_special_ids))
+    assert text_rows.ignored_ids(None, False, tokenizer, vocab_size=327) == [
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    ]
+    with pytest.raises(UserError, match="--ignore_tokens 327: the model knows ids 0 to 326"):
+        text_rows.ignored_ids([5, 327], [7], tokenizer, vocab_size=327)
 
 
 def sample(

@@ -53,12 +53,12 @@ def row_length(part: Dataset) -> int:
     Raises:
         UserError: the rows of the part differ among themselves.
     """
-    import pyarrow.compute as pc
+    from transformer_lens_r1.data import token_column
 
-    bounds = pc.min_max(pc.list_value_length(part.select_columns("tokens").data.column("tokens"))).as_py()
-    if bounds["min"] != bounds["max"]:
-        raise UserError(f"a part has rows of {bounds['min']} to {bounds['max']} tokens; expected rows of one length")
-    return bounds["max"]
+    _, shortest, longest = token_column(part, "a part")
+    if shortest != longest:
+        raise UserError(f"a part has rows of {shortest} to {longest} tokens; expected rows of one length")
+    return longest
 
 
 def shared_tokenizer(names: Sequence[str], provenances: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_output(args)
     if len(args.parts) < 2:
         raise UserError("one data set needs no merging; give two or more")
+    if len({str(Path(part).resolve()) if Path(part).exists() else part for part in args.parts}) < len(args.parts):
+        raise UserError("a part is named twice, and its rows would stand in the data twice; name each once")
     if args.output_dir is not None and args.output_dir.resolve() in [Path(part).resolve() for part in args.parts]:
         raise UserError(f"--output_dir {args.output_dir} is one of the parts, which it would replace; name another")
 
