@@ -150,3 +150,15 @@ def test_one_word_has_entropy_one_and_a_word_that_never_occurs_lowers_it(core: M
     assert one.entropy.item() == 1
     two = core.reason_scores(torch.tensor([[4.0], [0.0], [4.0], [1.0]]), torch.tensor([2, 0, 2, 5]), alpha=0.7)
     assert two.entropy.item() == pytest.approx(0, abs=1e-9) and two.score.isfinite().all()
+
+
+def test_a_part_of_the_features_can_be_added_up_over_ranks(
+    core: ModuleType, load_script: Callable[[str], ModuleType]
+) -> None:
+    """gloo reduces the memory of a tensor as it lies: a view of some columns would be added up wrongly."""
+    sums = core.ActivationSums.zeros(3, 20, n_blocks=4)
+    part = sums.of_features(slice(5, 9))
+    assert part.by_block.shape == (4, 5, 4) and part.by_block.is_contiguous()
+    ranks = load_script("extraction/ranks.py").Ranks(rank=0, size=2)
+    with pytest.raises(ValueError, match="contiguous"):
+        ranks.add(sums.by_block[..., 5:9])

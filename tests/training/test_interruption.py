@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
 
 from transformer_lens_r1.errors import UserError
@@ -111,7 +112,12 @@ def assert_same_result(folder: Path, whole: Path) -> None:
 
 
 def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights(
-    main: Callable[..., None], tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path
+    main: Callable[..., None],
+    tiny_llama: Path,
+    fixture_tokens: Path,
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = config_of(tmp_path, tiny_llama, fixture_tokens)
     process = start(config, "--set", "checkpoint_every_minutes=null")
@@ -129,7 +135,12 @@ def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights(
         main(config)
     with pytest.raises(UserError, match=r"another config: lr 0\.002 there and 0\.1 now, lr_end"):
         main(config, "--resume", "--set", "lr=0.1")
+    # A run that started over would end with the same weights: what tells is how many steps were left to do.
+    taken: list[int] = []
+    step = SAETrainer.step
+    monkeypatch.setattr(SAETrainer, "step", lambda self, batch: (taken.append(1), step(self, batch))[1])
     main(config, "--resume")
+    assert len(taken) == STEPS - int(re.search(r"stopped after step (\d+) of", said)[1])
     assert_same_result(tmp_path, whole)
 
 
