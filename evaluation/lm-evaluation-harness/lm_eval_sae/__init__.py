@@ -4,7 +4,7 @@ from pathlib import Path
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 
-MODELS = {"hf-sae": "lm_eval_sae.models:HFSAE"}
+MODELS = {"hf-sae": "lm_eval_sae.models:HFSAE", "vllm-sae": "lm_eval_sae.vllm_model:VLLMSAE"}
 
 
 def register_models() -> None:

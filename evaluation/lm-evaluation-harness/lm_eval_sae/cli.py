@@ -101,7 +101,7 @@ def prepare_run(args: Namespace) -> None:
     steering = read_steering(ours)
 
     # transformers is imported from here on.
-    from lm_eval_sae.models import load_model_config, require_chat_template
+    from lm_eval_sae.model_files import load_model_config, require_chat_template
 
     name = str(others["pretrained"])
     model_config = load_model_config(name, others)

