@@ -18,30 +18,27 @@ import hashlib
 import http
 import json
 import logging
-import math
-import os
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from lm_eval_sae.errors import UserError, did_you_mean
+from lm_eval_sae.errors import UserError
 from lm_eval_sae.judge_cache import VerdictCache
+from lm_eval_sae.judge_environment import CONCURRENCY, MODES, OPENROUTER, is_openrouter, read_settings
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PROMPT_FILE = Path(__file__).parent / "judge_prompt.txt"
-OPENROUTER = "https://openrouter.ai/api/v1"
-MODES = ("undecided", "all")
 VERDICTS = {"SAME": True, "DIFFERENT": False}
 MAX_ANSWER_CHARACTERS = 4000
 """Of a longer answer the end is shown: that is where a solution settles on its result."""
@@ -49,6 +46,8 @@ MAX_REPLY_TOKENS = 1024
 """The verdict is one word; a model that reasons first needs the rest."""
 RETRIED_STATUSES = (408, 409, 429)
 """Besides 5xx: the statuses after which the client library asks again."""
+QUESTION_STATUSES = (400, 413, 422)
+"""What a server says of a question that is too long for it; or of every request, and then it has never replied."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +84,16 @@ class Judge:
     """Address of the server, up to /chat/completions."""
     api_key: str | None = field(default=None, repr=False)
     """Key of the server; None sends none."""
-    mode: str = "undecided"
+    mode: str = MODES[0]
     """One of MODES: which answers the scoring asks about."""
-    concurrency: int = 8
+    concurrency: int = CONCURRENCY
     """Questions asked at once."""
     timeout: float = 60.0
     """Seconds of silence after which a request counts as lost."""
     deadline: float = 300.0
     """Seconds that one question may take, retries and waiting included."""
     max_retries: int = 10
-    """Further requests after 429, 5xx or a lost connection; they wait 0.5, 1, 2, 4, 8, 8, … s or as Retry-After says."""
+    """Further requests after 429, 5xx or a lost connection, 0.5, 1, 2, 4, 8, 8, … s apart or as Retry-After says."""
     stop_after: int = 8
     """Failed questions in a row after which a call of `decide` asks no more."""
 
@@ -102,6 +101,7 @@ class Judge:
         self._counts: Counter[str] = Counter()
         self._cost_usd: float | None = None
         self._last_failure = ""
+        self._replied = False
         self._prompt = PROMPT_FILE.read_text(encoding="utf-8")
 
     @classmethod
@@ -111,56 +111,21 @@ class Judge:
         Raises:
             UserError: a variable is missing or wrong, or answers cannot be kept on disk.
         """
-        model, mode = _variable("PROCESSOR"), _variable("JUDGE", MODES[0])
-        if mode not in MODES:
-            hint = did_you_mean(mode.lower(), MODES)
-            raise UserError(f"JUDGE is '{mode}'; expected {' or '.join(MODES)}{hint}")
-        if not model:
-            if mode == "all":
-                raise UserError(
-                    "JUDGE is 'all' but PROCESSOR is not set; set it to the model that judges, or unset JUDGE"
-                )
+        settings = read_settings()
+        if settings is None:
             return None
-        base_url = _variable("PROCESSOR_BASE_URL", OPENROUTER)
-        try:
-            url = urlsplit(base_url)
-            known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-        except ValueError:
-            known = False
-        if not known:
-            # The address itself is not shown: it may hold a password.
-            raise UserError(f"PROCESSOR_BASE_URL is no http or https address; expected one such as {OPENROUTER}")
-        api_key = _variable("OPENROUTER_API_KEY") or None
-        if api_key is None and _is_openrouter(base_url):
-            raise UserError(
-                "PROCESSOR is set but OPENROUTER_API_KEY is not; set it to a key of openrouter.ai, "
-                "or PROCESSOR_BASE_URL to a server that needs none"
-            )
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
-            raise UserError(
-                "OPENROUTER_API_KEY holds a character that no key has, a space perhaps; expected one word of ASCII"
-            )
-        concurrency = _variable("JUDGE_CONCURRENCY", str(cls.concurrency))
-        if not re.fullmatch(r"[1-9][0-9]{0,2}", concurrency):
-            raise UserError(f"JUDGE_CONCURRENCY is '{concurrency}'; expected a whole number from 1 to 999")
-        return cls(
-            model=model,
-            cache=VerdictCache(_cache_folder()),
-            base_url=base_url,
-            api_key=api_key,
-            mode=mode,
-            concurrency=int(concurrency),
-        )
+        return cls(cache=VerdictCache(settings.pop("cache_folder")), **settings)
 
     def decide(self, questions: Sequence[JudgeQuestion]) -> list[bool | None]:
         """Whether each answer means the same as the expected one; None where the judge could not say.
 
         Equal questions are asked once. A question on which the server fails (429 or 5xx past the retries, no
         connection, no reply in time) is None and counted, and one line warns of them: an evaluation of hours is not
-        lost. The same holds for a reply that is neither verdict.
+        lost. A reply that is neither verdict is None and counted too.
 
         Raises:
-            UserError: the server refuses the key, the model or the request (4xx). Answers up to then are kept.
+            UserError: the server refuses the key, the model or, before it has ever replied, the request (4xx).
+                Answers up to then are kept.
         """
         prompts = [self.prompt(question) for question in questions]
         keys = [self._key(prompt) for prompt in prompts]
@@ -171,7 +136,7 @@ class Judge:
         to_ask = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in outcomes}
         self._counts["cached"] += len(outcomes)
         if to_ask:
-            outcomes |= _run(self._ask_all(to_ask, self.max_retries))
+            outcomes |= _run(self._ask_all(to_ask))
         self._counts["questions"] += len(keys)
         self._counts.update(outcomes[key].value for key in keys)
         if failed := sum(outcomes[key] is Outcome.FAILED for key in keys):
@@ -187,7 +152,12 @@ class Judge:
         Raises:
             UserError: the server refuses, cannot be reached, or the model does not reply with a verdict.
         """
-        outcome = _run(self._ask_all({"trial": self.prompt(TRIAL)}, min(self.max_retries, 2)))["trial"]
+
+        async def ask() -> Outcome:
+            async with self._client(max_retries=min(self.max_retries, 2)) as client:
+                return await self._ask(client, self.prompt(TRIAL))
+
+        outcome = _run(ask())
         if outcome is Outcome.FAILED:
             raise UserError(
                 f"the judge does not answer a trial question ({self._last_failure}); "
@@ -195,8 +165,8 @@ class Judge:
             )
         if outcome is Outcome.UNDECIDED:
             raise UserError(
-                f"the judge '{self.model}' at {self.host} does not reply to a trial question with one of "
-                f"{', '.join(VERDICTS)}; set PROCESSOR to a model that follows instructions, or check PROCESSOR_BASE_URL"
+                f"the judge '{self.model}' at {self.host} replies to a trial question with neither of "
+                f"{', '.join(VERDICTS)}; check PROCESSOR_BASE_URL, or set PROCESSOR to a model that can"
             )
 
     def report(self) -> dict[str, Any]:
@@ -218,8 +188,8 @@ class Judge:
 
     @property
     def host(self) -> str:
-        """Host and port of the server, without what else an address may hold."""
-        return urlsplit(self.base_url).netloc.rpartition("@")[2]
+        """Host and port of the server."""
+        return urlsplit(self.base_url).netloc
 
     def prompt(self, question: JudgeQuestion) -> str:
         """The text that asks a question.
@@ -234,27 +204,42 @@ class Judge:
 
     def request(self, prompt: str) -> dict[str, Any]:
         """Arguments of the client library's chat.completions.create."""
+        from openai import Omit
+
         request: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0.0,
             "max_tokens": MAX_REPLY_TOKENS,
         }
-        if _is_openrouter(self.base_url):
+        if is_openrouter(self.base_url):
             request["extra_body"] = {"usage": {"include": True}}  # asks for the cost
+        if self.api_key is None:
+            request["extra_headers"] = {"Authorization": Omit()}
         return request
 
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(json.dumps([self.base_url, self.model, prompt]).encode()).hexdigest()
 
-    async def _ask_all(self, prompts: Mapping[str, str], max_retries: int) -> dict[str, Outcome]:
+    def _client(self, max_retries: int) -> "AsyncOpenAI":
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(
+            base_url=self.base_url,
+            # Never None, which would send the key of another service, OPENAI_API_KEY.
+            api_key=self.api_key or "none",
+            timeout=self.timeout,
+            max_retries=max_retries,
+        )
+
+    async def _ask_all(self, prompts: Mapping[str, str]) -> dict[str, Outcome]:
         """Asks prompts by key, `concurrency` at once; keeps each verdict as it comes."""
-        from openai import AsyncOpenAI, Omit
         from tqdm import tqdm
 
         outcomes: dict[str, Outcome] = {}
         waiting = iter(prompts.items())
         failed_in_a_row = 0
+        refused: UserError | None = None
 
         async def work() -> None:
             nonlocal failed_in_a_row
@@ -262,33 +247,27 @@ class Judge:
                 if failed_in_a_row >= self.stop_after:
                     outcomes[key] = Outcome.FAILED
                     continue
+                self._counts["asked"] += 1
                 outcome = outcomes[key] = await self._ask(client, prompt)
                 failed_in_a_row = failed_in_a_row + 1 if outcome is Outcome.FAILED else 0
-                if key != "trial":
-                    self._counts["asked"] += 1
-                    if outcome in (Outcome.RIGHT, Outcome.WRONG):
-                        self.cache.put(key, outcome is Outcome.RIGHT)
-                    bar.update()
+                if outcome in (Outcome.RIGHT, Outcome.WRONG):
+                    self.cache.put(key, outcome is Outcome.RIGHT)
+                progress.update()
 
-        async with AsyncOpenAI(
-            base_url=self.base_url,
-            # Never None, which would send the key of another service, OPENAI_API_KEY.
-            api_key=self.api_key or "none",
-            default_headers=None if self.api_key else {"Authorization": Omit()},
-            timeout=self.timeout,
-            max_retries=max_retries,
-        ) as client:
-            with tqdm(total=len(prompts), desc="judge", unit="question", disable="trial" in prompts) as bar:
+        async with self._client(self.max_retries) as client:
+            with tqdm(total=len(prompts), desc="judge", unit="question") as progress:
                 try:
-                    async with asyncio.TaskGroup() as group:
+                    async with asyncio.TaskGroup() as group:  # which ends the others where one raises
                         for _ in range(min(self.concurrency, len(prompts))):
                             group.create_task(work())
                 except* UserError as errors:
-                    raise errors.exceptions[0] from None
+                    refused = errors.exceptions[0]
+        if refused is not None:
+            raise refused
         return outcomes
 
     async def _ask(self, client: "AsyncOpenAI", prompt: str) -> Outcome:
-        from openai import APIConnectionError, APIStatusError
+        from openai import APIStatusError, OpenAIError
 
         try:
             # The client's own limit is for silence: a server that sends a byte now and then would never reach it.
@@ -296,15 +275,18 @@ class Judge:
                 response = await client.chat.completions.with_raw_response.create(**self.request(prompt))
         except TimeoutError:
             self._last_failure = f"{self.host}: no reply within {self.deadline:g} s"
-        except APIConnectionError as error:
-            self._last_failure = f"{self.host}: {self._one_line(error.message)}"
         except APIStatusError as error:
-            self._last_failure = f"{self.host}: {self._reason(error)}"
-            if error.status_code not in RETRIED_STATUSES and error.status_code < 500:
-                if _refuses_content(error):
-                    return Outcome.UNDECIDED
+            status = error.status_code
+            if _refuses_content(error):
+                return Outcome.UNDECIDED
+            passing = status in RETRIED_STATUSES or status >= 500 or (self._replied and status in QUESTION_STATUSES)
+            if not passing:
                 raise self._refused(error) from None
+            self._last_failure = f"{self.host}: {self._reason(error)}"
+        except OpenAIError as error:
+            self._last_failure = f"{self.host}: {self._one_line(str(error))}"
         else:
+            self._replied = True
             return self._read(response.text)
         return Outcome.FAILED
 
@@ -319,7 +301,7 @@ class Judge:
             for name in ("prompt_tokens", "completion_tokens"):
                 if type(tokens := usage.get(name)) is int:
                     self._counts[name] += tokens
-            if type(cost := usage.get("cost")) in (int, float) and math.isfinite(cost):
+            if type(cost := usage.get("cost")) in (int, float) and 0 <= cost < 1e9:  # NaN is not
                 self._cost_usd = (self._cost_usd or 0.0) + cost
         try:
             content = reply["choices"][0]["message"]["content"]
@@ -377,28 +359,13 @@ def read_verdict(reply: str) -> bool | None:
     return VERDICTS.get(word)
 
 
-def _run(questions: Any) -> dict[str, Outcome]:
+def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(questions)
+        return asyncio.run(work)
     with ThreadPoolExecutor(1) as thread:  # in a notebook, whose own loop is running
-        return thread.submit(asyncio.run, questions).result()
-
-
-def _variable(name: str, default: str = "") -> str:
-    """A variable of the environment; an empty one counts as unset."""
-    return os.environ.get(name, "").strip() or default
-
-
-def _is_openrouter(base_url: str) -> bool:
-    return urlsplit(base_url).hostname == urlsplit(OPENROUTER).hostname
-
-
-def _cache_folder() -> Path:
-    if folder := _variable("JUDGE_CACHE"):
-        return Path(folder).expanduser()
-    return Path(_variable("XDG_CACHE_HOME", "~/.cache")).expanduser() / "reasoning-features" / "judge"
+        return thread.submit(asyncio.run, work).result()
 
 
 def _refuses_content(error: "APIStatusError") -> bool:
