@@ -52,6 +52,7 @@ class JudgeServer:
     script: replies to the next requests, in order.
     always: the reply to every request after those; None answers by the rule.
     delay: seconds before each answer.
+    barrier: how many requests must have come before any of them is answered.
     """
 
     def __init__(self, rule: Rule = same_number) -> None:
@@ -59,6 +60,7 @@ class JudgeServer:
         self.script: list[Reply] = []
         self.always: Reply | None = None
         self.delay = 0.0
+        self.barrier: threading.Barrier | None = None
         self.usage: dict[str, Any] = dict(USAGE)
         self.requests: list[dict[str, Any]] = []
         self.authorizations: list[str | None] = []
@@ -120,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
             state.most_at_once = max(state.most_at_once, state.at_once)
             reply = state.script.pop(0) if state.script else state.always
         try:
+            if state.barrier:
+                state.barrier.wait(timeout=10)
             if state.delay:
                 state.closing.wait(state.delay)
             if self.path != "/api/v1/chat/completions":

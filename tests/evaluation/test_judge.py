@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -249,7 +250,7 @@ def test_equal_questions_are_asked_once_and_each_counted(server: JudgeServer, ma
 
 
 def test_as_many_are_asked_at_once_as_was_said(server: JudgeServer, make: MakeJudge) -> None:
-    server.delay = 0.1
+    server.barrier = threading.Barrier(4)
     asked = questions(12)
     assert make(concurrency=4).decide(asked) == [True, False] * 6
     assert server.most_at_once == 4
@@ -396,14 +397,14 @@ def test_retry_after_is_obeyed(server: JudgeServer, make: MakeJudge) -> None:
     server.script = [Reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "1"})]
     assert make().decide([HALF]) == [True]
     first, second = server.times
-    assert 1 <= second - first < 3
+    assert second - first >= 1
 
 
 def test_waits_grow_where_the_server_names_none(server: JudgeServer, make: MakeJudge) -> None:
     server.script = [Reply(500, "oops")] * 2
     assert make().decide([HALF]) == [True]
     first, second, third = server.times
-    assert 0.3 < second - first < 0.7 < third - second
+    assert second - first >= 0.75 * 0.5 and third - second >= 0.75 * 1, "the client takes up to a quarter off"
 
 
 @pytest.mark.parametrize("status", [429, 500])
