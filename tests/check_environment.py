@@ -17,6 +17,7 @@ LIBRARIES = {
     "sae-dashboard": "sae_dashboard.sae_vis_runner",
     "lm_eval": "lm_eval.evaluator",
     "math-verify": "math_verify",
+    "openai": "openai",
     "wandb": "wandb",
     "matplotlib": "matplotlib",
     "mpld3": "mpld3",

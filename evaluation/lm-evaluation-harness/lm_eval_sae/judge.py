@@ -1,0 +1,374 @@
+"""A language model that says whether an answer means the same as the expected one, where a checker cannot decide.
+
+Any server that speaks OpenAI's chat-completions protocol. The environment names it; without PROCESSOR there is none:
+
+    PROCESSOR           the model, for instance meta-llama/llama-3.3-70b-instruct (the paper's)
+    OPENROUTER_API_KEY  the key of the server; needed for OpenRouter
+    PROCESSOR_BASE_URL  its address, https://openrouter.ai/api/v1 by default
+    JUDGE               undecided (default): what the checker cannot decide; all: every answer that is no number
+    JUDGE_CONCURRENCY   questions asked at once, 8 by default
+    JUDGE_CACHE         folder of its answers, ~/.cache/reasoning-features/judge by default
+
+The prompt is judge_prompt.txt, beside this file.
+"""
+
+import asyncio
+import functools
+import hashlib
+import http
+import json
+import logging
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.judge_cache import VerdictCache
+from lm_eval_sae.judge_environment import CONCURRENCY, MODES, OPENROUTER, is_openrouter, read_settings
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PROMPT_FILE = Path(__file__).parent / "judge_prompt.txt"
+VERDICTS = {"SAME": True, "DIFFERENT": False}
+MAX_ANSWER_CHARACTERS = 4000
+"""Of a longer answer the end is shown: that is where a solution settles on its result."""
+MAX_REPLY_TOKENS = 1024
+"""The verdict is one word; a model that reasons first needs the rest."""
+RETRIED_STATUSES = (408, 409, 429)
+"""Besides 5xx: the statuses after which the client library asks again."""
+QUESTION_STATUSES = (400, 413, 422)
+"""What a server says of a question that is too long for it; or of every request, and then it has never replied."""
+
+
+@dataclass(frozen=True)
+class JudgeQuestion:
+    """Does `answer` mean the same as `expected`, as an answer to `problem`?"""
+
+    problem: str
+    expected: str
+    answer: str
+    """The extracted answer, or the end of the completion where none was extracted."""
+
+
+TRIAL = JudgeQuestion(problem="What is 1 + 1?", expected="2", answer="two")
+
+
+class Outcome(StrEnum):
+    """What became of a question."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNDECIDED = "undecided"  # the model replied, but not with a verdict
+    FAILED = "failed"  # no reply after every retry, or no longer asked after too many of those
+
+
+@dataclass(kw_only=True)
+class Judge:
+    """Decides questions by asking a model, many at once; definite answers are kept on disk and not asked for again."""
+
+    model: str
+    """The model's name, as the server knows it."""
+    cache: VerdictCache
+    """Answers of earlier runs."""
+    base_url: str = OPENROUTER
+    """Address of the server, up to /chat/completions."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key of the server; None sends none."""
+    mode: str = MODES[0]
+    """One of MODES: which answers the scoring asks about."""
+    concurrency: int = CONCURRENCY
+    """Questions asked at once."""
+    timeout: float = 60.0
+    """Seconds of silence after which a request counts as lost."""
+    deadline: float = 300.0
+    """Seconds that one question may take, retries and waiting included."""
+    max_retries: int = 10
+    """Further requests after 429, 5xx or a lost connection, 0.5, 1, 2, 4, 8, 8, … s apart or as Retry-After says."""
+    stop_after: int = 8
+    """Failed questions in a row after which a call of `decide` asks no more."""
+
+    def __post_init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._cost_usd: float | None = None
+        self._last_failure = ""
+        self._replied = False
+        self._prompt = PROMPT_FILE.read_text(encoding="utf-8")
+
+    @classmethod
+    def from_environment(cls) -> "Judge | None":
+        """The judge that the environment asks for, None where PROCESSOR is unset. Nothing is sent yet.
+
+        Raises:
+            UserError: a variable is missing or wrong, or answers cannot be kept on disk.
+        """
+        settings = read_settings()
+        if settings is None:
+            return None
+        return cls(cache=VerdictCache(settings.pop("cache_folder")), **settings)
+
+    def decide(self, questions: Sequence[JudgeQuestion]) -> list[bool | None]:
+        """Whether each answer means the same as the expected one; None where the judge could not say.
+
+        Equal questions are asked once. A question on which the server fails (429 or 5xx past the retries, no
+        connection, no reply in time) is None and counted, and one line warns of them: an evaluation of hours is not
+        lost. A reply that is neither verdict is None and counted too.
+
+        Raises:
+            UserError: the server refuses the key, the model or, before it has ever replied, the request (4xx).
+                Answers up to then are kept.
+        """
+        prompts = [self.prompt(question) for question in questions]
+        keys = [self._key(prompt) for prompt in prompts]
+        outcomes: dict[str, Outcome] = {}
+        for key in dict.fromkeys(keys):
+            if (verdict := self.cache.get(key)) is not None:
+                outcomes[key] = Outcome.RIGHT if verdict else Outcome.WRONG
+        to_ask = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in outcomes}
+        self._counts["cached"] += len(outcomes)
+        if to_ask:
+            outcomes |= _run(self._ask_all(to_ask))
+        self._counts["questions"] += len(keys)
+        self._counts.update(outcomes[key].value for key in keys)
+        if failed := sum(outcomes[key] is Outcome.FAILED for key in keys):
+            logger.warning(
+                "The judge gave no answer to %d of %d questions, which stay undecided and count as wrong (%s)",
+                failed, len(keys), self._last_failure,
+            )  # fmt: skip
+        return [{Outcome.RIGHT: True, Outcome.WRONG: False}.get(outcomes[key]) for key in keys]
+
+    def check(self) -> None:
+        """Asks one trial question, so that a wrong key, model or address is known before the generations are made.
+
+        Raises:
+            UserError: the server refuses, cannot be reached, or the model does not reply with a verdict.
+        """
+
+        async def ask() -> Outcome:
+            async with self._client(max_retries=min(self.max_retries, 2)) as client:
+                return await self._ask(client, self.prompt(TRIAL))
+
+        outcome = _run(ask())
+        if outcome is Outcome.FAILED:
+            raise UserError(
+                f"the judge does not answer a trial question ({self._last_failure}); "
+                "check PROCESSOR_BASE_URL and the connection, or unset PROCESSOR"
+            )
+        if outcome is Outcome.UNDECIDED:
+            raise UserError(
+                f"the judge '{self.model}' at {self.host} replies to a trial question with neither of "
+                f"{', '.join(VERDICTS)}; check PROCESSOR_BASE_URL, or set PROCESSOR to a model that can"
+            )
+
+    def report(self) -> dict[str, Any]:
+        """What was asked and what it cost, for the results file.
+
+        right + wrong + undecided + failed = questions. `asked` counts the distinct questions that went to the server,
+        `cached` those that an earlier answer settled. Tokens and cost are of this process; `cost_usd` is null where
+        the server does not say.
+        """
+        counted = ("questions", "asked", "cached", *Outcome, "prompt_tokens", "completion_tokens")
+        return {
+            "model": self.model,
+            "host": self.host,
+            "mode": self.mode,
+            "prompt_sha": hashlib.sha256(self._prompt.encode()).hexdigest(),
+            **{str(name): self._counts[name] for name in counted},
+            "cost_usd": self._cost_usd,
+        }
+
+    @property
+    def host(self) -> str:
+        """Host and port of the server."""
+        return urlsplit(self.base_url).netloc
+
+    def prompt(self, question: JudgeQuestion) -> str:
+        """The text that asks a question.
+
+        Its marks carry a code that depends on the question's text: an answer that imitates them cannot know it.
+        """
+        parts = (question.problem, question.expected, question.answer.strip()[-MAX_ANSWER_CHARACTERS:])
+        # A half of a surrogate pair, which a cut-off generation may hold, cannot be sent.
+        problem, expected, answer = (part.strip().encode(errors="replace").decode() for part in parts)
+        mark = hashlib.sha256(json.dumps([problem, expected, answer]).encode()).hexdigest()[:12]
+        return Template(self._prompt).substitute(problem=problem, expected=expected, answer=answer, mark=mark)
+
+    def request(self, prompt: str) -> dict[str, Any]:
+        """Arguments of the client library's chat.completions.create."""
+        from openai import Omit
+
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0.0,
+            "max_tokens": MAX_REPLY_TOKENS,
+        }
+        if is_openrouter(self.base_url):
+            request["extra_body"] = {"usage": {"include": True}}  # asks for the cost
+        if self.api_key is None:
+            request["extra_headers"] = {"Authorization": Omit()}
+        return request
+
+    def _key(self, prompt: str) -> str:
+        return hashlib.sha256(json.dumps([self.base_url, self.model, prompt]).encode()).hexdigest()
+
+    def _client(self, max_retries: int) -> "AsyncOpenAI":
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(
+            base_url=self.base_url,
+            # Never None, which would send the key of another service, OPENAI_API_KEY.
+            api_key=self.api_key or "none",
+            timeout=self.timeout,
+            max_retries=max_retries,
+        )
+
+    async def _ask_all(self, prompts: Mapping[str, str]) -> dict[str, Outcome]:
+        """Asks prompts by key, `concurrency` at once; keeps each verdict as it comes."""
+        from tqdm import tqdm
+
+        outcomes: dict[str, Outcome] = {}
+        waiting = iter(prompts.items())
+        failed_in_a_row = 0
+        refused: UserError | None = None
+
+        async def work() -> None:
+            nonlocal failed_in_a_row
+            for key, prompt in waiting:
+                if failed_in_a_row >= self.stop_after:
+                    outcomes[key] = Outcome.FAILED
+                    continue
+                self._counts["asked"] += 1
+                outcome = outcomes[key] = await self._ask(client, prompt)
+                failed_in_a_row = failed_in_a_row + 1 if outcome is Outcome.FAILED else 0
+                if outcome in (Outcome.RIGHT, Outcome.WRONG):
+                    self.cache.put(key, outcome is Outcome.RIGHT)
+                progress.update()
+
+        async with self._client(self.max_retries) as client:
+            with tqdm(total=len(prompts), desc="judge", unit="question") as progress:
+                try:
+                    async with asyncio.TaskGroup() as group:  # which ends the others where one raises
+                        for _ in range(min(self.concurrency, len(prompts))):
+                            group.create_task(work())
+                except* UserError as errors:
+                    refused = errors.exceptions[0]
+        if refused is not None:
+            raise refused
+        return outcomes
+
+    async def _ask(self, client: "AsyncOpenAI", prompt: str) -> Outcome:
+        from openai import APIStatusError, OpenAIError
+
+        try:
+            # The client's own limit is for silence: a server that sends a byte now and then would never reach it.
+            async with asyncio.timeout(self.deadline):
+                response = await client.chat.completions.with_raw_response.create(**self.request(prompt))
+        except TimeoutError:
+            self._last_failure = f"{self.host}: no reply within {self.deadline:g} s"
+        except APIStatusError as error:
+            status = error.status_code
+            if _refuses_content(error):
+                return Outcome.UNDECIDED
+            passing = status in RETRIED_STATUSES or status >= 500 or (self._replied and status in QUESTION_STATUSES)
+            if not passing:
+                raise self._refused(error) from None
+            self._last_failure = f"{self.host}: {self._reason(error)}"
+        except OpenAIError as error:
+            self._last_failure = f"{self.host}: {self._one_line(str(error))}"
+        else:
+            self._replied = True
+            return self._read(response.text)
+        return Outcome.FAILED
+
+    def _read(self, text: str) -> Outcome:
+        """The verdict of a reply's body, whose tokens and cost are added up."""
+        try:
+            reply = json.loads(text)
+        except (ValueError, RecursionError):
+            return Outcome.UNDECIDED
+        usage = reply.get("usage") if isinstance(reply, dict) else None
+        if isinstance(usage, dict):
+            for name in ("prompt_tokens", "completion_tokens"):
+                if type(tokens := usage.get(name)) is int:
+                    self._counts[name] += tokens
+            if type(cost := usage.get("cost")) in (int, float) and 0 <= cost < 1e9:  # NaN is not
+                self._cost_usd = (self._cost_usd or 0.0) + cost
+        try:
+            content = reply["choices"][0]["message"]["content"]
+        except (LookupError, TypeError):
+            return Outcome.UNDECIDED
+        verdict = read_verdict(content) if isinstance(content, str) else None
+        return Outcome.UNDECIDED if verdict is None else Outcome.RIGHT if verdict else Outcome.WRONG
+
+    def _refused(self, error: "APIStatusError") -> UserError:
+        reason = self._reason(error)
+        if error.status_code in (401, 403):
+            what = "OPENROUTER_API_KEY" + ("" if self.api_key else ", which is not set,")
+            return UserError(
+                f"the judge at {self.host} does not accept {what} for '{self.model}' ({reason}); "
+                "set a key that may use it, or unset PROCESSOR"
+            )
+        return UserError(
+            f"the judge at {self.host} refuses a request for '{self.model}' ({reason}); "
+            "check PROCESSOR and PROCESSOR_BASE_URL, or unset PROCESSOR"
+        )
+
+    def _reason(self, error: "APIStatusError") -> str:
+        """A status with the server's own words, or the status's name where those are not in the protocol's place."""
+        message = error.body.get("message") if isinstance(error.body, dict) else None
+        if not isinstance(message, str):
+            try:
+                message = http.HTTPStatus(error.status_code).phrase
+            except ValueError:
+                message = "unknown status"
+        return f"{error.status_code}: {self._one_line(message)}"
+
+    def _one_line(self, text: str) -> str:
+        """At most 200 characters in one line, without any word that holds a part of the key."""
+        words = "".join(c if c.isprintable() else " " for c in text).split()
+        if self.api_key:
+            width = min(8, len(self.api_key))
+            parts = [self.api_key[i : i + width] for i in range(len(self.api_key) - width + 1)]
+            words = ["***" if any(part in word for part in parts) else word for word in words]
+        line = " ".join(words)
+        return line if len(line) <= 200 else line[:199] + "…"
+
+
+@functools.cache
+def get_judge() -> Judge | None:
+    """This process's judge, made from the environment on first use; None where it is off."""
+    return Judge.from_environment()
+
+
+def read_verdict(reply: str) -> bool | None:
+    """True for SAME, False for DIFFERENT, None for any other reply; marks around the word do not matter.
+
+    Reasoning that ends with </think> may come before it.
+    """
+    word = reply.rpartition("</think>")[2].strip(" \t\r\n*_`'\".").upper()
+    return VERDICTS.get(word)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:  # in a notebook, whose own loop is running
+        return thread.submit(asyncio.run, work).result()
+
+
+def _refuses_content(error: "APIStatusError") -> bool:
+    """Whether OpenRouter says that a model's provider moderates and flagged this very text: one question's matter."""
+    metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
+    return error.status_code == 403 and isinstance(metadata, dict) and "flagged_input" in metadata
