@@ -133,7 +133,7 @@ STEERED=$RUN/evaluation/$(basename "$MODEL")-quickstart_problems-sae-$FEATURE
 stage 8 "answers of the plain model, and with feature $FEATURE set to $STRENGTH × $MAX_ACTIVATION" "$STEERED" \
   env -u SAE_ID MODEL="$MODEL" SAE_PATH="$RUN/sae" FEATURE="$FEATURE" MAX_ACTIVATION="$MAX_ACTIVATION" \
   STRENGTH="$STRENGTH" TASKS=quickstart_problems QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" LIMIT="$LIMIT" \
-  GEN_KWARGS= BATCH_SIZE=48 DTYPE=bfloat16 OUTPUT_DIR="$RUN/evaluation" bash evaluation/evaluate.sh
+  BACKEND=hf GEN_KWARGS= BATCH_SIZE=48 DTYPE=bfloat16 OUTPUT_DIR="$RUN/evaluation" bash evaluation/evaluate.sh
 stage 9 "the table of plain and steered" "$RUN/report" \
   "$PYTHON" evaluation/summarize.py --results "$RUN/evaluation" --output_dir "$RUN/report"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Plain and steered evaluation of one model: lm-evaluation-harness on each task, without and with one SAE feature set
-# at every token. As it stands it is the paper's run (DeepSeek-R1-Distill-Llama-8B, feature 46379 at 2 × 5.84), which
-# wants a GPU of 24 GB and, in transformers, days; a trial takes minutes:
+# at every token. As it stands it is the paper's run (DeepSeek-R1-Distill-Llama-8B in vLLM, feature 46379 at 2 × 5.84),
+# which wants a GPU of 40 GB or more; a trial takes minutes:
 #
 #     LIMIT=4 GEN_KWARGS=max_gen_toks=512 TASKS=math-500 bash evaluation/evaluate.sh
 #
@@ -11,14 +11,20 @@
 #
 #     MODEL            Hub id or folder            SAE_PATH          folder of the SAE, or
 #     DTYPE            of the model                SAE_RELEASE, SAE_ID  Hub repository and folder in it
-#     DEVICE           auto, cpu, cuda, cuda:1     FEATURE           index of the feature
+#     BACKEND          vllm, or hf (transformers)  FEATURE           index of the feature
 #     TASKS            separated by spaces or ,    STRENGTH          times the maximal activation
 #     RUNS             plain steered               MAX_ACTIVATION    a number, or auto with SAE_STATS=<scores folder>
 #     BATCH_SIZE       sequences at once           SAE_MODE          set, clamp or add
 #     GEN_KWARGS       of generation, may be ""    SAE_UNITS         folded or raw
-#     LIMIT            questions per task          CHAT_TEMPLATE     1 or 0
+#     LIMIT            questions per task          INTERVENTION      file of several features, in place of all of those
+#     SEED             of sampling                 CHAT_TEMPLATE     1 or 0
 #     OUTPUT_DIR       where runs go               FRESH             1 runs again what is finished
-#     BACKEND          hf                          PYTHON            interpreter
+#     MODEL_ARGS       more model arguments        PYTHON            interpreter
+#
+# With BACKEND=vllm also TENSOR_PARALLEL_SIZE, DATA_PARALLEL_SIZE and GPU_MEMORY_UTILIZATION (share of GPU memory, may
+# be ""); with BACKEND=hf also DEVICE (auto, cpu, cuda, cuda:1). The same question many times, for coverage and majority:
+# TASKS="aime2024_nofigures_self_consistency math-500_self_consistency openai_gpqa_diamond_self_consistency". A language
+# model judges the answers that the checker cannot decide where PROCESSOR names one (lm-evaluation-harness/README.md).
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -41,6 +47,9 @@ fi
 if [[ -n "${SAE_PATH:-}" && -n "${SAE_RELEASE:-}${SAE_ID:-}" ]]; then
     fail "both SAE_PATH and SAE_RELEASE/SAE_ID are set; expected one of them"
 fi
+if [[ -n "${INTERVENTION:-}" && -n "${SAE_PATH:-}${SAE_RELEASE:-}${SAE_ID:-}${SAE_STATS:-}${FEATURE:-}" ]]; then
+    fail "both INTERVENTION and SAE_PATH, SAE_RELEASE, SAE_ID, SAE_STATS or FEATURE are set; expected one or the other"
+fi
 MODEL="${MODEL:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}"
 SAE_RELEASE="${SAE_RELEASE:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}"
 SAE_ID="${SAE_ID:-blocks.19.hook_resid_post}"
@@ -51,11 +60,14 @@ SAE_MODE="${SAE_MODE:-set}"
 SAE_UNITS="${SAE_UNITS:-folded}"
 TASKS="${TASKS:-aime2024_nofigures math-500 openai_gpqa_diamond}"
 RUNS="${RUNS:-plain steered}"
-BACKEND="${BACKEND:-hf}"
+BACKEND="${BACKEND:-vllm}"
 DTYPE="${DTYPE:-bfloat16}"
 DEVICE="${DEVICE:-auto}"
-BATCH_SIZE="${BATCH_SIZE:-8}" # lm-eval's "auto" tries batches of the model's longest context, here 131,072 tokens
+TENSOR_PARALLEL_SIZE="${TENSOR_PARALLEL_SIZE:-1}"
+DATA_PARALLEL_SIZE="${DATA_PARALLEL_SIZE:-1}"
+GPU_MEMORY_UTILIZATION="${GPU_MEMORY_UTILIZATION-0.85}"
 GEN_KWARGS="${GEN_KWARGS-max_gen_toks=32768,cutoff_token=128014}"
+SEED="${SEED:-1234}"
 LIMIT="${LIMIT:-}"
 CHAT_TEMPLATE="${CHAT_TEMPLATE:-1}"
 OUTPUT_DIR="${OUTPUT_DIR:-$here/results}"
@@ -66,15 +78,19 @@ if [[ -z "${PYTHON:-}" ]]; then
 fi
 
 case "$BACKEND" in
-    hf) ;;
-    vllm) fail "BACKEND=vllm is not there yet; expected BACKEND=hf" ;;
-    *) fail "BACKEND is '$BACKEND', expected hf" ;;
+    vllm)
+        [[ $DEVICE == auto ]] || fail "DEVICE is for BACKEND=hf; vLLM takes the GPUs of CUDA_VISIBLE_DEVICES"
+        BATCH_SIZE="${BATCH_SIZE:-auto}"
+        ;;
+    # lm-eval's "auto" tries batches of the model's longest context, here 131,072 tokens.
+    hf) BATCH_SIZE="${BATCH_SIZE:-8}" ;;
+    *) fail "BACKEND is '$BACKEND', expected vllm or hf" ;;
 esac
 [[ -n "$PYTHON" ]] || fail "no python3 found; set PYTHON"
 for kind in $RUNS; do
     [[ $kind == plain || $kind == steered ]] || fail "RUNS has '$kind', expected plain and steered"
 done
-for variable in MODEL SAE_PATH SAE_STATS; do
+for variable in MODEL SAE_PATH SAE_STATS INTERVENTION; do
     [[ "${!variable:-}" != *,* ]] || fail "$variable is '${!variable}': a comma separates model arguments; rename it"
 done
 
@@ -82,8 +98,16 @@ done
 run_task() { # run_task <task> <plain|steered>
     local task="$1" kind="$2" name folder settings started
     local model_args="pretrained=$MODEL,dtype=$DTYPE"
+    if [[ $BACKEND == vllm ]]; then
+        model_args+=",tensor_parallel_size=$TENSOR_PARALLEL_SIZE,data_parallel_size=$DATA_PARALLEL_SIZE"
+        if [[ -n "$GPU_MEMORY_UTILIZATION" ]]; then model_args+=",gpu_memory_utilization=$GPU_MEMORY_UTILIZATION"; fi
+    fi
+    if [[ -n "${MODEL_ARGS:-}" ]]; then model_args+=",$MODEL_ARGS"; fi
     name="$(basename "$MODEL")-$task"
-    if [[ $kind == steered ]]; then
+    if [[ $kind == steered && -n "${INTERVENTION:-}" ]]; then
+        name+="-sae-$(basename "${INTERVENTION%.*}")"
+        model_args+=",sae_intervention_path=$INTERVENTION"
+    elif [[ $kind == steered ]]; then
         name+="-sae-$FEATURE"
         model_args+=",sae_feature_idx=$FEATURE,sae_strength=$STRENGTH,sae_max_activation=$MAX_ACTIVATION"
         model_args+=",sae_mode=$SAE_MODE,sae_units=$SAE_UNITS"
@@ -97,6 +121,7 @@ run_task() { # run_task <task> <plain|steered>
     folder="$OUTPUT_DIR/$name"
 
     local arguments=(--model "$BACKEND" --model_args "$model_args" --tasks "$task" --batch_size "$BATCH_SIZE")
+    arguments+=(--seed "$SEED")
     if [[ $DEVICE != auto ]]; then arguments+=(--device "$DEVICE"); fi
     if [[ -n "$GEN_KWARGS" ]]; then arguments+=(--gen_kwargs "$GEN_KWARGS"); fi
     if [[ -n "$LIMIT" ]]; then arguments+=(--limit "$LIMIT"); fi
@@ -104,6 +129,7 @@ run_task() { # run_task <task> <plain|steered>
     arguments+=(--log_samples)
     settings="${arguments[*]}"
     if [[ $task == quickstart_problems ]]; then settings+=" problems=${QUICKSTART_PROBLEMS:-}"; fi
+    if [[ $kind == steered && -f "${INTERVENTION:-}" ]]; then settings+=" intervention=$(cksum <"$INTERVENTION")"; fi
     # A SAE trained again lies in the same folder. The weights are gigabytes: their size and time stand for them.
     local sae="${SAE_PATH:-}"
     sae="${sae/#\~\//$HOME/}"

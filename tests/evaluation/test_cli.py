@@ -59,9 +59,10 @@ def test_the_results_file_records_the_intervention(runs: Path) -> None:
     plain, steered = read_run(runs / "plain")[0], read_run(runs / "steered")[0]
     assert plain["config"]["sae"] is None
     record = steered["config"]["sae"]
-    assert Path(record.pop("sae")).is_dir()
     assert record.pop("steered_positions") > 6 * 8
-    assert record == {
+    (feature,) = record.pop("features")
+    assert record == {} and Path(feature.pop("sae")).is_dir()
+    assert feature == {
         "architecture": "standard",
         "hook_name": "blocks.1.hook_resid_post",
         "layer": 1,
@@ -186,7 +187,7 @@ def test_mistakes_of_steering_end_before_the_model_is_loaded(
         (["--model_args", "pretrained=MODEL", "--tasks", "math-50"], "no task 'math-50'; did you mean 'math-500'"),
         (["--model_args", "pretrained=MODEL"], "no --tasks"),
         (["--model_args", "pretrained=MODEL", "--tasks", "quickstart_problems"], "needs QUICKSTART_PROBLEMS"),
-        (["--model", "vllm", "--model_args", "sae_path=x", "--tasks", "math-500"], "--model vllm cannot steer"),
+        (["--model", "dummy", "--model_args", "sae_path=x", "--tasks", "math-500"], "--model dummy cannot steer"),
         (["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--log_samples"], "Specify --output_path"),
         (
             ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "temprature=1"],

@@ -20,13 +20,14 @@ def start(repository: Path, cwd: Path, *arguments: str, **variables: str) -> sub
     ("arguments", "variables", "message"),
     [
         (["--taskz"], {}, "unknown argument '--taskz'"),
-        ([], {"BACKEND": "vllm"}, "BACKEND=vllm is not there yet"),
-        ([], {"BACKEND": "hg"}, "expected hf"),
+        ([], {"DEVICE": "cuda"}, "DEVICE is for BACKEND=hf"),
+        ([], {"BACKEND": "hg"}, "expected vllm or hf"),
         ([], {"RUNS": "steerd"}, "RUNS has 'steerd'"),
         ([], {"MODEL": "a,b"}, "MODEL is 'a,b'"),
         ([], {"SAE_PATH": "a,b"}, "SAE_PATH is 'a,b'"),
         ([], {"SAE_STATS": "a,b"}, "SAE_STATS is 'a,b'"),
         ([], {"SAE_PATH": "a", "SAE_RELEASE": "b"}, "expected one of them"),
+        ([], {"INTERVENTION": "a", "FEATURE": "1"}, "both INTERVENTION and SAE_PATH"),
     ],
 )
 def test_mistakes(
@@ -44,7 +45,7 @@ def test_plain_and_steered_then_skipped_then_refused(
     settings = {
         "MODEL": str(tiny_llama), "SAE_PATH": str(make_sae("standard")), "FEATURE": "40", "STRENGTH": "2",
         "MAX_ACTIVATION": "6", "TASKS": "quickstart_problems", "QUICKSTART_PROBLEMS": str(problems), "LIMIT": "2",
-        "DTYPE": "float32", "DEVICE": "cpu", "GEN_KWARGS": "max_gen_toks=4", "OUTPUT_DIR": "out",
+        "BACKEND": "hf", "DTYPE": "float32", "DEVICE": "cpu", "GEN_KWARGS": "max_gen_toks=4", "OUTPUT_DIR": "out",
     }  # fmt: skip
     done = start(repository, tmp_path, **settings)
     assert done.returncode == 0, done.stderr[-2000:]

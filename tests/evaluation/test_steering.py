@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lm_eval_sae.errors import UserError
+from lm_eval_sae.intervention import FeatureIntervention, make_intervention, slot_values
 from lm_eval_sae.models import HFSAE
 from lm_eval_sae.sae_rows import read_config
 from lm_eval_sae.steering import read_steering
@@ -123,7 +124,7 @@ def test_clamp_and_add_are_the_textbook_changes(
 def test_setting_a_feature_to_what_it_is_changes_nothing(make_sae: Callable[..., Path]) -> None:
     folder = make_sae("jumprelu")
     arguments = {"sae_path": folder, "sae_feature_idx": 3, "sae_strength": 1, "sae_max_activation": 1.0}
-    intervention = read_steering(arguments).intervention()
+    intervention = make_intervention(read_steering(arguments).features)
     x = torch.randn(50, 256, generator=torch.Generator().manual_seed(0))
     for row in x:
         intervention.value.copy_(intervention.activations(row))
@@ -133,7 +134,7 @@ def test_setting_a_feature_to_what_it_is_changes_nothing(make_sae: Callable[...,
 def test_half_precision_streams_are_changed_in_float32(make_sae: Callable[..., Path]) -> None:
     folder = make_sae("standard")
     arguments = {"sae_path": folder, "sae_feature_idx": 3, "sae_strength": 1, "sae_max_activation": 2.0}
-    intervention = read_steering(arguments).intervention()
+    intervention = make_intervention(read_steering(arguments).features)
     x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert intervention(x).dtype == torch.bfloat16
     assert torch.equal(intervention(x), intervention(x.float()).bfloat16())
@@ -144,10 +145,10 @@ def test_auto_reads_the_maximum_from_the_scores(make_sae: Callable[..., Path], t
     maxima = torch.linspace(0, 6.3, 64)
     save_file({"max_activation": maxima}, tmp_path / "feature_stats.safetensors")
     arguments = {"sae_path": folder, "sae_strength": 2, "sae_max_activation": "auto", "sae_stats": str(tmp_path)}
-    steering = read_steering({**arguments, "sae_feature_idx": 5})
+    (steering,) = read_steering({**arguments, "sae_feature_idx": 5}).features
     assert steering.value == pytest.approx(1.0) and steering.units == "folded"
     norm = SAE.load_from_disk(folder).W_dec[5].norm().item()
-    raw = read_steering({**arguments, "sae_feature_idx": 5, "sae_units": "raw"})
+    (raw,) = read_steering({**arguments, "sae_feature_idx": 5, "sae_units": "raw"}).features
     assert raw.value == pytest.approx(1.0 / norm)
     with pytest.raises(UserError, match="never fired"):
         read_steering({**arguments, "sae_feature_idx": 0})

@@ -1,11 +1,13 @@
 """The command line: lm-eval's own, with this package's models and tasks, and one line for a mistake.
 
-`--model hf` is `hf-sae` here, which without `sae_*` arguments does the same and counts tokens besides.
+`--model hf` is `hf-sae` here and `--model vllm` is `vllm-sae`: without `sae_*` arguments they do the same, and count
+tokens besides.
 """
 
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import io
 import json
 import logging
@@ -17,11 +19,13 @@ from typing import Any, NoReturn
 
 from lm_eval_sae import TASKS_DIR, register_models
 from lm_eval_sae.errors import UserError, did_you_mean
+from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
 from lm_eval_sae.steering import check_model, read_steering, split_arguments
 
 HF_MODELS = ("hf", "hf-auto", "huggingface", "hf-sae")
+VLLM_MODELS = ("vllm", "vllm-sae")
 GENERATION_ARGUMENTS = (
     "until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length", "cutoff_token",
 )  # fmt: skip
@@ -91,14 +95,19 @@ def prepare_run(args: Namespace) -> None:
         problems_file(config.metadata)
 
     ours, others = split_arguments(config.model_args)
-    if config.model not in HF_MODELS:
-        if ours or config.model == "vllm-sae":
-            raise UserError(f"--model {config.model} cannot steer; expected hf-sae")
+    if config.model in HF_MODELS:
+        args.model = "hf-sae"
+    elif config.model in VLLM_MODELS:
+        args.model = "vllm-sae"
+        require_vllm()
+    else:
+        if ours:
+            raise UserError(f"--model {config.model} cannot steer; expected hf-sae or vllm-sae")
         return
     if "pretrained" not in others:
         raise UserError("--model_args has no pretrained=<Hub id or folder of the model>")
-    check_generation_arguments(config.gen_kwargs)
     steering = read_steering(ours)
+    check_generation_arguments(config.gen_kwargs, engine=args.model)
 
     # transformers is imported from here on.
     from lm_eval_sae.model_files import load_model_config, require_chat_template
@@ -114,7 +123,11 @@ def prepare_run(args: Namespace) -> None:
             args.use_cache = f"{config.use_cache}-sae-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
     if config.apply_chat_template:
         require_chat_template(name, others)
-    args.model = "hf-sae"
+    if args.model == "vllm-sae" and "seed" not in others and config.seed and config.seed[2] is not None:
+        # One seed for both back ends: transformers draws from torch's generator, vLLM from its own.
+        args.model_args = {**config.model_args, "seed": config.seed[2]}
+    if judge := get_judge():
+        judge.check()
     register_models()
 
 
@@ -141,11 +154,24 @@ def own_tasks_only() -> Iterator[None]:
         lm_eval.tasks.TaskManager = original
 
 
-def check_generation_arguments(gen_kwargs: Mapping[str, Any]) -> None:
-    """Raises UserError for a generation argument that neither lm-eval, this package nor transformers knows."""
-    from transformers import GenerationConfig
+def require_vllm() -> None:
+    """Raises UserError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("vLLM is not installed; run setup.sh, which says what it needs, or use --model hf")
 
-    known = {*GENERATION_ARGUMENTS, *GenerationConfig().to_dict()}
+
+def check_generation_arguments(gen_kwargs: Mapping[str, Any], *, engine: str) -> None:
+    """Raises UserError for a generation argument that neither lm-eval, this package nor the engine knows."""
+    if engine == "hf-sae":
+        from transformers import GenerationConfig
+
+        names = GenerationConfig().to_dict()
+    else:
+        from vllm import SamplingParams
+
+        # A completion for each request: repeats are the task's.
+        names = [name for name in SamplingParams.__struct_fields__ if name != "n" and not name.startswith("_")]
+    known = {*GENERATION_ARGUMENTS, "do_sample", *names}
     for key in gen_kwargs:
         if key not in known:
             raise UserError(f"unknown generation argument '{key}'{did_you_mean(key, known)}")
@@ -154,7 +180,8 @@ def check_generation_arguments(gen_kwargs: Mapping[str, Any]) -> None:
 def check_context(gen_kwargs: Mapping[str, Any], model_args: Mapping[str, Any], config: Any, *, name: str) -> None:
     """Raises UserError where max_gen_toks leaves no room for a prompt in the context of the model."""
     wanted = gen_kwargs.get("max_gen_toks")
-    context = model_args.get("max_length") or getattr(config.get_text_config(), "max_position_embeddings", None)
+    given = model_args.get("max_length") or model_args.get("max_model_len")
+    context = given or getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(wanted, int) and isinstance(context, int) and wanted >= context:
         raise UserError(
             f"max_gen_toks is {wanted} but the context of {name} is {context} tokens, prompt included; "

@@ -18,6 +18,7 @@ from lm_eval_sae.completion import Completion, measure_completion
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention import FeatureIntervention, make_intervention
 from lm_eval_sae.model_files import load_model_config
+from lm_eval_sae.run_info import run_info
 from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
 
 logger = logging.getLogger(__name__)
@@ -80,11 +81,8 @@ class HFSAE(HFLM):
         return min((int(count) for count in self._steered.values()), default=0)
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's entries for the results file, and the whole intervention as `sae` (null where there is none)."""
-        record = None
-        if self.steering is not None:
-            record = self.steering.record() | {"steered_positions": self.steered_positions}
-        return super().get_model_info() | {"sae": record}
+        """HFLM's entries for the results file, and those of `run_info`."""
+        return super().get_model_info() | run_info(self.steering, steered_positions=self.steered_positions)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """HFLM's completions, each a `Completion`."""

@@ -17,6 +17,7 @@ from lm_eval_sae.completion import Completion
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention import slot_values
 from lm_eval_sae.model_files import load_model_config
+from lm_eval_sae.run_info import run_info
 from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
 from lm_eval_sae.vllm_engine import CORES_VARIABLE, Engine, Replicas, as_lists, split_cores, steering_arguments
 
@@ -124,16 +125,13 @@ class VLLMSAE(VLLM):
         return min(counts[str(layer)] for layer in self.steering.layers())
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results file is to say of the model; `sae` is the whole intervention, null where there is none."""
-        record = None
-        if self.steering is not None:
-            record = self.steering.record() | {"steered_positions": self.steered_positions}
+        """What the results file is to say of the model, under HFLM's names, and the entries of `run_info`."""
         return {
             "model_dtype": str(self.model_args["dtype"]),
             "model_revision": self.model_args["revision"] or "main",
             "model_sha": getattr(self._model_config, "_commit_hash", None) or "",
             "vllm_version": _vllm_version(),
-            "sae": record,
+            **run_info(self.steering, steered_positions=self.steered_positions),
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -197,7 +195,8 @@ class VLLMSAE(VLLM):
 
         if not current_platform.is_cpu():
             return
-        sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
+        # With its size given vLLM's CPU worker skips a warm-up that pipeline parallelism needs.
+        sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization", "pipeline_parallel_size"}
         if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             kwargs["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         ranks = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))

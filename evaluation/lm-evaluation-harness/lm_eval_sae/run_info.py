@@ -1,0 +1,15 @@
+"""What a results file says of a run beside lm-eval's own entries."""
+
+from typing import Any
+
+from lm_eval_sae.judge import get_judge
+from lm_eval_sae.steering import Steering
+
+
+def run_info(steering: Steering | None, *, steered_positions: int) -> dict[str, Any]:
+    """`sae`: the whole intervention, null for a plain run; `judge`: what was asked of it, null where it is off."""
+    judge = get_judge()
+    return {
+        "sae": None if steering is None else steering.record() | {"steered_positions": steered_positions},
+        "judge": judge.report() if judge else None,
+    }
