@@ -2,15 +2,28 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from checkpoints import save_random_checkpoint  # noqa: E402
+
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 D_IN, D_SAE, LAYER = 256, 64, 1  # of the SAEs made here; D_IN is tiny_llama's width
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A random Qwen2 of the sizes of `tiny_llama`, its attention's biases included."""
+    folder = tmp_path_factory.mktemp("tiny-qwen2")
+    sizes = {"hidden_size": D_IN, "intermediate_size": 512, "num_hidden_layers": 4, "num_key_value_heads": 2}
+    save_random_checkpoint("qwen2", {**sizes, "initializer_range": 0.05}, folder, tokenizer=tiny_llama)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Steering by one encoder column and one decoder row equals running the whole SAE."""
 
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 from sae_lens import SAE
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention import FeatureIntervention, make_intervention, slot_values
@@ -21,31 +23,36 @@ STRENGTH, MAX_ACTIVATION = 1.5, 4.0
 TOKENS = torch.randint(6, 327, (3, 40), generator=torch.Generator().manual_seed(1))
 
 
-def steered_model(model: Path, sae: Path, **arguments: Any) -> HFSAE:
-    arguments = {"sae_strength": STRENGTH, "sae_max_activation": MAX_ACTIVATION, **arguments}
-    return HFSAE(str(model), dtype="float32", device="cpu", batch_size=4, sae_path=str(sae), **arguments)
+def steered_model(model: Path, **arguments: Any) -> HFSAE:
+    return HFSAE(str(model), dtype="float32", device="cpu", batch_size=4, **arguments)
 
 
-def logits_with(model: Path, layer: int, change: Callable[[Tensor], Tensor], tokens: Tensor = TOKENS) -> Tensor:
-    """transformers' logits with `change` applied to the output of `layer`."""
+def one_feature(sae: Path, **arguments: Any) -> dict[str, Any]:
+    return {"sae_path": str(sae), "sae_strength": STRENGTH, "sae_max_activation": MAX_ACTIVATION, **arguments}
+
+
+def logits_with(model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tokens: Tensor = TOKENS) -> Tensor:
+    """transformers' logits with a change applied to the output of each of some layers."""
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
-    def hook(_module: object, _inputs: object, output: Tensor | tuple) -> Tensor | tuple:
+    def hook(change: Callable, _module: object, _inputs: object, output: Tensor | tuple) -> Tensor | tuple:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    lm.model.layers[layer].register_forward_hook(hook)
+    for layer, change in changes.items():
+        lm.model.layers[layer].register_forward_hook(functools.partial(hook, change))
     with torch.no_grad():
         return lm(tokens).logits
 
 
-def full_sae_change(sae: SAE, feature: int, value: float) -> Callable[[Tensor], Tensor]:
-    """The residual stream as the whole SAE rebuilds it with one feature at `value`, plus the SAE's error."""
+def full_sae_change(sae: SAE, values: dict[int, float]) -> Callable[[Tensor], Tensor]:
+    """The residual stream as the whole SAE rebuilds it with some features at given values, plus the SAE's error."""
 
     def change(x: Tensor) -> Tensor:
         acts = sae.encode(x)
         error = x - sae.decode(acts)
         acts = acts.clone()
-        acts[..., feature] = value
+        for feature, value in values.items():
+            acts[..., feature] = value
         return sae.decode(acts) + error
 
     return change
@@ -59,7 +66,7 @@ def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
         seen.append((sae.encode(x) > 0).float().mean(dim=(0, 1)))
         return x
 
-    logits_with(model, layer, look)
+    logits_with(model, {layer: look})
     frequency = seen[0]
     feature = int((frequency - 0.5).abs().argmin())
     assert 0.02 < frequency[feature] < 0.98
@@ -92,12 +99,12 @@ def test_set_equals_full_sae_reconstruction_plus_error(
         sae.fold_W_dec_norm()
     feature = half_active_feature(tiny_llama, sae, layer)
 
-    lm = steered_model(tiny_llama, folder, sae_feature_idx=feature, sae_units=units)
+    lm = steered_model(tiny_llama, **one_feature(folder, sae_feature_idx=feature, sae_units=units))
     steered = lm._model_call(TOKENS)
 
-    expected = logits_with(tiny_llama, layer, full_sae_change(sae, feature, STRENGTH * MAX_ACTIVATION))
+    expected = logits_with(tiny_llama, {layer: full_sae_change(sae, {feature: STRENGTH * MAX_ACTIVATION})})
     torch.testing.assert_close(steered, expected, atol=1e-4, rtol=0)
-    plain = logits_with(tiny_llama, layer, lambda x: x)
+    plain = logits_with(tiny_llama, {})
     assert (steered - plain).abs().max() > 0.01
     assert lm.steered_positions == TOKENS.numel()
 
@@ -117,8 +124,125 @@ def test_clamp_and_add_are_the_textbook_changes(
             return x + v * d_hat
         return x - (x @ d_hat)[..., None] * d_hat + v * d_hat
 
-    lm = steered_model(tiny_llama, folder, sae_feature_idx=7, sae_mode=mode, sae_units=units)
-    torch.testing.assert_close(lm._model_call(TOKENS), logits_with(tiny_llama, 1, change), atol=1e-4, rtol=0)
+    lm = steered_model(tiny_llama, **one_feature(folder, sae_feature_idx=7, sae_mode=mode, sae_units=units))
+    torch.testing.assert_close(lm._model_call(TOKENS), logits_with(tiny_llama, {1: change}), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_llama: Path, tiny_qwen2: Path, smollm2: Path) -> dict[str, Path]:
+    return {"trained llama": tiny_llama, "random qwen2": tiny_qwen2, "SmolLM2": smollm2}
+
+
+@pytest.mark.parametrize("model", ["trained llama", "random qwen2", "SmolLM2"])
+def test_several_features_on_two_layers_at_once(
+    model: str, checkpoints: dict[str, Path], make_sae: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = checkpoints[model]
+    config = AutoConfig.from_pretrained(folder)
+    tokens = torch.randint(6, config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(2))
+    first, second = (
+        make_sae(kind, d_in=config.hidden_size, hook_name=f"blocks.{layer}.hook_resid_post")
+        for kind, layer in (("jumprelu", 1), ("standard", config.num_hidden_layers - 2))
+    )
+    entries = [
+        {"sae_path": str(first), "sae_feature_idx": 3, "sae_max_activation": 5.0},
+        {"sae_path": str(first), "sae_feature_idx": 9, "sae_max_activation": 2.5, "sae_units": "folded"},
+        {"sae_path": str(second), "sae_feature_idx": 3, "sae_max_activation": 4.0, "sae_mode": "clamp"},
+        {"sae_path": str(second), "sae_feature_idx": 60, "sae_max_activation": 3.0, "sae_mode": "add"},
+        {"sae_path": str(second), "sae_feature_idx": 41, "sae_max_activation": 6.0},
+    ]
+    file = tmp_path / "intervention.json"
+    file.write_text(json.dumps({"sae_strength": 2, "features": entries}))
+    lm = steered_model(folder, sae_intervention_path=str(file))
+
+    saes = [SAE.load_from_disk(path) for path in (first, second)]
+    for sae in saes:
+        sae.fold_W_dec_norm()
+    d3, d60 = (saes[1].W_dec[i].detach() for i in (3, 60))
+    of_full = full_sae_change(saes[1], {41: 12.0})
+
+    def at_second(x: Tensor) -> Tensor:
+        return of_full(x) + (8.0 - x @ d3)[..., None] * d3 + 6.0 * d60
+
+    expected = logits_with(
+        folder, {1: full_sae_change(saes[0], {3: 10.0, 9: 5.0}), config.num_hidden_layers - 2: at_second}, tokens
+    )
+    steered = lm._model_call(tokens)
+    torch.testing.assert_close(steered, expected, atol=1e-4, rtol=0)
+    assert lm.steered_positions == tokens.numel() and len(lm.get_model_info()["sae"]["features"]) == 5
+
+    lm.set_intervention(None)
+    plain = lm._model_call(tokens)
+    torch.testing.assert_close(plain, logits_with(folder, {}, tokens), atol=1e-4, rtol=0)
+    assert (plain - steered).abs().max() > 0.01 and lm.get_model_info()["sae"] is None
+
+
+def test_an_empty_slot_changes_nothing() -> None:
+    x = torch.randn(7, 16, generator=torch.Generator().manual_seed(0)) * 100
+    intervention = FeatureIntervention(16, 3)
+    intervention.load(slot_values([], d_in=16, slots=3))
+    assert torch.equal(intervention(x), x)
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json", ".pt"])
+def test_an_intervention_file_in_every_format(suffix: str, make_sae: Callable[..., Path], tmp_path: Path) -> None:
+    sae = str(make_sae("standard"))
+    content = {
+        "sae_path": sae, "sae_strength": 2.0, "sae_max_activation": 3.0,
+        "features": [{"sae_feature_idx": 5}, {"sae_feature_idx": 6, "sae_strength": 0.0, "sae_mode": "add"}],
+    }  # fmt: skip
+    file = tmp_path / f"several{suffix}"
+    if suffix == ".pt":
+        torch.save(content, file)
+    else:
+        file.write_text(json.dumps(content))  # which is YAML too
+    steering = read_steering({"sae_intervention_path": str(file)})
+    assert [(f.feature_idx, f.value, f.mode, f.sae) for f in steering.features] == [
+        (5, 6.0, "set", sae),
+        (6, 0.0, "add", sae),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "expected a file that ends in .yaml, .yml, .json, .pt"),
+        ("a.yaml", None, "no file at sae_intervention_path="),
+        ("a.yaml", "features: [", "cannot be read: .* line 1"),
+        ("a.json", "{", "cannot be read: Expecting property name"),
+        ("a.pt", "x", "cannot be read"),
+        ("a.yaml", "sae_path: x", "has no list of features"),
+        ("a.yaml", "features: []", "has no list of features"),
+        ("a.yaml", "features: [3]", "feature 1 is 3, expected a mapping"),
+        ("a.yaml", "features: [{sae_feature: 3}]", "unknown key 'sae_feature'; did you mean"),
+        ("a.yaml", "features: [{sae_intervention_path: x}]", "unknown key 'sae_intervention_path'"),
+        ("a.yaml", "{sae_path: SAE, features: [{sae_feature_idx: 3}]}", "feature 1: sae_strength is missing"),
+        (
+            "a.yaml",
+            "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 64}]}",
+            "feature 2: feature 64 is not",
+        ),
+        ("a.yaml", "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 3}]}", "has feature 3 of .* twice"),
+    ],
+)
+def test_mistakes_of_an_intervention_file(
+    name: str, content: str | None, message: str, make_sae: Callable[..., Path], tmp_path: Path
+) -> None:
+    sae = make_sae("standard")
+    if content is not None:
+        everything = f"{{sae_path: {sae}, sae_strength: 2, sae_max_activation: 3}}"
+        (tmp_path / name).write_text(content.replace("ALL", everything).replace("SAE", str(sae)))
+    with pytest.raises(UserError, match=message):
+        read_steering({"sae_intervention_path": str(tmp_path / name)})
+    with pytest.raises(UserError, match="both sae_intervention_path and sae_strength are given"):
+        read_steering({"sae_intervention_path": str(tmp_path / name), "sae_strength": 2})
+
+
+def test_a_file_of_several_executes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "evil.pt"
+    torch.save({"features": [Path("x")]}, file)
+    with pytest.raises(UserError, match="cannot be read: Weights only load failed"):
+        read_steering({"sae_intervention_path": str(file)})
 
 
 def test_setting_a_feature_to_what_it_is_changes_nothing(make_sae: Callable[..., Path]) -> None:

@@ -50,6 +50,10 @@ class Engine:
 
         return self.llm.generate([TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts], list(params))
 
+    def close(self) -> None:
+        """Ends the engine's processes."""
+        self.llm.llm_engine.engine_core.shutdown()
+
 
 class Replica(Engine):
     """An engine in a process that Ray started."""
@@ -117,6 +121,12 @@ class Replicas:
             ]
         )
         return [parts[i % n][i // n] for i in range(len(prompts))]
+
+    def close(self) -> None:
+        """Ends the replicas' processes."""
+        self._ray.get([actor.close.remote() for actor in self.actors])
+        for actor in self.actors:
+            self._ray.kill(actor)
 
 
 def steering_arguments(slots: Mapping[int, int], additional_config: Mapping[str, Any] | None = None) -> dict[str, Any]:

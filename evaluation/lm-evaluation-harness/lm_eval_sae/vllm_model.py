@@ -124,6 +124,10 @@ class VLLMSAE(VLLM):
         counts = self.engine.steered_positions()
         return min(counts[str(layer)] for layer in self.steering.layers())
 
+    def close(self) -> None:
+        """Ends the engine and its processes, for who wants to start another."""
+        self.engine.close()
+
     def get_model_info(self) -> dict[str, Any]:
         """What the results file is to say of the model, under HFLM's names, and the entries of `run_info`."""
         return {

@@ -1,0 +1,86 @@
+"""What the tests of both back ends ask of a model, and the comparison of one with the other."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from lm_eval_sae.models import HFSAE
+from lm_eval_sae.steering import Steering, read_steering
+from lm_eval_sae.vllm_model import VLLMSAE
+
+PROMPTS = ["What is 2 + 2?", "Wait, let me think about this again. However, 7 times 6", "So", "What is 2 + 2?"]
+# Longer than a block of vLLM's prefix cache, and all alike at the start.
+LONG_PROMPTS = ["Wait, let me think about this again. " * 24 + end for end in PROMPTS]
+
+
+def loglikelihoods(prompts: Sequence[str]) -> list[Instance]:
+    pairs = [(prompt, " the answer") for prompt in prompts]
+    return [Instance("loglikelihood", {}, pair, 0, metadata=("task", i, 1)) for i, pair in enumerate(pairs)]
+
+
+def generations(prompts: Sequence[str], **gen_kwargs: Any) -> list[Instance]:
+    gen_kwargs = {"until": ["Problem:"], "max_gen_toks": 12, "do_sample": False, "cutoff_token": 5} | gen_kwargs
+    return [
+        Instance("generate_until", {}, (prompt, dict(gen_kwargs)), 0, metadata=("task", i, 1))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> VLLMSAE:
+    """A small engine in float32."""
+    return VLLMSAE(
+        str(model), dtype="float32", max_model_len=1024, kv_cache_memory_bytes=2**27, max_num_seqs=8,
+        enforce_eager=eager, **arguments,
+    )  # fmt: skip
+
+
+def start_hf(model: Path) -> HFSAE:
+    return HFSAE(str(model), dtype="float32", device="cpu", batch_size=4)
+
+
+def steering_of(folder: Path, name: str, entries: Sequence[dict[str, Any]]) -> Steering:
+    """An intervention as a file of several describes it."""
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"sae_strength": 2.0, "features": list(entries)}))
+    steering = read_steering({"sae_intervention_path": str(file)})
+    assert steering is not None
+    return steering
+
+
+def interventions(first: Path, second: Path, folder: Path) -> dict[str, Steering | None]:
+    """Of two SAEs at different layers: one feature, another, both modes besides, several at once, nothing."""
+
+    def entry(sae: Path, index: int, maximum: float, **more: Any) -> dict[str, Any]:
+        return {"sae_path": str(sae), "sae_feature_idx": index, "sae_max_activation": maximum, **more}
+
+    kinds = {
+        "set": [entry(first, 3, 4.0)],
+        "set another": [entry(first, 41, 6.0)],
+        "clamp": [entry(first, 3, 5.0, sae_mode="clamp")],
+        "add": [entry(second, 9, 3.0, sae_mode="add")],
+        "several": [entry(first, 3, 4.0), entry(first, 9, 2.0, sae_mode="add"), entry(second, 5, 3.0)],
+    }
+    read = {name: steering_of(folder, name, entries) for name, entries in kinds.items()}
+    return {"set": read["set"], **read, "nothing": None}
+
+
+def assert_agree(vllm: VLLMSAE, hf: HFSAE, steering: Steering | None, *, long: bool = True) -> list[float]:
+    """Both give the same log-likelihoods to 1e-3 and the same greedy completions; returns the former."""
+    vllm.set_intervention(steering)
+    hf.set_intervention(steering)
+    ours = [value for value, _ in vllm.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True)]
+    theirs = [value for value, _ in hf.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True)]
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-3
+
+    prompts = LONG_PROMPTS if long else PROMPTS
+    for a, b in zip(
+        vllm.generate_until(generations(prompts), disable_tqdm=True),
+        hf.generate_until(generations(prompts), disable_tqdm=True),
+        strict=True,
+    ):
+        assert (a.completion_tokens, a.truncated) == (b.completion_tokens, b.truncated)
+        assert a.rstrip("\ufffd") == b.rstrip("\ufffd")  # vLLM leaves out a character whose bytes are not complete
+    return ours

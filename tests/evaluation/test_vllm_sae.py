@@ -1,0 +1,169 @@
+"""The steered vLLM engine (its CPU build) against the steered transformers back end."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from engines import (  # noqa: E402
+    LONG_PROMPTS,
+    PROMPTS,
+    assert_agree,
+    generations,
+    interventions,
+    loglikelihoods,
+    start_hf,
+    start_vllm,
+)
+
+from lm_eval_sae import vllm_engine  # noqa: E402
+from lm_eval_sae.errors import UserError  # noqa: E402
+from lm_eval_sae.models import HFSAE  # noqa: E402
+from lm_eval_sae.steering import Steering  # noqa: E402
+from lm_eval_sae.vllm_engine import split_cores  # noqa: E402
+from lm_eval_sae.vllm_model import VLLM, VLLMSAE  # noqa: E402
+
+SLOTS = {1: 2, 2: 1}
+
+
+@pytest.fixture(scope="module")
+def steerings(make_sae: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steering | None]:
+    first = make_sae("jumprelu")
+    second = make_sae("standard", hook_name="blocks.2.hook_resid_post")
+    return interventions(first, second, tmp_path_factory.mktemp("interventions"))
+
+
+@pytest.fixture(scope="module")
+def hf(tiny_llama: Path) -> HFSAE:
+    return start_hf(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def eager(tiny_llama: Path) -> Iterator[VLLMSAE]:
+    model = start_vllm(tiny_llama, slots=SLOTS)
+    yield model
+    model.close()
+
+
+def test_eager_engine_equals_transformers_for_every_intervention(
+    eager: VLLMSAE, hf: HFSAE, steerings: dict[str, Steering | None]
+) -> None:
+    values = [assert_agree(eager, hf, steering) for steering in (*steerings.values(), steerings["set"])]
+    assert values[0] == values[-1]  # back again
+    for i, one in enumerate(values[:-1]):  # and all others apart from one another
+        for other in values[:i]:
+            assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 0.01
+
+
+def test_the_prefix_cache_is_used_and_forgotten_when_the_intervention_changes(
+    eager: VLLMSAE, hf: HFSAE, steerings: dict[str, Steering | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached: list[list[int]] = []
+    require = VLLMSAE._require_steered
+
+    def look(self: VLLMSAE, outputs: Any) -> None:
+        cached.append([output.num_cached_tokens or 0 for output in outputs])
+        require(self, outputs)
+
+    monkeypatch.setattr(VLLMSAE, "_require_steered", look)
+    eager.set_intervention(steerings["set"])
+    eager.generate_until(generations(LONG_PROMPTS[:1]), disable_tqdm=True)
+    eager.generate_until(generations(LONG_PROMPTS[:1]), disable_tqdm=True)
+    eager.set_intervention(steerings["set another"])
+    eager.generate_until(generations(LONG_PROMPTS[:1]), disable_tqdm=True)
+    assert [counts[0] > 0 for counts in cached] == [False, True, False]
+
+
+def test_positions_are_counted(eager: VLLMSAE, steerings: dict[str, Steering | None]) -> None:
+    eager.set_intervention(steerings["several"])
+    assert eager.steered_positions == 0  # not those of the warm-up, nor of what was steered before
+    completions = eager.generate_until(generations(PROMPTS), disable_tqdm=True)
+    prompt_tokens = sum(len(ids) for ids in eager.tok_encode(PROMPTS))
+    # Short prompts fill no block, and without graphs of fixed sizes nothing is padded.
+    assert eager.steered_positions == prompt_tokens + sum(c.completion_tokens - 1 for c in completions)
+    record = eager.get_model_info()["sae"]
+    assert record["steered_positions"] == eager.steered_positions and len(record["features"]) == 3
+
+
+def test_an_intervention_that_does_not_fit_the_running_engine(
+    eager: VLLMSAE, make_sae: Callable[..., Path], steerings: dict[str, Steering | None], tmp_path: Path
+) -> None:
+    eager.set_intervention(steerings["set"])
+    third = make_sae("standard", hook_name="blocks.3.hook_resid_post")
+    elsewhere = interventions(third, third, tmp_path)
+    with pytest.raises(UserError, match="1 features at layer 3, but the engine was started with 0 slots there"):
+        eager.set_intervention(elsewhere["set"])
+    narrow = make_sae("standard", d_in=128)
+    with pytest.raises(UserError, match="d_in 128 but .* has hidden size 256"):
+        eager.set_intervention(interventions(narrow, narrow, tmp_path)["set"])
+    assert eager.steering == steerings["set"]
+
+
+def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, hf: HFSAE) -> None:
+    ours = start_vllm(tiny_llama)
+    assert "worker_cls" not in ours.model_args and "additional_config" not in ours.model_args
+    got = ours.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True)
+    texts = ours.generate_until(generations(PROMPTS), disable_tqdm=True)
+    assert_agree(ours, hf, None)
+    assert ours.get_model_info()["sae"] is None
+    ours.close()
+
+    stock = VLLM(**{"pretrained" if key == "model" else key: value for key, value in ours.model_args.items()
+                    if key not in ("enable_lora", "max_num_seqs")}, max_batch_size=8)  # fmt: skip
+    assert stock.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True) == got
+    requests = generations(PROMPTS)
+    for request in requests:
+        del request.args[1]["cutoff_token"]  # which stock lm-eval hands to vLLM, which refuses it
+    assert stock.generate_until(requests, disable_tqdm=True) == texts
+    stock.model.llm_engine.engine_core.shutdown()
+
+
+def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, Steering | None]) -> None:
+    reference = start_hf(tiny_qwen2)
+    model = start_vllm(tiny_qwen2, slots=SLOTS, tensor_parallel_size=2)
+    for name in ("several", "set", "clamp"):
+        assert_agree(model, reference, steerings[name])
+    workers = model.model.collective_rpc("steered_positions")
+    model.close()
+    assert len(workers) == 2 and workers[0] == workers[1] and workers[0]["1"] > 0
+
+
+def test_data_parallel_replicas_all_steer(tiny_llama: Path, hf: HFSAE, steerings: dict[str, Steering | None]) -> None:
+    model = start_vllm(tiny_llama, slots=SLOTS, data_parallel_size=2)
+    for name in ("several", "nothing", "set"):
+        assert_agree(model, hf, steerings[name])
+    counts = model.engine._ray.get([actor.steered_positions.remote() for actor in model.engine.actors])
+    assert model.steered_positions == sum(count["1"] for count in counts) and all(count["1"] > 0 for count in counts)
+    model.close()
+
+
+def test_a_layer_that_is_not_steered_fails_the_run(
+    tiny_llama: Path, steerings: dict[str, Steering | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that loses the wrapped layer again after it was loaded (forgetful_worker.py)."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent), prepend=":")
+    monkeypatch.setattr(vllm_engine, "WORKER", "forgetful_worker.ForgetfulWorker")
+    model = start_vllm(tiny_llama, slots=SLOTS)
+    model.set_intervention(steerings["set"])
+    with pytest.raises(RuntimeError, match="only 0 of [1-9][0-9]* token positions were steered"):
+        model.generate_until(generations(PROMPTS[:1]), disable_tqdm=True)
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "replicas", "ranks", "expected"),
+    [
+        (4, 2, 1, ["0,1", "2,3"]),
+        (4, 1, 2, ["0,1|2,3"]),
+        (8, 2, 2, ["0,1|2,3", "4,5|6,7"]),
+        (2, 2, 2, ["0|1", "0|1"]),
+    ],
+)
+def test_cores_are_dealt_out(
+    cores: int, replicas: int, ranks: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert split_cores(replicas, ranks) == expected
