@@ -17,7 +17,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from lm_eval_sae import TASKS_DIR, register_models
+from lm_eval_sae import TASKS_DIR, register_filters, register_models
+from lm_eval_sae.completion import split_cutoff
 from lm_eval_sae.errors import UserError, did_you_mean
 from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.include_path = [str(TASKS_DIR), *([args.include_path] if args.include_path else [])]
     if args.command == "run":
         prepare_run(args)
+    register_filters()  # the tasks need it under any model, and other commands load them too
     try:
         with own_tasks_only() if uses_own_tasks(args) else contextlib.nullcontext():
             args.func(args)
@@ -162,6 +164,7 @@ def require_vllm() -> None:
 
 def check_generation_arguments(gen_kwargs: Mapping[str, Any], *, engine: str) -> None:
     """Raises UserError for a generation argument that neither lm-eval, this package nor the engine knows."""
+    split_cutoff(gen_kwargs)
     if engine == "hf-sae":
         from transformers import GenerationConfig
 

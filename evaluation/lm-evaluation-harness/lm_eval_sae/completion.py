@@ -1,23 +1,63 @@
 """Generated text that knows how long it was in tokens."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from lm_eval_sae.errors import UserError
+
+CUTOFF = "cutoff_token"  # a generation argument: the id of the token that ends the reasoning
 
 
 class Completion(str):
-    """What a model generated for one request. lm-eval hands it to a task's `process_results` as it is.
+    """What a model generated for one request. lm-eval hands it to filters and `process_results` as it is.
 
     completion_tokens: tokens generated, the one that ended it included; None where it was not counted.
     truncated: whether the limit of tokens ended it, rather than the model or a stop string.
+    reasoning_tokens: tokens before the first `cutoff_token`, all of them where it does not occur; None where they
+        were not counted.
+    judged: whether a judge held its answer right; None where none was asked or it could not say.
     """
 
     completion_tokens: int | None
     truncated: bool | None
+    reasoning_tokens: int | None
+    judged: bool | None
 
-    def __new__(cls, text: str, completion_tokens: int | None = None, truncated: bool | None = None) -> "Completion":
+    def __new__(
+        cls,
+        text: str,
+        completion_tokens: int | None = None,
+        truncated: bool | None = None,
+        reasoning_tokens: int | None = None,
+        judged: bool | None = None,
+    ) -> "Completion":
         self = super().__new__(cls, text)
         self.completion_tokens = completion_tokens
         self.truncated = truncated
+        self.reasoning_tokens = reasoning_tokens
+        self.judged = judged
         return self
+
+
+def split_cutoff(gen_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """The generation arguments that an engine knows, and the `cutoff_token`, None where there is none.
+
+    Raises UserError where it is no token id.
+    """
+    cutoff = gen_kwargs.get(CUTOFF)
+    if cutoff is not None and (isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 0):
+        raise UserError(
+            f"{CUTOFF} is {cutoff!r}, expected the id of a token, a whole number from 0 (</think> of "
+            "DeepSeek-R1-Distill-Llama-8B: 128014)"
+        )
+    return {key: value for key, value in gen_kwargs.items() if key != CUTOFF}, cutoff
+
+
+def count_reasoning(tokens: Sequence[int], cutoff: int | None) -> int | None:
+    """reasoning_tokens of a `Completion` of these tokens, the one that ended it included; None without a cutoff."""
+    if cutoff is None:
+        return None
+    return next((i for i, token in enumerate(tokens) if token == cutoff), len(tokens))
 
 
 def measure_completion(

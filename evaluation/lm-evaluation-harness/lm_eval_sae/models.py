@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lm_eval_sae.completion import Completion, measure_completion
+from lm_eval_sae.completion import Completion, count_reasoning, measure_completion, split_cutoff
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention import FeatureIntervention, make_intervention
 from lm_eval_sae.model_files import load_model_config
@@ -22,9 +22,6 @@ from lm_eval_sae.run_info import run_info
 from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
 
 logger = logging.getLogger(__name__)
-
-# Generation arguments of the paper's commands that nothing here reads and transformers would refuse: dropped.
-NOT_FOR_THE_ENGINE = ("cutoff_token",)
 
 
 class HFSAE(HFLM):
@@ -46,9 +43,10 @@ class HFSAE(HFLM):
         super().__init__(pretrained, **kwargs)
 
         self._requests_of_batch: list[int] = []
-        self._lengths: dict[int, tuple[int, bool]] = {}
+        self._cutoffs: list[int | None] = []  # of each request
+        self._lengths: dict[int, tuple[int, bool, int | None]] = {}  # of each request, in the order of `Completion`
         self._attention_mask: Tensor | None = None
-        self._warned: set[str] = set()
+        self._warned_of: set[int] = set()
         self._hooks: list[RemovableHandle] = []
         self._steered: dict[int, Tensor | int] = {}
         self.steering: Steering | None = None
@@ -85,13 +83,18 @@ class HFSAE(HFLM):
         return super().get_model_info() | run_info(self.steering, steered_positions=self.steered_positions)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """HFLM's completions, each a `Completion`."""
+        """HFLM's completions, each a `Completion`.
+
+        Repeats are drawn one after the other from torch's random generator, which lm-eval's --seed sets.
+        """
         self._lengths = {}
+        self._cutoffs = []
         indexed = []
         for index, request in enumerate(requests):
             context, gen_kwargs, *others = request.args
-            engine_kwargs = {key: value for key, value in gen_kwargs.items() if key not in NOT_FOR_THE_ENGINE}
-            self._warn_of_dropped(gen_kwargs.keys() - engine_kwargs.keys())
+            engine_kwargs, cutoff = split_cutoff(gen_kwargs)
+            self._warn_of_unknown(cutoff)
+            self._cutoffs.append(cutoff)
             indexed.append(
                 Instance(
                     request_type=request.request_type,
@@ -113,6 +116,7 @@ class HFSAE(HFLM):
         before = self.steered_positions
         tokens = super()._model_generate(context, max_length, stop, **generation_kwargs)  # [batch, prompt + new]
         prompt_width = context.shape[1]
+        rows = tokens[:, prompt_width:].tolist()
         lengths = [
             measure_completion(
                 row,
@@ -121,9 +125,10 @@ class HFSAE(HFLM):
                 max_tokens=max_length - prompt_width,
                 decode=lambda ids: self.tok_decode(ids, skip_special_tokens=False),
             )
-            for row in tokens[:, prompt_width:].tolist()
+            for row in rows
         ]
-        self._lengths.update(zip(self._requests_of_batch, lengths, strict=True))
+        for index, row, (length, truncated) in zip(self._requests_of_batch, rows, lengths, strict=True):
+            self._lengths[index] = (length, truncated, count_reasoning(row[:length], self._cutoffs[index]))
         if self.steering is not None:
             mask = generation_kwargs.get("attention_mask")
             prompt = context.numel() if mask is None else int(mask.sum())
@@ -138,10 +143,17 @@ class HFSAE(HFLM):
             self._require_steered(self.steered_positions - before, inps.numel())
         return logits
 
-    def _warn_of_dropped(self, names: set[str]) -> None:
-        for name in sorted(names - self._warned):
-            logger.warning("The generation argument '%s' has no effect: completions are scored whole", name)
-        self._warned |= names
+    def _warn_of_unknown(self, cutoff: int | None) -> None:
+        if cutoff is None or cutoff in self._warned_of:
+            return
+        self._warned_of.add(cutoff)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if cutoff >= vocabulary:
+            logger.warning(
+                "cutoff_token %s is no token of the model, which has %s: whole completions count as reasoning",
+                cutoff,
+                vocabulary,
+            )
 
     def _require_steered(self, steered: int, required: int) -> None:
         if steered < required:

@@ -1,14 +1,15 @@
-"""Prompts and answer checking of the tasks in `tasks/`: the functions that their YAML files name.
-
-Checking is by `math-verify` (1/2 = 0.5 = \\frac12), not by comparing strings.
-"""
+"""Prompts and metrics of the tasks in `tasks/`: the functions that their YAML files name."""
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_sae.answers import check, final_answer, is_number, last_letter, last_number, strings_agree
 from lm_eval_sae.completion import Completion
+from lm_eval_sae.consistency import count_wrong_answers, coverage, majority, powers_of_two
 
 if TYPE_CHECKING:
     import datasets
@@ -18,8 +19,9 @@ SHORT_MATH_PROMPT = "{problem} Explain in one or two sentences, and end with the
 GPQA_PROMPT = (
     "Answer the following multiple choice question. The last line of your response should be of the following "
     "format: 'Answer: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by step before answering."
-    "\n\n{Question}\n\nA) {choice1}\nB) {choice2}\nC) {choice3}\nD) {choice4}"
+    "\n\n{question}"
 )
+GPQA_QUESTION = "{Question}\n\nA) {choice1}\nB) {choice2}\nC) {choice3}\nD) {choice4}"
 GPQA_SEED = 0
 LETTERS = "ABCD"
 
@@ -29,58 +31,145 @@ def math_prompt(doc: Mapping[str, Any]) -> str:
     return MATH_PROMPT.format(problem=doc["problem"])
 
 
-def last_boxed(text: str) -> str | None:
-    """What the last complete \\boxed{…} (or \\fbox{…}) of a text holds, nested braces included; None without one."""
-    for match in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
-        depth = 1
-        for position in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[match.end() : position].strip()
-    return None
-
-
-def answers_agree(answer: str, expected: str) -> bool:
-    """Whether two mathematical expressions mean the same, by math-verify."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    answer, expected = answer.strip(), expected.strip()
-    if answer == expected:
-        return True
-    config = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-    gold, found = (parse(f"\\boxed{{{text}}}", extraction_config=config) for text in (expected, answer))
-    return bool(gold) and bool(found) and verify(gold, found)
-
-
-def process_math(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Metrics of one completion: right where its last \\boxed{…}, else what follows its last "Answer:", is."""
-    completion = results[0]
-    answer = last_boxed(completion)
-    if answer is None and (found := re.findall(r"(?i)answer\s*(?:is)?\s*:\**\s*([^\n]+)", completion)):
-        answer = found[-1].strip(" *$.")
-    right = answer is not None and answers_agree(answer, str(doc["answer"]))
-    return {"exact_match": float(right), **length_metrics(completion)}
-
-
 def short_math_prompt(doc: Mapping[str, Any]) -> str:
     """A prompt for models of some hundred million parameters, which make little of MATH_PROMPT."""
     return SHORT_MATH_PROMPT.format(problem=doc["problem"])
 
 
-def process_short_math(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Metrics of one completion by a small model, which rarely boxes its answer: the last number counts then."""
-    completion = results[0]
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", completion)
-    answer = last_boxed(completion) or (numbers[-1].rstrip(",") if numbers else None)
-    right = answer is not None and answers_agree(answer, str(doc["answer"]))
-    return {"exact_match": float(right), **length_metrics(completion)}
+def gpqa_prompt(doc: Mapping[str, Any]) -> str:
+    """The prompt of GPQA-Diamond."""
+    return GPQA_PROMPT.format(question=gpqa_question(doc))
 
 
-def length_metrics(completion: str) -> dict[str, float]:
-    """completion_tokens and truncated (0 or 1), of a back end that counts them; else nothing."""
-    if not isinstance(completion, Completion) or completion.completion_tokens is None:
-        return {}
-    return {"completion_tokens": completion.completion_tokens, "truncated": float(bool(completion.truncated))}
+def gpqa_question(doc: Mapping[str, Any]) -> str:
+    """A question of GPQA with its choices."""
+    choices = {f"choice{i + 1}": text for i, text in enumerate(doc["choices"])}
+    return GPQA_QUESTION.format(Question=doc["Question"], **choices)
+
+
+@dataclass(frozen=True)
+class AnswerRule:
+    """How the answers to one kind of question are found and checked.
+
+    extract: completion → its answer; None where it gives none.
+    extract_string: completion → its answer by the plain string rule; None where it gives none.
+    check: answer, expected answer → whether it is right; None where that cannot be decided.
+    question: row → the whole question, for a judge.
+    expected: row → the expected answer, for a judge.
+    """
+
+    extract: Callable[[str], str | None]
+    extract_string: Callable[[str], str | None]
+    check: Callable[[str, str], bool | None]
+    question: Callable[[Mapping[str, Any]], str]
+    expected: Callable[[Mapping[str, Any]], str]
+
+    def verdict(self, doc: Mapping[str, Any], completion: str) -> bool | None:
+        """Whether a completion is right, by the rule alone: False where it gives no answer, None where undecided."""
+        answer = self.extract(completion)
+        return False if answer is None else self.check(answer, str(doc["answer"]))
+
+    def is_numeric(self, doc: Mapping[str, Any], completion: str) -> bool:
+        """Whether the answer given and the expected one are both whole numbers in digits."""
+        answer = self.extract(completion)
+        return answer is not None and is_number(answer) and is_number(str(doc["answer"]))
+
+
+def letter_or_answer(completion: str) -> str | None:
+    """The letter that a completion of GPQA states last; where it states none, what it answers instead."""
+    return last_letter(completion) or final_answer(completion)
+
+
+def check_letter(answer: str, expected: str) -> bool | None:
+    """Whether a letter is the right one; None where the answer is no letter."""
+    return answer == expected if len(answer) == 1 and answer.isalpha() else None
+
+
+def _problem(doc: Mapping[str, Any]) -> str:
+    return str(doc["problem"])
+
+
+def _answer(doc: Mapping[str, Any]) -> str:
+    return str(doc["answer"])
+
+
+def _choice(doc: Mapping[str, Any]) -> str:
+    return f"{doc['answer']}) {doc['choices'][LETTERS.index(doc['answer'])]}"
+
+
+ANSWER_RULES = {
+    "math": AnswerRule(final_answer, final_answer, check, _problem, _answer),
+    "number": AnswerRule(last_number, last_number, check, _problem, _answer),
+    "letter": AnswerRule(letter_or_answer, final_answer, check_letter, gpqa_question, _choice),
+}
+
+
+def process_math(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+    """Metrics of a mathematical problem: right where the last \\boxed{…}, else the last "Answer:", means the same."""
+    return question_metrics(ANSWER_RULES["math"], doc, results)
+
+
+def process_short_math(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+    """Metrics of a problem given to a small model, which rarely boxes its answer: the last number counts then."""
+    return question_metrics(ANSWER_RULES["number"], doc, results)
+
+
+def process_gpqa(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+    """Metrics of a question of GPQA: right where the letter stated last is."""
+    return question_metrics(ANSWER_RULES["letter"], doc, results)
+
+
+def question_metrics(rule: AnswerRule, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+    """Metrics of one question.
+
+    Args:
+        rule: how its answers are checked.
+        doc: its row, with `answer`.
+        results: what lm-eval's filters left of its one request: a completion, or the list of its repeats.
+
+    Returns:
+        The metrics of `completion_metrics`. For several repeats their means, `cov@k` and `maj@k` for k = 1, 2, 4, …
+        up to the number of repeats, and `repeats`, the metrics of each.
+    """
+    completions = [results[0]] if isinstance(results[0], str) else list(results[0])
+    rows = [completion_metrics(rule, doc, completion) for completion in completions]
+    if len(rows) == 1:
+        return rows[0]
+
+    n, right = len(rows), sum(row["exact_match"] == 1 for row in rows)
+    answers = [rule.extract(completion) for completion in completions]
+    wrong = count_wrong_answers([a for a, row in zip(answers, rows, strict=True) if a and row["exact_match"] == 0])
+    metrics: dict[str, Any] = {name: fmean(row[name] for row in rows) for name in rows[0]}
+    for k in powers_of_two(n):
+        metrics[f"cov@{k}"] = coverage(right, n, k)
+        metrics[f"maj@{k}"] = majority(right, wrong, n, k)
+    return {**metrics, "repeats": rows}
+
+
+def completion_metrics(rule: AnswerRule, doc: Mapping[str, Any], completion: str) -> dict[str, float]:
+    """exact_match (the judge's verdict where there is one), exact_match_string and undecided of one completion, and
+    the lengths that its back end counted: completion_tokens, truncated, reasoning_tokens. Flags are 0 or 1.
+    """
+    judged = completion.judged if isinstance(completion, Completion) else None
+    right = rule.verdict(doc, completion) if judged is None else judged
+    answer = rule.extract_string(completion)
+    metrics = {
+        "exact_match": float(right is True),
+        "exact_match_string": float(answer is not None and strings_agree(answer, str(doc["answer"]))),
+        "undecided": float(right is None),
+    }
+    if isinstance(completion, Completion):
+        if completion.completion_tokens is not None:
+            metrics["completion_tokens"] = completion.completion_tokens
+            metrics["truncated"] = float(bool(completion.truncated))
+        if completion.reasoning_tokens is not None:
+            metrics["reasoning_tokens"] = completion.reasoning_tokens
+    return metrics
+
+
+def repeats_per_question(repeats: Sequence[Sequence[Mapping[str, float]]]) -> int:
+    """The aggregate of the metric `repeats`: how many completions each question has."""
+    return len(repeats[0])
 
 
 def clean_choice(text: str) -> str:
@@ -106,24 +195,3 @@ def order_gpqa(doc: Mapping[str, Any]) -> dict[str, Any]:
 def process_gpqa_docs(dataset: "datasets.Dataset") -> "datasets.Dataset":
     """GPQA with its answers in order."""
     return dataset.map(order_gpqa)
-
-
-def gpqa_prompt(doc: Mapping[str, Any]) -> str:
-    """The prompt of GPQA-Diamond."""
-    choices = {f"choice{i + 1}": text for i, text in enumerate(doc["choices"])}
-    return GPQA_PROMPT.format(Question=doc["Question"], **choices)
-
-
-def last_letter(text: str) -> str | None:
-    """The letter of the last "Answer: X" of a text, in the forms models write it; else of its last \\boxed{X}."""
-    found = re.findall(r"(?i:answer)\W*(?i:is)?\W*(?:\\(?:boxed|text|textbf|mathrm)\W*)*([ABCD])\b", text)
-    if found:
-        return found[-1]
-    boxed = re.fullmatch(r"(?:\\text\w*\{)?\W*([ABCD])\W*.*", last_boxed(text) or "")
-    return boxed.group(1) if boxed else None
-
-
-def process_gpqa(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Metrics of one completion of GPQA."""
-    completion = results[0]
-    return {"exact_match": float(last_letter(completion) == doc["answer"]), **length_metrics(completion)}
