@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,3 +74,9 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"problem": f"What is {a} + {a * a}?", "answer": str(a + a * a)} for a in range(2, 8)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+@pytest.fixture(scope="session")
+def benchmark_facts(fixtures_dir: Path) -> dict[str, Any]:
+    """What the benchmarks prescribe: prompts, stop strings, sampling, repeats."""
+    return json.loads((fixtures_dir / "prompts.json").read_text(encoding="utf-8"))["benchmarks"]

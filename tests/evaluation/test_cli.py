@@ -114,22 +114,74 @@ TASK_DATA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("task", TASK_DATA)
-def test_benchmark_tasks_run_on_rows_in_their_schema(task: str, tiny_llama: Path, tmp_path: Path) -> None:
-    split = "test" if task == "math-500" else "train"
-    (tmp_path / "data.json").write_text("".join(json.dumps(row) + "\n" for row in TASK_DATA[task]))
-    (tmp_path / "local.yaml").write_text(
+def run_benchmark(task: str, folder: Path, model: Path, *options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run of a benchmark whose configuration differs from the real one in the source of its data alone."""
+    benchmark = task.removesuffix("_self_consistency")
+    split = "test" if benchmark == "math-500" else "train"
+    folder.mkdir(exist_ok=True)
+    (folder / "data.json").write_text("".join(json.dumps(row) + "\n" for row in TASK_DATA[benchmark]))
+    (folder / "local.yaml").write_text(
         f"include: {TASKS_DIR / task}.yaml\ntask: local\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs: {{data_files: {{{split}: {tmp_path / 'data.json'}}}}}\n"
+        f"dataset_kwargs: {{data_files: {{{split}: {folder / 'data.json'}}}}}\n"
     )
-    run_cli(tiny_llama, tmp_path / "out", "--include_path", str(tmp_path), "--apply_chat_template", task="local")
-    results, (sample,) = read_run(tmp_path / "out")
+    run_cli(
+        model, folder / "out", "--include_path", str(folder), "--apply_chat_template", "--batch_size", "64", *options,
+        task="local",
+    )  # fmt: skip
+    return read_run(folder / "out")
+
+
+@pytest.mark.parametrize("task", TASK_DATA)
+def test_benchmark_tasks_run_on_rows_in_their_schema(
+    task: str, tiny_llama: Path, benchmark_facts: dict[str, Any], tmp_path: Path
+) -> None:
+    results, (sample,) = run_benchmark(task, tmp_path / "plain", tiny_llama)
     prompt, generation = sample["arguments"]["gen_args_0"].values()
     doc = TASK_DATA[task][0]
     assert (doc.get("problem") or doc["Question"]) in prompt and prompt.startswith("<｜begin▁of▁sentence｜><｜User｜>")
-    assert generation["until"] == ["Problem:", "<｜end▁of▁sentence｜>"]
-    assert (generation["temperature"], generation["top_p"], generation["do_sample"]) == (0.6, 0.95, True)
-    assert {"exact_match,none", "completion_tokens,none", "truncated,none"} <= set(results["results"]["local"])
+    assert generation["until"] == benchmark_facts["stop"]
+    assert {name: generation[name] for name in ("temperature", "top_p", "do_sample")} == {
+        **benchmark_facts["sampling"],
+        "do_sample": True,
+    }
+    flags, lengths = (
+        ("exact_match", "exact_match_string", "undecided", "truncated"),
+        ("completion_tokens", "reasoning_tokens"),
+    )
+    for metric in (*flags, *lengths):
+        assert results["results"]["local"][f"{metric},none"] == sample[metric]
+    assert sample["exact_match"] == 0 and 0 <= sample["reasoning_tokens"] <= sample["completion_tokens"] <= 8
+    if task == "openai_gpqa_diamond":  # the order of the choices is in the samples file
+        assert (
+            sample["doc"]["choices"]["ABCD".index(sample["doc"]["answer"])] == "this"
+            and sample["target"] == sample["doc"]["answer"]
+        )
+
+
+@pytest.mark.parametrize("benchmark", TASK_DATA)
+def test_self_consistency_tasks_run_on_rows_in_their_schema(
+    benchmark: str, tiny_llama: Path, benchmark_facts: dict[str, Any], tmp_path: Path
+) -> None:
+    task = f"{benchmark}_self_consistency"
+    n = benchmark_facts["self_consistency_repeats"][task]
+    run, (sample,) = run_benchmark(task, tmp_path / "run", tiny_llama)
+    results = run["results"]["local"]
+    assert len(sample["repeats"]) == len(sample["resps"][0]) == n == results["repeats,none"]
+    assert len(set(sample["resps"][0])) == n, "every repeat is a text of its own"
+    for metric in ("exact_match", "completion_tokens", "reasoning_tokens", "truncated", "undecided"):
+        mean = sum(row[metric] for row in sample["repeats"]) / n
+        assert sample[metric] == results[f"{metric},none"] == pytest.approx(mean)
+    assert {f"cov@{n},none", f"maj@{n},none"} <= set(results)
+
+
+def test_repeats_come_back_with_their_seed(tiny_llama: Path, tmp_path: Path) -> None:
+    texts = []
+    for name, seed in (("first", "1"), ("again", "1"), ("other", "2")):
+        run, (sample,) = run_benchmark("math-500_self_consistency", tmp_path / name, tiny_llama, "--seed", seed)
+        assert run["config"]["torch_seed"] == int(seed)
+        texts.append(sample["resps"][0])
+    first, again, other = texts
+    assert first == again and not set(first) & set(other)
 
 
 def sae_arguments(sae: object, **arguments: object) -> str:
@@ -192,6 +244,18 @@ def test_mistakes_of_steering_end_before_the_model_is_loaded(
         (
             ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "temprature=1"],
             "unknown generation argument 'temprature'; did you mean 'temperature'",
+        ),
+        (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=</think>"],
+            "cutoff_token is '</think>', expected the id of a token, a whole number from 0",
+        ),
+        (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=-1.0"],
+            "cutoff_token is -1.0, expected",
+        ),
+        (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=true"],
+            "cutoff_token is True, expected",
         ),
         (
             ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_gen_toks=2048"],

@@ -1,5 +1,6 @@
 """The steered back end: batches, counts, log-likelihoods, and nothing changed where nothing was asked for."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,10 +133,44 @@ def test_lengths_of_a_batch_row(tokens: list[int], expected: tuple[int, bool]) -
     assert measured == expected
 
 
-def test_a_dropped_argument_is_said_once(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_reasoning_tokens_are_those_before_the_first_cutoff(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    generated = []
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        new = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs.input_ids.shape[1] :]
+        generated.append(new.tolist())
+    lm = load(tiny_llama, None)
+    for cutoff in {row[5] for row in generated}:
+        asked = requests(PROMPTS)
+        for request in asked:
+            request.args[1]["cutoff_token"] = cutoff
+        completions = lm.generate_until(asked, disable_tqdm=True)
+        expected = [row.index(cutoff) if cutoff in row else len(row) for row in generated]
+        assert [completion.reasoning_tokens for completion in completions] == expected
+
+    without = requests(PROMPTS)
+    for request in without:
+        request.args[1].pop("cutoff_token")
+    uncut = lm.generate_until(without, disable_tqdm=True)
+    assert uncut == completions and all(completion.reasoning_tokens is None for completion in uncut)
+
+
+def test_a_cutoff_that_is_no_token_of_the_model_is_said_once(
+    tiny_llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = load(tiny_llama, None)
-    for _ in range(2):
-        model.generate_until(requests(PROMPTS), disable_tqdm=True)
+    for cutoff in (128014, 128014, 5):
+        asked = requests(PROMPTS[:1])
+        asked[0].args[1]["cutoff_token"] = cutoff
+        model.generate_until(asked, disable_tqdm=True)
     assert [record.getMessage() for record in caplog.records if "cutoff_token" in record.getMessage()] == [
-        "The generation argument 'cutoff_token' has no effect: completions are scored whole"
+        "cutoff_token 128014 is no token of the model, which has 327: whole completions count as reasoning"
     ]
+
+
+def test_a_completion_keeps_what_it_knows_when_it_is_pickled() -> None:
+    copy = pickle.loads(pickle.dumps(Completion("text", 7, True, 3, False)))
+    assert copy == "text"
+    assert (copy.completion_tokens, copy.truncated, copy.reasoning_tokens, copy.judged) == (7, True, 3, False)

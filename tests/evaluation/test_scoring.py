@@ -1,6 +1,7 @@
-"""Prompts to the letter, and answers checked for what they mean."""
+"""Prompts to the letter, and the metrics of scripted completions."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -8,97 +9,134 @@ from lm_eval_sae.completion import Completion
 from lm_eval_sae.scoring import (
     clean_choice,
     gpqa_prompt,
-    last_boxed,
-    last_letter,
     math_prompt,
     order_gpqa,
     process_gpqa,
     process_math,
     process_short_math,
+    repeats_per_question,
 )
 
 
-def test_math_prompt_to_the_letter() -> None:
-    assert math_prompt({"problem": "Find $\\frac{1}{2}$ of {4}."}) == (
-        "Please reason step by step, and put your final answer within \\boxed{}.\n"
-        "Problem: Find $\\frac{1}{2}$ of {4}.\nAnswer:"
-    )
+def test_math_prompt_to_the_letter(benchmark_facts: dict[str, Any]) -> None:
+    problem = "Find $\\frac{1}{2}$ of {4}."
+    expected = benchmark_facts["math"].replace("{problem}", problem)
+    assert "\\boxed{}.\nProblem: " in expected
+    assert math_prompt({"problem": problem}) == expected
 
 
-def test_gpqa_prompt_to_the_letter() -> None:
-    doc = {"Question": "Which {one}?", "choices": ["a", "b", "c", "d"]}
-    assert gpqa_prompt(doc) == (
-        "Answer the following multiple choice question. The last line of your response should be of the following "
-        "format: 'Answer: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by step before "
-        "answering.\n\nWhich {one}?\n\nA) a\nB) b\nC) c\nD) d"
-    )
+def test_gpqa_prompt_to_the_letter(benchmark_facts: dict[str, Any]) -> None:
+    expected = benchmark_facts["gpqa"].replace("{Question}", "Which {one}?")
+    for i, choice in enumerate("wxyz", start=1):
+        expected = expected.replace(f"{{choice{i}}}", choice)
+    assert gpqa_prompt({"Question": "Which {one}?", "choices": list("wxyz")}) == expected
 
 
 @pytest.mark.parametrize(
-    ("completion", "answer", "right"),
+    ("completion", "answer", "metrics"),  # exact_match, exact_match_string, undecided
     [
-        (r"so $\boxed{0.5}$", r"\frac{1}{2}", True),
-        (r"so \boxed{\frac12}", "0.5", True),
-        (r"so \boxed{\dfrac{1}{2}}.", "0.5", True),
-        (r"\boxed{073}", "73", True),
-        (r"\boxed{73}", "073", True),
-        (r"\boxed{72}", "73", False),
-        (r"first \boxed{4}, no: \boxed{5}", "5", True),
-        (r"first \boxed{5}, no: \boxed{4}", "5", False),
-        (r"\boxed{\left( 3, \frac{\pi}{2} \right)}", r"\left( 3, \frac{\pi}{2} \right)", True),
-        (r"\boxed{(\tfrac{\pi}{2}, 3)}", r"\left( 3, \frac{\pi}{2} \right)", False),
-        (r"\boxed{\{3, 1, 2\}}", r"\{1,2,3\}", True),
-        (r"\boxed{q - p}", "p - q", False),
-        (r"\boxed{-q + p}", "p - q", True),
-        (r"\boxed{\text{Evelyn}}", r"\text{Evelyn}", True),
-        (r"\boxed{2\sqrt{2}}", r"\sqrt{8}", True),
-        ("Hence the answer: 0.5", r"\frac{1}{2}", True),
-        ("**Answer:** 12.", "12", True),
-        (r"it is \boxed{12", "12", False),
-        ("we get 12 and then", "12", False),
-        ("", "12", False),
+        (r"so $\boxed{0.5}$", r"\frac{1}{2}", (1, 0, 0)),
+        (r"so $\boxed{\frac{1}{2}}$", r"\frac{1}{2}", (1, 1, 0)),
+        (r"\boxed{073}", "73", (1, 1, 0)),
+        (r"\boxed{72}", "73", (0, 0, 0)),
+        (r"first \boxed{4}, no: \boxed{5}", "5", (1, 1, 0)),
+        (r"first \boxed{5}, no: \boxed{4}", "5", (0, 0, 0)),
+        (r"\boxed{12\text{ cm}}", "12", (1, 0, 0)),
+        (r"\boxed{2, 1}", r"\{1, 2\}", (1, 0, 0)),
+        ("Hence the answer: 0.5", r"\frac{1}{2}", (1, 0, 0)),
+        ("**Answer:** 12.", "12", (1, 1, 0)),
+        (r"\boxed{the twelfth}", "12", (0, 0, 1)),
+        (r"\boxed{\frac{1}{}", "12", (0, 0, 0)),
+        (r"\boxed{?}", "12", (0, 0, 1)),
+        (r"it is \boxed{12", "12", (0, 0, 0)),
+        ("we get 12 and then", "12", (0, 0, 0)),
+        ("", "12", (0, 0, 0)),
     ],
 )
-def test_math_answers(completion: str, answer: str, right: bool) -> None:
-    assert process_math({"answer": answer}, [completion]) == {"exact_match": float(right)}
+def test_metrics_of_a_mathematical_answer(completion: str, answer: str, metrics: tuple[int, int, int]) -> None:
+    exact_match, exact_match_string, undecided = metrics
+    assert process_math({"answer": answer}, [completion]) == {
+        "exact_match": exact_match,
+        "exact_match_string": exact_match_string,
+        "undecided": undecided,
+    }
+
+
+@pytest.mark.parametrize(
+    ("completion", "metrics"),  # of a question whose answer is C
+    [
+        ("Answer: C", (1, 1, 0)),
+        ("Answer: C) 10^-4 eV", (1, 0, 0)),
+        (r"\boxed{C}", (1, 1, 0)),
+        (r"\boxed{\text{C}}", (1, 0, 0)),
+        ("The answer is C.", (1, 0, 0)),
+        ("Answer: B", (0, 0, 0)),
+        ("Answer: C, no. Answer: E", (0, 0, 0)),
+        (r"\boxed{10^{-4}}", (0, 0, 1)),
+        ("Answer: the third", (0, 0, 1)),
+        ("I cannot say", (0, 0, 0)),
+    ],
+)
+def test_metrics_of_a_letter(completion: str, metrics: tuple[int, int, int]) -> None:
+    scored = process_gpqa({"answer": "C"}, [completion])
+    assert (scored["exact_match"], scored["exact_match_string"], scored["undecided"]) == metrics
 
 
 def test_a_small_models_last_number_counts() -> None:
-    assert process_short_math({"answer": "1200"}, ["9 + 3 = 12, so 1,200, he has."])["exact_match"] == 1
+    scored = process_short_math({"answer": "1200"}, ["9 + 3 = 12, so 1,200, he has."])
+    assert scored == {"exact_match": 1, "exact_match_string": 1, "undecided": 0}
     assert process_short_math({"answer": "12"}, ["9 + 3 = 12, or 13."])["exact_match"] == 0
     assert process_short_math({"answer": "12"}, ["no idea"])["exact_match"] == 0
 
 
 def test_lengths_come_with_the_completion() -> None:
-    completion = Completion(r"\boxed{1}", 7, True)
-    assert process_math({"answer": "1"}, [completion]) == {
-        "exact_match": 1.0,
-        "completion_tokens": 7,
-        "truncated": 1.0,
+    scored = process_math({"answer": "1"}, [Completion(r"\boxed{1}", 7, True)])
+    assert (scored["completion_tokens"], scored["truncated"]) == (7, 1) and "reasoning_tokens" not in scored
+    assert process_math({"answer": "1"}, [Completion(r"\boxed{1}", 7, False, 3)])["reasoning_tokens"] == 3
+
+
+def test_the_judges_verdict_comes_before_the_checkers() -> None:
+    for text, judged, expected in [
+        (r"\boxed{the twelfth}", True, (1, 0)),
+        (r"\boxed{the twelfth}", False, (0, 0)),
+        (r"\boxed{the twelfth}", None, (0, 1)),
+        (r"\boxed{12}", False, (0, 0)),
+        ("twelve, then", True, (1, 0)),
+    ]:
+        scored = process_math({"answer": "12"}, [Completion(text, judged=judged)])
+        assert (scored["exact_match"], scored["undecided"]) == expected
+
+
+def test_metrics_of_repeats() -> None:
+    texts = [r"\boxed{0.5}", r"\boxed{\frac12}", r"\boxed{7}", r"\boxed{7.0}", r"\boxed{?}", "nothing"]
+    repeats = [Completion(text, 10 * (i + 1), i == 5, 5 * (i + 1)) for i, text in enumerate(texts)]
+    scored = process_math({"answer": "0.5"}, [repeats])
+    rows = scored.pop("repeats")
+    assert rows == [process_math({"answer": "0.5"}, [completion]) for completion in repeats]
+    assert repeats_per_question([rows, rows]) == 6
+    assert scored == {
+        "exact_match": pytest.approx(2 / 6),
+        "exact_match_string": pytest.approx(1 / 6),
+        "undecided": pytest.approx(1 / 6),
+        "completion_tokens": 35,
+        "truncated": pytest.approx(1 / 6),
+        "reasoning_tokens": 17.5,
+        "cov@1": pytest.approx(2 / 6),
+        "cov@2": pytest.approx(1 - 6 / 15),  # C(4, 2) of C(6, 2) pairs hold no right one
+        "cov@4": pytest.approx(1 - 1 / 15),
+        "maj@1": pytest.approx(2 / 6),
+        # Pairs: 2 right (1); right and 7 (4, half each), right and ? (2, half each), right and nothing (2).
+        "maj@2": pytest.approx((1 + 4 / 2 + 2 / 2 + 2) / 15),
+        # Fours: 2 right, 2 sevens (1, half); 2 right, 1 or 0 sevens (2 + 2 + 1); 1 right, 1 seven, ?, nothing (4,
+        # a third each); 1 right and 2 sevens (4, lost).
+        "maj@4": pytest.approx((1 / 2 + 5 + 4 / 3) / 15),
     }
 
 
-def test_last_boxed_holds_nested_braces() -> None:
-    assert last_boxed(r"\boxed{1} then \boxed{\frac{a}{b}} end") == r"\frac{a}{b}"
-    assert last_boxed("none") is None
-
-
-@pytest.mark.parametrize(
-    ("completion", "letter"),
-    [
-        ("Answer: B", "B"),
-        ("Answer: A is wrong.\nAnswer: $C$", "C"),
-        ("**Answer: D**", "D"),
-        ("**Answer:** (B)", "B"),
-        ("The answer is C.", "C"),
-        (r"Answer: $\boxed{A}$", "A"),
-        (r"so $\boxed{\text{B}}$", "B"),
-        ("answer: Because", None),
-        ("I cannot say", None),
-    ],
-)
-def test_gpqa_letters(completion: str, letter: str | None) -> None:
-    assert last_letter(completion) == letter
+def test_a_repeat_that_the_judge_holds_right_votes_with_the_right_ones() -> None:
+    repeats = [Completion(r"\boxed{the half}", judged=True), r"\boxed{0.5}", r"\boxed{7}", r"\boxed{8}"]
+    scored = process_math({"answer": "0.5"}, [repeats])
+    assert scored["exact_match"] == 0.5 and scored["maj@4"] == 1
 
 
 def gpqa_row(i: int) -> dict[str, str]:

@@ -9,7 +9,7 @@ FILTERS = {"judge": "lm_eval_sae.judge_filter:JudgeFilter"}
 
 
 def register_models() -> None:
-    """Adds this package's models and filters to lm-eval's registries, by name only: they are imported when first used."""
+    """Adds this package's models and filter to lm-eval's registries, by name: they are imported when first used."""
     import lm_eval.models  # noqa: F401  (fills the registry, and so must come first)
     from lm_eval.api.registry import model_registry
 

@@ -24,9 +24,9 @@ BOXED_LETTER = re.compile(rf"{WRAPPING}(?:{CAPITAL}(?=\s*(?:[)\]}}.,:;*$\\]|$))|
 
 
 def boxes(text: str) -> list[tuple[int, str]]:
-    """(position, content) of every complete \\boxed{…} or \\fbox{…}, nested braces included; empty ones are left out."""
+    """(position, content) of every complete \\boxed{…} or \\fbox{…}, nested braces included; no empty ones."""
     found, open_braces = [], []  # of each brace that is open, where the content of its box begins, None for another's
-    for brace in re.finditer(r"\\f?boxed\s*+\{|\\.|[{}]", text, re.DOTALL):
+    for brace in re.finditer(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", text, re.DOTALL):
         if brace.group() == "{":
             open_braces.append(None)
         elif brace.group() == "}":

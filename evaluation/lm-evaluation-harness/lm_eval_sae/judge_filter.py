@@ -36,7 +36,10 @@ class JudgeFilter(Filter):
         """All completions of each question of a task → the same, those that were judged as `Completion`s."""
         from lm_eval_sae.judge import get_judge
 
-        completions = [list(repeats) for repeats in resps]
+        resps = list(resps)
+        # Where several processes share the questions, lm-eval evens their work out by more requests of the last one.
+        n = min(map(len, resps), default=0)
+        completions = [list(repeats[:n]) for repeats in resps]
         judge = get_judge()
         if judge is not None:
             judge_completions(judge, self.rule, completions, docs)

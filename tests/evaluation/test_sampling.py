@@ -1,0 +1,29 @@
+"""Seeds of repeats: all different, and the same in every run."""
+
+import subprocess
+import sys
+
+from lm_eval.api.instance import Instance
+
+from lm_eval_sae.sampling import number_repeats, request_seed
+
+
+def request(prompt: str, task: str = "task", doc_id: int = 0) -> Instance:
+    return Instance("generate_until", {}, (prompt, {}), 0, metadata=(task, doc_id, 1))
+
+
+def test_repeats_are_numbered_as_lm_eval_passes_them() -> None:
+    a, b, a_again = request("a"), request("b", doc_id=1), request("a", doc_id=2)
+    clones = [a] * 3 + [b] * 3 + [a_again] * 2 + [request("a", task="other")] * 2
+    assert number_repeats(clones) == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1]
+
+
+def test_seeds_differ_by_seed_prompt_and_repeat() -> None:
+    seeds = [request_seed(s, p, r) for s in (0, 1, 1234) for p in ("a", "b", "What is 2 + 2?") for r in range(64)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_a_seed_is_the_same_in_every_process() -> None:
+    code = "from lm_eval_sae.sampling import request_seed; print(request_seed(1234, 'Wie groß?', 3))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == request_seed(1234, "Wie groß?", 3) == 626340567  # fixed for good
