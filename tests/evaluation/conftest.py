@@ -13,9 +13,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoints import save_random_checkpoint  # noqa: E402
 
+from lm_eval_sae.judge import get_judge  # noqa: E402
+
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.pop("PROCESSOR", None)  # no judge but those that tests set up
 
 D_IN, D_SAE, LAYER = 256, 64, 1  # of the SAEs made here; D_IN is tiny_llama's width
+
+
+@pytest.fixture(autouse=True)
+def forget_the_judge() -> None:
+    """A process has one judge; each test has its own."""
+    get_judge.cache_clear()
 
 
 @pytest.fixture(scope="session")

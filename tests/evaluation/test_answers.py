@@ -91,6 +91,7 @@ def test_two_answers_mean_the_same(answer: str, expected: str, agree: bool | Non
 def test_what_takes_too_long_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "CHECK_SECONDS", 1)
     check.cache_clear()
+    assert check("0.5", "5") is False  # math-verify has been imported
     start = time.monotonic()
     assert check("(10^8)!", "5") is None
     assert time.monotonic() - start < 4
@@ -199,6 +200,9 @@ def test_a_last_number() -> None:
         ("The correct answer is option C", "C"),
         ("**Final Answer:** The correct option is **C**", "C"),
         ("Answer: Choice D", "D"),
+        ("Therefore option C is correct.", "C"),
+        ("Choice **(C)** is the best answer.", "C"),
+        ("Answer：C", "C"),
         (r"Answer: $\boxed{A}$", "A"),
         (r"Answer: $\mathbf{D}$", "D"),
         (r"so $\boxed{\text{B}}$", "B"),
@@ -217,6 +221,7 @@ def test_a_last_number() -> None:
         ("I found the answer. A photon has", None),
         ("the answer is a bit odd", None),
         ("option A is wrong", None),
+        ("option A is not correct", None),
         ("Answer: $LETTER", None),
         ("the answer is the third", None),
         (r"\boxed{10^{-4}}", None),

@@ -48,5 +48,6 @@ def test_at_the_paper_s_size_majority_of_one_is_accuracy_and_of_all_is_the_plura
 
 
 def test_wrong_answers_that_mean_the_same_vote_together() -> None:
-    answers = ["0.5", r"\frac{1}{2}", "7", r"\frac{2}{4}", "??", "??", "!!"]
-    assert sorted(count_wrong_answers(answers)) == [1, 1, 2, 3]
+    answers = ["0.5", r"\frac{1}{2}", "7", r"\frac{2}{4}", "8", "7"]
+    assert sorted(count_wrong_answers(answers)) == [1, 2, 3]
+    assert sorted(count_wrong_answers(answers, ["??", "Odd", "**odd**", "?"])) == [1, 1, 1, 2, 2, 3]

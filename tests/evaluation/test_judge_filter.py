@@ -1,6 +1,7 @@
 """Which answers the judge is asked about, and where its verdicts go: real task files, scripted completions."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from lm_eval_sae import TASKS_DIR, register_filters
-from lm_eval_sae.completion import Completion
-from lm_eval_sae.judge import JudgeQuestion
-from lm_eval_sae.judge_filter import JudgeFilter
-from lm_eval_sae.scoring import order_gpqa
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from judge_server import KEY, JudgeServer  # noqa: E402
+
+from lm_eval_sae import TASKS_DIR, register_filters  # noqa: E402
+from lm_eval_sae.completion import Completion  # noqa: E402
+from lm_eval_sae.judge import JudgeQuestion, get_judge  # noqa: E402
+from lm_eval_sae.judge_filter import JudgeFilter  # noqa: E402
+from lm_eval_sae.scoring import order_gpqa  # noqa: E402
 
 
 @dataclass
@@ -149,6 +153,22 @@ def test_a_stock_back_end_and_a_judge(judge: Callable[[str], ScriptedJudge], tmp
     assert metrics["exact_match"] == 1 and metrics["exact_match_string"] == 0 and metrics["undecided"] == 0
     assert [q.problem for q in scripted.asked] == ["Find n."]
     assert [sample["exact_match"] for sample in samples] == [1, 1] and "completion_tokens" not in samples[0]
+
+
+def test_a_judge_behind_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = [{"problem": f"{n} eggs?", "solution": "…", "answer": "12"} for n in ("12", "A dozen", "Ten")]
+    texts = [text for text in (r"\boxed{12}", r"\boxed{a dozen}", r"\boxed{ten of them}") for _ in range(4)]
+    with JudgeServer() as server:
+        for name, value in {"PROCESSOR": "m", "PROCESSOR_BASE_URL": server.base_url, "OPENROUTER_API_KEY": KEY}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("JUDGE_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        metrics, _ = evaluate("math-500_self_consistency", rows, texts, tmp_path)
+        report = get_judge().report()
+        asked = sorted(server.asked())
+    assert asked == [("A dozen eggs?", "12", "a dozen"), ("Ten eggs?", "12", "ten of them")]  # equal questions once
+    assert metrics["exact_match"] == metrics["maj@4"] == pytest.approx(2 / 3) and metrics["undecided"] == 0
+    assert (report["questions"], report["asked"], report["right"], report["wrong"]) == (8, 2, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,14 @@ WORDS = re.compile(r"(?:[a-z]+|\d+)(?:[ ,.:'’&-]+(?:[a-z]+|\d+))*")
 # "Answer: C", "**Answer:** (C)", "The final answer is $\boxed{\text{C}}$", "the correct option is C". The quantifiers
 # are possessive: a model that writes thousands of spaces or asterisks must not cost minutes.
 STATED = r"\b(?:answer(?:\s+(?:choice|option|letter))?|(?:correct|right|best)\s+(?:choice|option|letter))\b[\s*_]*+"
-VERB = r"(?:(?:is|(?:should|would|must|has\s+to)\s+be)\b|[:=–-])?[\s*_:]*+"
+VERB = r"(?:(?:is|(?:should|would|must|has\s+to)\s+be)\b|[:=：–-])?[\s*_:]*+"
 FILLER = r"(?:(?:therefore|thus|clearly|most|likely|the|correct|right|option|choice|letter)\b[\s*_:]*+)*+"
 WRAPPING = r"""(?:[\s*_$"'`“”‘(\[{]|\\[(\[,;!]|\\(?:boxed|fbox|text\w*|math\w*|rm|bf|left|[bB]ig+l?)\b)*+"""
 CAPITAL = r"([A-H])(?!\w|['’]\w)"
 SMALL = r"([a-h])(?=[\W_]*$)"  # "a" is also an article, so a small letter has to end its line
+CHOSEN_LETTER = re.compile(  # "Option C is correct", "choice (C) is the best answer"
+    r"\b(?i:option|choice|answer)[\s*_(\[]*+([A-H])[\s*_)\]]*+is\s+(?:clearly\s+|therefore\s+)?(?:the\s+)?(?:correct|right|best)\b"
+)
 STATED_LETTER = re.compile(rf"(?i:{STATED}{VERB}{FILLER}){WRAPPING}(?:{CAPITAL}|{SMALL})", re.MULTILINE)
 BOXED_LETTER = re.compile(rf"{WRAPPING}(?:{CAPITAL}(?=\s*(?:[)\]}}.,:;*$\\]|$))|{SMALL})")
 
@@ -64,7 +67,11 @@ def last_letter(text: str) -> str | None:
 
     Returns "A" to "H" (of which only four are choices); None where no letter is stated.
     """
-    stated = [(match.start(match.lastindex), match[match.lastindex]) for match in STATED_LETTER.finditer(text)]
+    stated = [
+        (match.start(match.lastindex), match[match.lastindex])
+        for pattern in (STATED_LETTER, CHOSEN_LETTER)
+        for match in pattern.finditer(text)
+    ]
     for position, content in boxes(text):
         if match := BOXED_LETTER.match(content):
             stated.append((position, match[match.lastindex]))

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         if str(error).startswith("Tasks not found"):
             names = str(error).partition(": ")[2]
-            ours = [file.stem for file in TASKS_DIR.glob("*.yaml")]
+            ours = [file.stem for file in TASKS_DIR.glob("[!_]*.yaml")]
             raise UserError(
                 f"no task '{names}'{did_you_mean(names, ours)}; 'python -m lm_eval_sae ls tasks' lists all"
             ) from error

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from lm_eval_sae.answers import check
+from lm_eval_sae.answers import check, clean
 
 
 def powers_of_two(n: int) -> list[int]:
@@ -54,10 +54,14 @@ def majority(right: int, wrong: Sequence[int], n: int, k: int) -> float:
     return float(total / math.comb(n, k))
 
 
-def count_wrong_answers(answers: Sequence[str]) -> list[int]:
-    """How often each wrong answer was given: those that `check` holds equal count as one, under the first of them."""
+def count_wrong_answers(answers: Sequence[str], unreadable: Sequence[str] = ()) -> list[int]:
+    """How often each wrong answer was given.
+
+    Those that `check` holds equal count as one, under the first of them; those that it could not compare with the
+    expected answer (`unreadable`) where their text is the same, without regard to case.
+    """
     counts: Counter[str] = Counter()
     for answer, number in Counter(answers).items():
         same = next((known for known in counts if check(answer, known)), answer)
         counts[same] += number
-    return list(counts.values())
+    return [*counts.values(), *Counter(clean(answer).casefold() for answer in unreadable).values()]

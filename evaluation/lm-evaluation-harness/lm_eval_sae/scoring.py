@@ -137,12 +137,16 @@ def question_metrics(rule: AnswerRule, doc: Mapping[str, Any], results: Sequence
         return rows[0]
 
     n, right = len(rows), sum(row["exact_match"] == 1 for row in rows)
-    answers = [rule.extract(completion) for completion in completions]
-    wrong = count_wrong_answers([a for a, row in zip(answers, rows, strict=True) if a and row["exact_match"] == 0])
+    wrong = [completion for completion, row in zip(completions, rows, strict=True) if row["exact_match"] == 0]
+    answered = [(answer, rule.verdict(doc, text)) for text in wrong if (answer := rule.extract(text)) is not None]
+    votes = count_wrong_answers(
+        [answer for answer, verdict in answered if verdict is not None],
+        [answer for answer, verdict in answered if verdict is None],
+    )
     metrics: dict[str, Any] = {name: fmean(row[name] for row in rows) for name in rows[0]}
     for k in powers_of_two(n):
         metrics[f"cov@{k}"] = coverage(right, n, k)
-        metrics[f"maj@{k}"] = majority(right, wrong, n, k)
+        metrics[f"maj@{k}"] = majority(right, votes, n, k)
     return {**metrics, "repeats": rows}
 
 
