@@ -4,6 +4,8 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lm_eval_sae.completion import Completion
 from lm_eval_sae.scoring import (
@@ -137,6 +139,26 @@ def test_a_repeat_that_the_judge_holds_right_votes_with_the_right_ones() -> None
     repeats = [Completion(r"\boxed{the half}", judged=True), r"\boxed{0.5}", r"\boxed{7}", r"\boxed{8}"]
     scored = process_math({"answer": "0.5"}, [repeats])
     assert scored["exact_match"] == 0.5 and scored["maj@4"] == 1
+
+
+PIECES = st.sampled_from(
+    [
+        r"\boxed{", "}", "{", "Answer: ", "answer is ", "**", "$", r"\frac", r"\text{", r"\sqrt", "^", "_", "(", ")",
+        "[", r"\left", r"\infty", r"\sum", r"\int", r"\\", "!", "9", "x", "C", ",", "=", r"\le", r"\%", "\n", " ",
+        "🙂", "\x00", "\ud83d",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_whatever_a_model_writes_is_scored(text: str) -> None:
+    for completion in (text, f"\\boxed{{{text}}}"):
+        for process, answer in ((process_math, r"\frac{1}{2}"), (process_short_math, "12"), (process_gpqa, "C")):
+            scored = process({"answer": answer}, [completion])
+            assert scored["exact_match"] + scored["undecided"] <= 1
+            if scored["exact_match_string"]:
+                assert scored["exact_match"], "what is equal as text is right"
 
 
 def gpqa_row(i: int) -> dict[str, str]:
