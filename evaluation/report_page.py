@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -49,37 +49,48 @@ def write_report_page(
 
 
 def _main_table(rows: Sequence[Row], question_pages: Mapping[int, str]) -> str:
-    columns = shown_columns(rows)
+    columns = {name: cell for name, cell in shown_columns(rows).items() if name not in WHO}
     warnings = numbered_warnings(rows)
-    head = "".join(_header(name) for name in columns)
-    head += '<th scope="col">warnings</th>' * bool(warnings) + '<th scope="col">questions</th>' * bool(question_pages)
     lines = []
     for place, row in enumerate(rows):
-        cells = "".join(_cell(name, cell(row)) for name, cell in columns.items())
-        if warnings:
-            numbers = [warnings.index(warning) + 1 for warning in row.warnings]
-            links = ", ".join(f'<a href="#warning-{n}">{n}</a>' for n in numbers)
-            cells += f'<td class="warned">{"⚠ " + links if numbers else ""}</td>'
-        if question_pages:
-            page = question_pages.get(place)
-            cells += f'<td>{f"""<a href="{html.escape(page)}">side by side</a>""" if page else ""}</td>'
-        lines.append(f'<tr class="{"steered" if row.run.steered else "plain"}">{cells}</tr>')
-    return _table(head, lines)
+        numbers = [warnings.index(warning) + 1 for warning in row.warnings]
+        beside = ", ".join(f'<a href="#warning-{n}">{n}</a>' for n in numbers)
+        who = html.escape(row.intervention) if row.run.steered else "plain"
+        if numbers:
+            who += f' <span class="warned" title="{html.escape("; ".join(row.warnings))}">⚠ {beside}</span>'
+        if place in question_pages:
+            who += f'<br><a href="{html.escape(question_pages[place])}">answers side by side</a>'
+        cells = "".join(_cell(cell(row)) for cell in columns.values())
+        lines.append((row, f"{who}</th>{cells}"))
+    return _table(columns, lines)
 
 
 def _header(name: str) -> str:
-    kind = "text" if name in WHO else "number"
-    return f'<th scope="col" class="{kind}">{html.escape(name)}</th>'
+    return f'<th scope="col" class="number">{html.escape(name)}</th>'
 
 
-def _cell(name: str, text: str) -> str:
-    kind = "text" if name in WHO else "number"
-    return f'<td class="{kind}">{html.escape(text).replace(" [", "<br>[")}</td>'
+def _cell(text: str) -> str:
+    return f'<td class="number">{html.escape(text).replace(" [", "<br>[")}</td>'
 
 
-def _table(head: str, lines: Sequence[str]) -> str:
-    body = "\n".join(lines)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+def _table(columns: Iterable[str], lines: Sequence[tuple[Row, str]]) -> str:
+    """A table with a heading above the rows of each task and model.
+
+    Args:
+        columns: their names, after the first, which says what was done.
+        lines: each run and the inside of its row, which begins within the first cell.
+    """
+    parts = [f'<tr><th scope="col">intervention</th>{"".join(map(_header, columns))}</tr>']
+    group = None
+    for row, line in lines:
+        if group != (row.run.task, row.model):
+            group = (row.run.task, row.model)
+            name = f"{html.escape(row.run.task)} · {html.escape(row.model)}"
+            parts.append(f'<tr class="group"><th colspan="100" scope="colgroup">{name}</th></tr>')
+        parts.append(f'<tr class="{"steered" if row.run.steered else "plain"}"><th scope="row">{line}</tr>')
+    head, *body = parts
+    text = "\n".join(body)
+    return f'<div class="wide" tabindex="0"><table>\n<thead>{head}</thead>\n<tbody>\n{text}\n</tbody>\n</table></div>'
 
 
 def _warnings(rows: Sequence[Row]) -> str:
@@ -107,47 +118,36 @@ def _by_k_table(rows: Sequence[Row]) -> str:
     names = by_k_names(rows)
     if not names:
         return ""
-    head = "".join(_header(name) for name in (*WHO, *names))
-    lines = [
-        f"<tr>{_who(row)}" + "".join(_cell(name, by_k_cell(row, name)) for name in names) + "</tr>"
-        for row in rows
-        if row.by_k
-    ]
+    lines = [(row, f"{_who(row)}{''.join(_cell(by_k_cell(row, name)) for name in names)}") for row in rows if row.by_k]
     title = (
         "<h2>Coverage and majority of k answers</h2>\n"
         '<p class="quiet">In brackets the difference to the plain run, in points.</p>\n'
     )
-    return title + _table(head, lines)
+    return title + _table(names, lines)
 
 
 def _words_table(rows: Sequence[Row]) -> str:
     compared = [row for row in rows if row.word_rates]
     if not compared:
         return ""
-    words = [rate.word for rate in compared[0].word_rates]
-    head = "".join(_header(name) for name in (*WHO, *words))
-    lines = [
-        f"<tr>{_who(row)}"
-        + "".join(
+    lines = []
+    for row in compared:
+        cells = "".join(
             f'<td class="number">{rate.plain:.2f} → {rate.steered:.2f}<br><small class="quiet">'
             f"{html.escape(change(rate.change))}</small></td>"
             for rate in row.word_rates
         )
-        + "</tr>"
-        for row in compared
-    ]
+        lines.append((row, _who(row) + cells))
     title = (
         "<h2>Reasoning words per 1,000 tokens</h2>\n"
         '<p class="quiet">Plain → steered, over all questions compared; below, the relative change with its interval '
         f"({NOTHING} where the plain run never uses the word).</p>\n"
     )
-    return title + _table(head, lines)
+    return title + _table([rate.word for rate in compared[0].word_rates], lines)
 
 
 def _who(row: Row) -> str:
-    return "".join(
-        _cell(name, text) for name, text in zip(WHO, (row.run.task, row.model, row.intervention), strict=True)
-    )
+    return f"{html.escape(row.intervention) if row.run.steered else 'plain'}</th>"
 
 
 def _method(rows: Sequence[Row], n_resamples: int, seed: int) -> str:

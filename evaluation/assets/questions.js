@@ -150,10 +150,12 @@ function wordTable(question) {
         ...[number(a), number(b), rate(question.plain, a), rate(question.steered, b)].map((cell) => element("td", cell)),
       ])
     );
-  if (!rows.length) return element("p", "No reasoning word occurs in either.", { class: "quiet" });
+  const note = question.answers > 1 ? ", in all answers together" : "";
+  const title = element("h3", rows.length ? `Reasoning words${note}` : `No reasoning word occurs${note}`);
+  if (!rows.length) return [title];
   const header = element("tr", head.map((cell) => element("th", cell, { scope: "col" })));
   const table = element("table", [element("thead", [header]), element("tbody", rows)], { class: "words" });
-  return element("div", [table], { class: "wide" });
+  return [title, element("div", [table], { class: "wide", tabindex: "0" })];
 }
 
 function showAnswers(place, content, repeat) {
@@ -183,7 +185,6 @@ async function select(question) {
     element("h2", `Question ${question.id}`),
     element("div", content.question, { class: "question", tabindex: "0" }),
     element("p", ["Answer key: ", element("code", content.target)]),
-    wordTable(question),
   ];
   if (content.plain.length > 1) {
     const choice = element("select", content.plain.map((_, i) => element("option", String(i + 1), { value: i })));
@@ -191,7 +192,7 @@ async function select(question) {
     const note = content.plain.length < question.answers ? ` (${question.answers} were given; these are in this page)` : "";
     parts.push(element("p", [element("label", ["Answer ", choice]), ` of ${content.plain.length}${note}`]));
   }
-  detail.replaceChildren(...parts, where, place);
+  detail.replaceChildren(...parts, where, place, ...wordTable(question));
   where.textContent = showAnswers(place, content, 0);
 }
 
