@@ -58,12 +58,12 @@ def draw_figures(rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
         if sum(len(points) for points in series.values()) < 2:
             left_out.append(f"{where}: no figures, as they need steered runs of at least two features or strengths.")
             continue
-        plain = next(row.pair.plain for row in group if row.pair and row.pair.plain and row.accuracy_difference)
-        accuracy = next((r.accuracy for r in rows if r.run is plain), None)
-        length = next((r.lengths.get("completion_tokens") for r in rows if r.run is plain), None)
-        n = sorted({row.compared for row in group if row.accuracy_difference})
+        compared = [row for row in group if row.accuracy_difference]
+        n = sorted({row.compared for row in compared})
         sizes = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
         about = f"{where}; {sizes} questions; bars are 95 % intervals of the paired bootstrap"
+        if marked := sum(bool(row.pair and row.pair.marked) for row in compared):
+            about += f"; {marked} of the runs differ from the plain one in more than the steering (see the warnings)"
         suffix = "" if len(groups) == 1 else f"_{number}"
         swept = {name: points for name, points in series.items() if len({p.strength for p in points} - {None}) > 1}
         names = list(swept)
@@ -73,11 +73,7 @@ def draw_figures(rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
                 Picture(
                     f"strength{suffix}" + (f"_part_{part}" if len(parts) > 1 else ""),
                     f"Accuracy and length against strength: {about}.",
-                    _svg(
-                        _strengths(
-                            {name: swept[name] for name in chosen}, accuracy=accuracy, length=length, sizes=sizes
-                        )
-                    ),
+                    _svg(_strengths({name: swept[name] for name in chosen}, plain=_plain_row(group), sizes=sizes)),
                 )
             )
         if not swept:
@@ -90,6 +86,12 @@ def draw_figures(rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
             )
         )
     return pictures, left_out
+
+
+def _plain_row(group: Sequence[Row]) -> Row | None:
+    """The plain run that all of the group's steered ones were compared with, where it is the same for all."""
+    partners = {id(row.pair.plain) for row in group if row.pair and row.accuracy_difference}
+    return next((row for row in group if partners == {id(row.run)}), None)
 
 
 def _series(rows: Sequence[Row]) -> dict[str, list[Point]]:
@@ -111,7 +113,7 @@ def _series(rows: Sequence[Row]) -> dict[str, list[Point]]:
     return labels
 
 
-def _strengths(series: dict[str, list[Point]], *, accuracy: float | None, length: float | None, sizes: str) -> Figure:
+def _strengths(series: dict[str, list[Point]], *, plain: Row | None, sizes: str) -> Figure:
     figure, (left, right) = _figure(11, 4.4, columns=2)
     strengths = sorted({p.strength for points in series.values() for p in points if p.strength is not None})
     steps = [b - a for a, b in zip(strengths, strengths[1:], strict=False)]
@@ -125,14 +127,14 @@ def _strengths(series: dict[str, list[Point]], *, accuracy: float | None, length
             _errorbars(axes, positions, values, number, label=name)
     left.set_ylabel("change in accuracy, percentage points")
     right.set_ylabel("change in completion tokens, %")
-    for axes, plain, name in ((left, accuracy, "accuracy"), (right, length, "tokens per answer")):
+    for axes in (left, right):
         axes.axhline(0, color=GREY, linewidth=1, linestyle="--")
         axes.set_xlabel("steering strength, in maximal activations")
         axes.set_xticks(strengths)
         axes.grid(alpha=0.25)
-        if plain is not None:
-            shown = f"{PERCENT * plain:.1f} %" if name == "accuracy" else f"{plain:,.1f}"
-            axes.set_title(f"plain: {shown} {name}, {sizes}", fontsize=10)
+    if plain is not None and plain.accuracy is not None:
+        left.set_title(f"plain: {PERCENT * plain.accuracy:.1f} % accuracy, {sizes}", fontsize=10)
+        right.set_title(f"plain: {plain.lengths['completion_tokens']:,.1f} tokens per answer, {sizes}", fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, title="feature")
     return figure
 

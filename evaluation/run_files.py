@@ -97,9 +97,11 @@ def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> l
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"no folder of results at {folder}; expected what evaluation/evaluate.sh wrote")
-        # Runs in progress lie in *.partial
-        found = folder.resolve().rglob("results_*.json")
-        files |= {file for file in found if not any(part.endswith(".partial") for part in file.parts)}
+        root = folder.resolve()
+        for file in root.rglob("results_*.json"):
+            # Runs in progress lie in *.partial
+            if not any(part.endswith(".partial") for part in file.relative_to(root).parts):
+                files.add(file)
     latest: dict[tuple, Run] = {}
     for file in sorted(files, key=lambda file: (file.name, file)):  # the name holds the time
         for run in read_results(file, words=words):
@@ -239,7 +241,7 @@ def _question(row: Mapping[str, Any], offset: int, words: WordCounter | None) ->
         if words:
             counts = [a + b for a, b in zip(counts, words.count(text), strict=True)]
     numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
-    numbers.pop("doc_id")
+    numbers.pop("doc_id", None)
     return Question(numbers, n_answers, digest.digest(), tuple(counts), offset)
 
 

@@ -19,6 +19,7 @@ LIBRARIES = {
     "math-verify": "math_verify",
     "wandb": "wandb",
     "matplotlib": "matplotlib",
+    "statsmodels": "statsmodels.stats.contingency_tables",
     "mpld3": "mpld3",
     "gguf": "gguf",
     "reasoning_gym": "reasoning_gym",
