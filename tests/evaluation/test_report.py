@@ -347,3 +347,48 @@ def test_mistakes_leave_everything_as_it_was(
     with pytest.raises(summarize.UserError, match=message):
         summarize.main(arguments)
     assert sorted(Path().rglob("*")) == before
+
+
+def test_figures_show_the_numbers_of_the_table(
+    summarize: ModuleType,
+    load_script: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_run(tmp_path / "plain", PLAIN, tokens=[[100 + i] for i in range(40)])
+    for index, strength in ((7, 1), (7, 2), (9, 1), (9, 3)):
+        right = [[1 - r] if i < index + strength else [r] for i, [r] in enumerate(PLAIN)]
+        tokens = [[100 + i + strength * (i % index)] for i in range(40)]
+        write_run(tmp_path / f"{index}-{strength}", right, tokens=tokens, features=[feature(index, strength=strength)])
+    rows = [row for row in rows_of(summarize, tmp_path) if row.run.steered]
+    figures = load_script("evaluation/report_figures.py")
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "_svg", lambda figure: drawn.append(figure) or "<svg/>")
+    pictures, left_out = figures.draw_figures(rows_of(summarize, tmp_path))
+    assert [picture.name for picture in pictures] == ["strength", "length_and_accuracy"] and left_out == []
+    strength, scatter = drawn
+
+    def points(axes: Any) -> list[tuple[float, float, float, float]]:
+        """x, y and the ends of the vertical bar of every point, in the order of the series."""
+        found = []
+        for container in axes.containers:
+            x, y = container.lines[0].get_data()
+            bars = [segment[:, 1] for segment in container.lines[2][-1].get_segments()]
+            found += [(a, b, *sorted(bar)) for a, b, bar in zip(x, y, bars, strict=True)]
+        return found
+
+    for axes, estimates in (
+        (strength.axes[0], [row.accuracy_difference for row in rows]),
+        (strength.axes[1], [row.length_changes["completion_tokens"] for row in rows]),
+    ):
+        shown = points(axes)
+        assert [round(x) for x, *_ in shown] == [1, 2, 1, 3]
+        assert [y for _, y, *_ in shown] == pytest.approx([100 * estimate.value for estimate in estimates])
+        assert [low for *_, low, _ in shown] == pytest.approx([100 * estimate.low for estimate in estimates])
+        assert [high for *_, high in shown] == pytest.approx([100 * estimate.high for estimate in estimates])
+        assert axes.get_xlabel() == "steering strength, in maximal activations" and "n = 40" in axes.get_title()
+    assert [point[:2] for point in points(scatter.axes[0])] == [
+        pytest.approx((100 * row.length_changes["completion_tokens"].value, 100 * row.accuracy_difference.value))
+        for row in rows
+    ]
+    assert [text.get_text() for text in scatter.legends[0].get_texts()] == ["7", "9"]
