@@ -196,7 +196,7 @@ def _model_args(recorded: Any) -> dict[str, Any]:
 def _intervention(record: Mapping[str, Any] | None) -> tuple[tuple[Mapping[str, Any], ...] | None, int | None]:
     if record is None:
         return None, None
-    return tuple(record.get("features", [record])), record.get("steered_positions")
+    return tuple(record["features"]), record.get("steered_positions")
 
 
 def _metrics(recorded: Mapping[str, Any]) -> dict[str, float]:

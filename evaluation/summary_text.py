@@ -193,6 +193,7 @@ def record(row: Row) -> dict[str, Any]:
         "questions_compared": row.compared or None,
         "accuracy": row.accuracy,
         "accuracy_stderr": row.accuracy_stderr,
+        "exact_match_string": row.run.metrics.get("exact_match_string"),
         **_fields("accuracy_difference", row.accuracy_difference),
         "right_to_wrong": row.discordance and row.discordance.right_to_wrong,
         "wrong_to_right": row.discordance and row.discordance.wrong_to_right,
