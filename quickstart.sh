@@ -162,5 +162,5 @@ Done in $((SECONDS - STARTED)) s after the installation. Places to look:
   scores       $RUN/scores/top_features.csv, and run.json beside it for how they were made
   SAE          $RUN/sae, its quality in training_summary.json, W&B's offline run in $RUN/wandb
   answers      $RUN/evaluation/*/*/samples_*.jsonl
-  table        $RUN/report/summary.md
+  report       $RUN/report/report.html   (the table, and every answer beside its plain one; needs no network)
 END

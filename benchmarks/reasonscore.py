@@ -111,10 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from sae_io import encoder_blocks
     from scoring_pass import sum_activations
     from text_rows import sample_rows
-    from vocabulary import read_vocabulary
 
     from transformer_lens_r1 import load_config, load_model, load_tokenizer, residual_stream
     from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.vocabulary import read_vocabulary
 
     torch.set_num_threads(args.threads)
     config, tokenizer = load_config(args.model_path), load_tokenizer(args.model_path)

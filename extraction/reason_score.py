@@ -26,15 +26,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from transformer_lens_r1.vocabulary import word_of
+
 EPSILON = 1e-12
 N_BLOCKS = 64
 """Blocks of rows that sums are kept for: enough for a bootstrap, few enough for 65,536 features (0.4 GB)."""
 WordGroups = Mapping[str, Sequence[tuple[int, ...]]]
-
-
-def word_of(spelling: str) -> str:
-    """The word that a spelling belongs to."""
-    return spelling.lstrip().lower()
 
 
 def group_spellings(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from inputs import Inputs, load_inputs, model_identity
 from sae_io import CONFIG
-from vocabulary import read_vocabulary, vocabulary_report
+from vocabulary import vocabulary_report
 
 from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.files import check_output_folder, hash_file
+from transformer_lens_r1.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from ranks import Ranks

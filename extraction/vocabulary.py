@@ -1,35 +1,14 @@
-"""The reasoning vocabulary: reading it, and what a tokenizer makes of it, for people to check before the pass."""
+"""What a tokenizer makes of the reasoning vocabulary, for people to check before the pass."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.vocabulary import word_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def read_vocabulary(path: Path) -> list[str]:
-    """The spellings of the reasoning words.
-
-    Raises:
-        UserError: no such file, not a JSON list of strings, or nothing in it.
-    """
-    try:
-        spellings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the vocabulary --tokens_str_path {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"the vocabulary {path} is not JSON ({error}); expected a list of strings") from error
-    if not isinstance(spellings, list) or not all(isinstance(spelling, str) for spelling in spellings):
-        raise UserError(f"the vocabulary {path} is not a list of strings")
-    if not any(spelling.strip() for spelling in spellings):
-        raise UserError(f'the vocabulary {path} is empty: expected words like "wait", " wait", "Wait"')
-    return [spelling for spelling in spellings if spelling.strip()]
 
 
 def contains(sequence: Sequence[int], part: Sequence[int]) -> bool:
@@ -55,7 +34,7 @@ def vocabulary_report(
         token_text: an id as the tokenizer shows it.
         tokens: the rows that will be scored, int64 [rows, context].
     """
-    from reason_score import find_matches, group_spellings, word_of
+    from reason_score import find_matches, group_spellings
 
     words = list(group_spellings(spellings, encode))
     sequences = {spelling: tuple(encode(spelling)) for spelling in dict.fromkeys(spellings)}

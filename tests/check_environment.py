@@ -20,6 +20,7 @@ LIBRARIES = {
     "openai": "openai",
     "wandb": "wandb",
     "matplotlib": "matplotlib",
+    "statsmodels": "statsmodels.stats.contingency_tables",
     "mpld3": "mpld3",
     "gguf": "gguf",
     "reasoning_gym": "reasoning_gym",

@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 # Nothing in the tests may reach for the Hub; this must be said before the libraries read it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +18,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FIXTURES = REPOSITORY / "tests" / "fixtures"
@@ -111,3 +116,48 @@ def smollm2() -> Path:
             check=True,
         )
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """The system's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert executable, "no Chromium here: apt-get install chromium (bash tests/run.sh does it for root)"
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_offline(browser: "Browser") -> "Iterator[Callable[..., Page]]":
+    """A function that opens a page from the disk, without a network.
+
+    A request outside the page's folder, an error on the console, or planted text that ran as a script (it would set
+    ``window.planted``) fails the test.
+    """
+    faults: list[str] = []
+    contexts = []
+
+    def open_(path: Path, *, width: int = 1280, scheme: str = "light") -> "Page":
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        allowed = ("data:", f"{path.parent.as_uri()}/")
+        page.on("request", lambda r: None if r.url.startswith(allowed) else faults.append(f"request {r.url}"))
+        page.on("requestfailed", lambda request: faults.append(f"failed {request.url}"))
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        assert all(page.evaluate("window.planted === undefined") for page in context.pages), (
+            "planted text ran as script"
+        )
+        context.close()
+    assert not faults

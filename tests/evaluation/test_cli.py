@@ -1,5 +1,6 @@
 """`python -m lm_eval_sae`: real runs on the tiny model, and mistakes answered before anything is loaded."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -84,19 +85,20 @@ def test_summary_of_real_runs(
     summarize.main(["--results", str(runs), "--output_dir", str(tmp_path / "report")])
     table = (tmp_path / "report" / "summary.md").read_text()
     assert "| set 40 to 2 × 6.5 (blocks.1.hook_resid_post) | 6 |" in table
-    assert table.split("\n\n", 1)[1] in capsys.readouterr().out
+    assert "1. 6 questions, fewer than the 30 that an interval needs" in capsys.readouterr().out
 
-    header, plain, steered = (tmp_path / "report" / "summary.csv").read_text().splitlines()
-    plain_row, steered_row = (dict(zip(header.split(","), row.split(","), strict=True)) for row in (plain, steered))
+    with (tmp_path / "report" / "summary.csv").open() as file:
+        plain_row, steered_row = csv.DictReader(file)
     texts, lengths = [], []
     for name in ("plain", "steered"):
         samples = read_run(runs / name)[1]
         texts.append([s["resps"][0][0] for s in samples])
         lengths.append(sum(s["completion_tokens"] for s in samples) / 6)
-    assert int(steered_row["texts_changed"]) == sum(a != b for a, b in zip(*texts, strict=True)) > 0
-    assert float(steered_row["tokens_difference"]) == pytest.approx(lengths[1] - lengths[0])
-    assert plain_row["tokens_difference"] == "" and plain_row["intervention"] == "none"
-    assert steered_row["note"] == ""
+    assert int(steered_row["answers_changed"]) == sum(a != b for a, b in zip(*texts, strict=True)) > 0
+    assert float(steered_row["completion_tokens_change"]) == pytest.approx(lengths[1] / lengths[0] - 1)
+    assert plain_row["completion_tokens_change"] == "" and plain_row["intervention"] == "none"
+    marks = [warning for warning in steered_row["warnings"].split("; ") if "(plain)" in warning]
+    assert marks == []  # nothing that is recorded of a run differs but the steering
 
     summarize.main(["--results", str(runs / "steered"), "--output_dir", str(tmp_path / "alone")])
     assert "no plain run" in (tmp_path / "alone" / "summary.md").read_text()
@@ -304,9 +306,9 @@ def test_a_cut_off_samples_file_is_named(load_script: Callable[[str], ModuleType
     row = {"doc_id": 0, "doc_hash": "a", "prompt_hash": "b", "resps": [["½"]], "acc": 1.0}
     whole = json.dumps(row, ensure_ascii=False).encode()
     file.write_bytes(whole + b"\n" + whole[: whole.index("½".encode()) + 1])
-    summarize = load_script("evaluation/summarize.py")
-    with pytest.raises(summarize.UserError, match=f"{file} is broken at line 2"):
-        summarize.read_samples(file, accuracy="acc")
+    run_files = load_script("evaluation/run_files.py")
+    with pytest.raises(run_files.UserError, match=f"{file} is broken at line 2"):
+        run_files.read_samples(file)
 
 
 def test_a_mistake_is_one_line_and_exit_status_2(tiny_llama: Path) -> None:

@@ -53,7 +53,8 @@ def test_plain_and_steered_then_skipped_then_refused(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     summarize = load_script("evaluation/summarize.py")
     rows = summarize.summarize(summarize.read_runs([tmp_path / "out"]))
-    assert [(row["questions"], row["note"]) for row in rows] == [(2, None), (2, None)]
+    assert [row.run.n_questions for row in rows] == [2, 2] and rows[1].compared == 2
+    assert rows[0].warnings[0] == "2 questions, fewer than the 30 that an interval needs"
 
     again = start(repository, tmp_path, **settings)
     assert again.returncode == 0 and again.stdout.count("skipped") == 2

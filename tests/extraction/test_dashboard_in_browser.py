@@ -4,14 +4,15 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page
 from safetensors.numpy import load_file
 
 # Two of the model's tokens stand for these in the data, where one token is a whole element.
@@ -65,48 +66,14 @@ def scores_and_pages(
     return scores, pages
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert executable, "no Chromium here: apt-get install chromium (bash tests/run.sh does it for root)"
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_page(browser: Browser, scores_and_pages: tuple[Path, Path]) -> Iterator[Callable[..., Page]]:
+def open_page(open_offline: Callable[..., Page], scores_and_pages: tuple[Path, Path]) -> Callable[..., Page]:
     """A function that opens a page of the folder; a request to elsewhere or an error on the console fails the test."""
-    faults: list[str] = []
-    contexts = []
 
-    def watch(page: Page) -> None:
-        page.on("request", lambda request: None if local(request.url) else faults.append(f"request {request.url}"))
-        page.on("requestfailed", lambda request: faults.append(f"failed {request.url}"))
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
+    def open_(name: str = "index.html", **options: Any) -> Page:
+        return open_offline(scores_and_pages[1] / name, **options)
 
-    def local(url: str) -> bool:
-        return url.startswith(("data:", f"{scores_and_pages[1].as_uri()}/"))
-
-    def open_(name: str = "index.html", *, width: int = 1280, scheme: str = "light") -> Page:
-        size = {"width": width, "height": 900}
-        context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)
-        contexts.append(context)
-        page = context.new_page()
-        watch(page)
-        page.goto((scores_and_pages[1] / name).as_uri())
-        return page
-
-    yield open_
-    for context in contexts:
-        assert all(page.evaluate("window.planted === undefined") for page in context.pages), (
-            "planted text ran as script"
-        )
-        context.close()
-    assert not faults
+    return open_
 
 
 def best_features(scores: Path) -> list[int]:
