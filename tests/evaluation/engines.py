@@ -3,17 +3,46 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
 
+from lm_eval_sae import TASKS_DIR
 from lm_eval_sae.models import HFSAE
 from lm_eval_sae.steering import Steering, read_steering
-from lm_eval_sae.vllm_model import VLLMSAE
+
+if TYPE_CHECKING:
+    from lm_eval_sae.vllm_model import VLLMSAE
 
 PROMPTS = ["What is 2 + 2?", "Wait, let me think about this again. However, 7 times 6", "So", "What is 2 + 2?"]
 # Longer than a block of vLLM's prefix cache, and all alike at the start.
 LONG_PROMPTS = ["Wait, let me think about this again. " * 24 + end for end in PROMPTS]
+
+# One row of each benchmark in its own schema.
+TASK_DATA = {
+    "math-500": [{"problem": "What is $\\frac{1}{2}$ of 3?", "solution": "...", "answer": "\\frac{3}{2}"}],
+    "aime2024_nofigures": [{"problem": "Find $n$.", "solution": "...", "answer": "073"}],
+    "openai_gpqa_diamond": [
+        {
+            "Question": "Which one?", "Correct Answer": "this\n", "Incorrect Answer 1": "one",
+            "Incorrect Answer 2": "two [x]", "Incorrect Answer 3": "three",
+        }
+    ],
+}  # fmt: skip
+
+
+def write_local_task(task: str, folder: Path) -> str:
+    """A task that differs from a benchmark's in its name and the source of its data alone; returns its name."""
+    benchmark = task.removesuffix("_self_consistency")
+    split = "test" if benchmark == "math-500" else "train"
+    folder.mkdir(exist_ok=True)
+    data = folder / f"{task}.json"
+    data.write_text("".join(json.dumps(row) + "\n" for row in TASK_DATA[benchmark]))
+    (folder / f"{task}.yaml").write_text(
+        f"include: {TASKS_DIR / task}.yaml\ntask: local_{task}\ndataset_path: json\ndataset_name: null\n"
+        f"dataset_kwargs: {{data_files: {{{split}: {data}}}}}\n"
+    )
+    return f"local_{task}"
 
 
 def loglikelihoods(prompts: Sequence[str]) -> list[Instance]:
@@ -29,8 +58,10 @@ def generations(prompts: Sequence[str], **gen_kwargs: Any) -> list[Instance]:
     ]
 
 
-def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> VLLMSAE:
+def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE":
     """A small engine in float32."""
+    from lm_eval_sae.vllm_model import VLLMSAE
+
     return VLLMSAE(
         str(model), dtype="float32", max_model_len=1024, kv_cache_memory_bytes=2**27, max_num_seqs=8,
         enforce_eager=eager, **arguments,
@@ -67,7 +98,7 @@ def interventions(first: Path, second: Path, folder: Path) -> dict[str, Steering
     return {"set": read["set"], **read, "nothing": None}
 
 
-def assert_agree(vllm: VLLMSAE, hf: HFSAE, steering: Steering | None, *, long: bool = True) -> list[float]:
+def assert_agree(vllm: "VLLMSAE", hf: HFSAE, steering: Steering | None, *, long: bool = True) -> list[float]:
     """Both give the same log-likelihoods to 1e-3 and the same greedy completions; returns the former."""
     vllm.set_intervention(steering)
     hf.set_intervention(steering)
@@ -81,6 +112,7 @@ def assert_agree(vllm: VLLMSAE, hf: HFSAE, steering: Steering | None, *, long: b
         hf.generate_until(generations(prompts), disable_tqdm=True),
         strict=True,
     ):
-        assert (a.completion_tokens, a.truncated) == (b.completion_tokens, b.truncated)
+        for attribute in ("completion_tokens", "reasoning_tokens", "truncated"):
+            assert getattr(a, attribute) == getattr(b, attribute)
         assert a.rstrip("\ufffd") == b.rstrip("\ufffd")  # vLLM leaves out a character whose bytes are not complete
     return ours

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from lm_eval_sae import TASKS_DIR
-from lm_eval_sae.cli import main
-from lm_eval_sae.errors import UserError
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from engines import TASK_DATA, write_local_task  # noqa: E402
+
+from lm_eval_sae.cli import main  # noqa: E402
+from lm_eval_sae.errors import UserError  # noqa: E402
 
 
 def run_cli(model: Path, output: Path, *options: str, task: str, sae: str = "", gen: str = "max_gen_toks=8") -> None:
@@ -104,31 +106,12 @@ def test_summary_of_real_runs(
     assert "no plain run" in (tmp_path / "alone" / "summary.md").read_text()
 
 
-TASK_DATA = {
-    "math-500": [{"problem": "What is $\\frac{1}{2}$ of 3?", "solution": "...", "answer": "\\frac{3}{2}"}],
-    "aime2024_nofigures": [{"problem": "Find $n$.", "solution": "...", "answer": "073"}],
-    "openai_gpqa_diamond": [
-        {
-            "Question": "Which one?", "Correct Answer": "this\n", "Incorrect Answer 1": "one",
-            "Incorrect Answer 2": "two [x]", "Incorrect Answer 3": "three",
-        }
-    ],
-}  # fmt: skip
-
-
 def run_benchmark(task: str, folder: Path, model: Path, *options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A run of a benchmark whose configuration differs from the real one in the source of its data alone."""
-    benchmark = task.removesuffix("_self_consistency")
-    split = "test" if benchmark == "math-500" else "train"
-    folder.mkdir(exist_ok=True)
-    (folder / "data.json").write_text("".join(json.dumps(row) + "\n" for row in TASK_DATA[benchmark]))
-    (folder / "local.yaml").write_text(
-        f"include: {TASKS_DIR / task}.yaml\ntask: local\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs: {{data_files: {{{split}: {folder / 'data.json'}}}}}\n"
-    )
+    name = write_local_task(task, folder)
     run_cli(
         model, folder / "out", "--include_path", str(folder), "--apply_chat_template", "--batch_size", "64", *options,
-        task="local",
+        task=name,
     )  # fmt: skip
     return read_run(folder / "out")
 
@@ -151,7 +134,7 @@ def test_benchmark_tasks_run_on_rows_in_their_schema(
         ("completion_tokens", "reasoning_tokens"),
     )
     for metric in (*flags, *lengths):
-        assert results["results"]["local"][f"{metric},none"] == sample[metric]
+        assert results["results"][f"local_{task}"][f"{metric},none"] == sample[metric]
     assert sample["exact_match"] == 0 and 0 <= sample["reasoning_tokens"] <= sample["completion_tokens"] <= 8
     if task == "openai_gpqa_diamond":  # the order of the choices is in the samples file
         assert (
@@ -167,7 +150,7 @@ def test_self_consistency_tasks_run_on_rows_in_their_schema(
     task = f"{benchmark}_self_consistency"
     n = benchmark_facts["self_consistency_repeats"][task]
     run, (sample,) = run_benchmark(task, tmp_path / "run", tiny_llama)
-    results = run["results"]["local"]
+    results = run["results"][f"local_{task}"]
     assert len(sample["repeats"]) == len(sample["resps"][0]) == n == results["repeats,none"]
     assert len(set(sample["resps"][0])) == n, "every repeat is a text of its own"
     for metric in ("exact_match", "completion_tokens", "reasoning_tokens", "truncated", "undecided"):

@@ -1,33 +1,21 @@
 """The steered back end: batches, counts, log-likelihoods, and nothing changed where nothing was asked for."""
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_sae.completion import Completion, measure_completion
-from lm_eval_sae.models import HFSAE
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from engines import PROMPTS, generations, loglikelihoods  # noqa: E402
 
-PROMPTS = ["What is 2 + 2?", "Wait, let me think about this again. However, 7 times 6", "So", "What is 2 + 2?"]
-GENERATION = {"until": ["Problem:"], "max_gen_toks": 12, "do_sample": False, "cutoff_token": 5}
-
-
-def requests(prompts: list[str]) -> list[Instance]:
-    return [
-        Instance("generate_until", doc={}, arguments=(prompt, dict(GENERATION)), idx=0, metadata=("task", i, 1))
-        for i, prompt in enumerate(prompts)
-    ]
-
-
-def loglikelihoods(prompts: list[str]) -> list[Instance]:
-    pairs = [(prompt, " the answer") for prompt in prompts]
-    return [Instance("loglikelihood", {}, pair, 0, metadata=("task", i, 1)) for i, pair in enumerate(pairs)]
+from lm_eval_sae.completion import Completion, measure_completion  # noqa: E402
+from lm_eval_sae.models import HFSAE  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +33,21 @@ def load(model: Path, sae: Path | None, *, batch_size: int = 4) -> HFSAE:
 def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path) -> None:
     stock = HFLM(str(tiny_llama), dtype="float32", device="cpu", batch_size=4)
     ours = load(tiny_llama, None)
-    plain_requests = requests(PROMPTS)
+    plain_requests = generations(PROMPTS)
     for request in plain_requests:
         request.args[1].pop("cutoff_token")  # which stock lm-eval hands to transformers, which refuses it
-    assert ours.generate_until(requests(PROMPTS), disable_tqdm=True) == stock.generate_until(plain_requests)
+    assert ours.generate_until(generations(PROMPTS), disable_tqdm=True) == stock.generate_until(plain_requests)
     assert ours.loglikelihood(loglikelihoods(PROMPTS)) == stock.loglikelihood(loglikelihoods(PROMPTS))
     assert ours.steered_positions == 0 and ours.get_model_info()["sae"] is None
 
 
 def test_a_padded_batch_generates_what_single_prompts_do(tiny_llama: Path, sae: Path) -> None:
     batched, single = load(tiny_llama, sae), load(tiny_llama, sae, batch_size=1)
-    together = batched.generate_until(requests(PROMPTS), disable_tqdm=True)
-    alone = single.generate_until(requests(PROMPTS), disable_tqdm=True)
+    together = batched.generate_until(generations(PROMPTS), disable_tqdm=True)
+    alone = single.generate_until(generations(PROMPTS), disable_tqdm=True)
     assert together == alone
     assert [c.completion_tokens for c in together] == [c.completion_tokens for c in alone]
-    assert together != load(tiny_llama, None).generate_until(requests(PROMPTS), disable_tqdm=True)
+    assert together != load(tiny_llama, None).generate_until(generations(PROMPTS), disable_tqdm=True)
 
     # One at a time, every position but a completion's last token is steered, and nothing else.
     prompt_tokens = sum(len(single.tok_encode(prompt)) for prompt in PROMPTS)
@@ -73,7 +61,7 @@ def test_completion_tokens_are_those_transformers_generated(tiny_llama: Path) ->
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     for prompt, completion in zip(
-        PROMPTS, load(tiny_llama, None).generate_until(requests(PROMPTS), disable_tqdm=True), strict=True
+        PROMPTS, load(tiny_llama, None).generate_until(generations(PROMPTS), disable_tqdm=True), strict=True
     ):
         inputs = tokenizer(prompt, return_tensors="pt")
         new = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs.input_ids.shape[1] :]
@@ -109,7 +97,7 @@ def test_a_missed_position_fails_the_run(tiny_llama: Path, sae: Path) -> None:
     lm = load(tiny_llama, sae)
     lm.model.model.layers[1]._forward_hooks.clear()
     with pytest.raises(RuntimeError, match="only 0 of"):
-        lm.generate_until(requests(PROMPTS[:1]), disable_tqdm=True)
+        lm.generate_until(generations(PROMPTS[:1]), disable_tqdm=True)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +131,14 @@ def test_reasoning_tokens_are_those_before_the_first_cutoff(tiny_llama: Path) ->
         generated.append(new.tolist())
     lm = load(tiny_llama, None)
     for cutoff in {row[5] for row in generated}:
-        asked = requests(PROMPTS)
+        asked = generations(PROMPTS)
         for request in asked:
             request.args[1]["cutoff_token"] = cutoff
         completions = lm.generate_until(asked, disable_tqdm=True)
         expected = [row.index(cutoff) if cutoff in row else len(row) for row in generated]
         assert [completion.reasoning_tokens for completion in completions] == expected
 
-    without = requests(PROMPTS)
+    without = generations(PROMPTS)
     for request in without:
         request.args[1].pop("cutoff_token")
     uncut = lm.generate_until(without, disable_tqdm=True)
@@ -162,7 +150,7 @@ def test_a_cutoff_that_is_no_token_of_the_model_is_said_once(
 ) -> None:
     model = load(tiny_llama, None)
     for cutoff in (128014, 128014, 5):
-        asked = requests(PROMPTS[:1])
+        asked = generations(PROMPTS[:1])
         asked[0].args[1]["cutoff_token"] = cutoff
         model.generate_until(asked, disable_tqdm=True)
     assert [record.getMessage() for record in caplog.records if "cutoff_token" in record.getMessage()] == [

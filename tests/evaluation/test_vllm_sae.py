@@ -1,25 +1,32 @@
 """The steered vLLM engine (its CPU build) against the steered transformers back end."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from sae_lens import SAE
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from engines import (  # noqa: E402
     LONG_PROMPTS,
     PROMPTS,
+    TASK_DATA,
     assert_agree,
     generations,
     interventions,
     loglikelihoods,
     start_hf,
     start_vllm,
+    steering_of,
+    write_local_task,
 )
 
 from lm_eval_sae import vllm_engine  # noqa: E402
+from lm_eval_sae.cli import main  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
 from lm_eval_sae.models import HFSAE  # noqa: E402
 from lm_eval_sae.steering import Steering  # noqa: E402
@@ -86,6 +93,91 @@ def test_positions_are_counted(eager: VLLMSAE, steerings: dict[str, Steering | N
     assert eager.steered_positions == prompt_tokens + sum(c.completion_tokens - 1 for c in completions)
     record = eager.get_model_info()["sae"]
     assert record["steered_positions"] == eager.steered_positions and len(record["features"]) == 3
+
+
+def test_repeats_differ_and_come_back_with_their_seed(eager: VLLMSAE, steerings: dict[str, Steering | None]) -> None:
+    eager.set_intervention(steerings["set"])
+
+    def texts(prompts: list[str], **more: int) -> dict[str, list[str]]:
+        requests = [
+            request
+            for request in generations(prompts, do_sample=True, temperature=1.0, **more)
+            for _ in range(4)  # the same object several times, as lm-eval repeats a request
+        ]
+        completions = eager.generate_until(requests, disable_tqdm=True)
+        return {prompt: completions[4 * i :][:4] for i, prompt in enumerate(prompts)}
+
+    first = texts(PROMPTS[:3])
+    assert all(len(set(repeats)) == 4 for repeats in first.values())
+    assert texts([PROMPTS[2], PROMPTS[0]]) == {prompt: first[prompt] for prompt in (PROMPTS[2], PROMPTS[0])}
+    other = texts(PROMPTS[:3], seed=99)
+    assert not any(set(other[prompt]) & set(first[prompt]) for prompt in first)
+
+
+def test_reasoning_tokens_end_at_the_cutoff(eager: VLLMSAE) -> None:
+    eager.set_intervention(None)
+    eager.generate_until(generations(PROMPTS[1:2]), disable_tqdm=True)
+    ids = eager._outputs[0].token_ids
+    (completion,) = eager.generate_until(generations(PROMPTS[1:2], cutoff_token=ids[-1]), disable_tqdm=True)
+    assert completion.reasoning_tokens == ids.index(ids[-1]) < completion.completion_tokens == len(ids)
+
+
+def test_a_value_that_a_feature_has_anyway_changes_nothing(
+    tiny_llama: Path, eager: VLLMSAE, hf: HFSAE, make_sae: Callable[..., Path], tmp_path: Path
+) -> None:
+    """At the first position the residual stream depends on one token alone: there the feature has one value."""
+    full = SAE.load_from_disk(make_sae("standard"))
+    full.fold_W_dec_norm()
+    hf.set_intervention(None)
+    bos = hf.tokenizer.bos_token_id
+    with torch.no_grad():
+        x = hf.model(torch.tensor([[bos]]), output_hidden_states=True).hidden_states[2]  # leaves layer 1
+    activations = full.encode(x)[0, 0]
+    feature = int(activations.argmax())
+    entry = {"sae_path": str(make_sae("standard")), "sae_feature_idx": feature, "sae_strength": 1.0}
+    request = [(("", ""), [bos], [40])]  # the log-likelihood of one token after the first
+
+    def likelihood(model: VLLMSAE | HFSAE, value: float | None) -> float:
+        maximum = {} if value is None else {"sae_max_activation": value}
+        model.set_intervention(steering_of(tmp_path, "one", [{**entry, **maximum}]) if maximum else None)
+        return model._loglikelihood_tokens(request, disable_tqdm=True)[0][0]
+
+    for model in (eager, hf):
+        plain = likelihood(model, None)
+        assert likelihood(model, float(activations[feature])) == pytest.approx(plain, abs=1e-5)
+        assert likelihood(model, 3 * float(activations[feature])) != pytest.approx(plain, abs=1e-2)
+
+
+def test_all_tasks_run_by_the_papers_command_line(
+    tiny_llama: Path, make_sae: Callable[..., Path], benchmark_facts: dict[str, Any], tmp_path: Path
+) -> None:
+    repeats = benchmark_facts["self_consistency_repeats"]
+    names = [write_local_task(task, tmp_path / "tasks") for task in (*TASK_DATA, *repeats)]
+    main(
+        [
+            "--model", "vllm", "--tasks", ",".join(names), "--include_path", str(tmp_path / "tasks"),
+            "--model_args", f"pretrained={tiny_llama},dtype=float32,tensor_parallel_size=1,max_model_len=512,"
+            f"kv_cache_memory_bytes={2**27},enforce_eager=True,sae_path={make_sae('standard')},sae_feature_idx=40,"
+            "sae_strength=2.0,sae_max_activation=6.5",
+            "--batch_size", "auto", "--apply_chat_template", "--log_samples", "--output_path", str(tmp_path / "out"),
+            "--gen_kwargs", "max_gen_toks=6,cutoff_token=5", "--seed", "3",
+        ]
+    )  # fmt: skip
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(file.read_text())
+    assert results["config"]["sae"]["features"][0]["value"] == 13.0
+    assert results["config"]["model_args"]["seed"] == 3 and results["config"]["judge"] is None
+    required = 0
+    for name in names:
+        (samples,) = (tmp_path / "out").rglob(f"samples_{name}_2*.jsonl")
+        (sample,) = [json.loads(line) for line in samples.read_text().splitlines()]
+        n = repeats.get(name.removeprefix("local_"), 1)
+        assert len(sample["resps"][0]) == n and len(set(sample["resps"][0])) == n
+        for metric in ("exact_match", "exact_match_string", "completion_tokens", "reasoning_tokens", "truncated"):
+            assert results["results"][name][f"{metric},none"] == sample[metric]
+        assert 0 < sample["completion_tokens"] <= 6
+        required += n * (sample["completion_tokens"] - 1)
+    assert results["config"]["sae"]["steered_positions"] > required
 
 
 def test_an_intervention_that_does_not_fit_the_running_engine(

@@ -19,6 +19,7 @@ from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention import FeatureIntervention, make_intervention
 from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.run_info import run_info
+from lm_eval_sae.sampling import with_arguments
 from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
 
 logger = logging.getLogger(__name__)
@@ -95,15 +96,7 @@ class HFSAE(HFLM):
             engine_kwargs, cutoff = split_cutoff(gen_kwargs)
             self._warn_of_unknown(cutoff)
             self._cutoffs.append(cutoff)
-            indexed.append(
-                Instance(
-                    request_type=request.request_type,
-                    doc=request.doc,
-                    arguments=(_Prompt(context, index), engine_kwargs, *others),
-                    idx=request.idx,
-                    metadata=request.metadata,
-                )
-            )
+            indexed.append(with_arguments(request, _Prompt(context, index), engine_kwargs, *others))
         texts = super().generate_until(indexed, disable_tqdm=disable_tqdm)
         return [Completion(text, *self._lengths[index]) for index, text in enumerate(texts)]
 

@@ -1,12 +1,25 @@
-"""Seeds of single requests: repeats of a prompt that differ from one another and are the same in every run."""
+"""Requests as lm-eval passes them: with other arguments, numbered where they are repeats, and with their own seeds."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+
+
+def with_arguments(request: "Instance", *arguments: Any) -> "Instance":
+    """The same request with other arguments; lm-eval's own object, which its samples file shows, stays as it is."""
+    from lm_eval.api.instance import Instance
+
+    return Instance(
+        request_type=request.request_type,
+        doc=request.doc,
+        arguments=arguments,
+        idx=request.idx,
+        metadata=request.metadata,
+    )
 
 
 def number_repeats(requests: "Sequence[Instance]") -> list[int]:

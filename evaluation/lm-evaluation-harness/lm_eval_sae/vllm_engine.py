@@ -82,7 +82,8 @@ class Replicas:
         engine_args = {key: value for key, value in engine_args.items() if key != "distributed_executor_backend"}
         ranks = int(engine_args.get("tensor_parallel_size", 1)) * int(engine_args.get("pipeline_parallel_size", 1))
         on_cpu = current_platform.is_cpu()
-        if not ray.is_initialized():
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
             ray.init(include_dashboard=False, logging_level="warning")
         bindings = split_cores(count, ranks) if on_cpu else [""] * count
         self._ray = ray
@@ -127,6 +128,8 @@ class Replicas:
         self._ray.get([actor.close.remote() for actor in self.actors])
         for actor in self.actors:
             self._ray.kill(actor)
+        if self._started_ray:
+            self._ray.shutdown()
 
 
 def steering_arguments(slots: Mapping[int, int], additional_config: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_sae.completion import Completion
+from lm_eval_sae.completion import Completion, count_reasoning, split_cutoff
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention import slot_values
 from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.run_info import run_info
+from lm_eval_sae.sampling import number_repeats, request_seed, with_arguments
 from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
 from lm_eval_sae.vllm_engine import CORES_VARIABLE, Engine, Replicas, as_lists, split_cores, steering_arguments
 
@@ -58,8 +59,8 @@ class VLLMSAE(VLLM):
 
     Takes VLLM's arguments and those of `lm_eval_sae.steering.ARGUMENTS`; with none of the latter the engine is vLLM's
     own. Completions carry their length in tokens in either case. Where completions are sampled each request has a
-    seed of its own, made from `seed`, its place among the requests and its repeat: texts do not depend on how
-    requests were batched or dealt to replicas.
+    seed of its own, made from `seed`, its prompt and the number of its repeat: texts do not depend on how requests
+    were batched or dealt to replicas, and a plain and a steered run draw the same random numbers.
 
     Args:
         slots: layer → number of features that `set_intervention` may change there, beyond what is steered first.
@@ -141,26 +142,20 @@ class VLLMSAE(VLLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """VLLM's completions, each a `Completion`."""
         self._outputs = {}
-        prepared = []
-        for index, request in enumerate(requests):
+        prepared, cutoffs = [], []
+        for index, (request, repeat) in enumerate(zip(requests, number_repeats(requests), strict=True)):
             context, gen_kwargs, *others = request.args
-            engine_kwargs = {key: value for key, value in gen_kwargs.items() if key != "cutoff_token"}
+            engine_kwargs, cutoff = split_cutoff(gen_kwargs)
+            cutoffs.append(cutoff)
+            engine_kwargs["seed"] = request_seed(gen_kwargs.get("seed", self.model_args["seed"]), context, repeat)
             engine_kwargs["extra_args"] = {**engine_kwargs.get("extra_args", {}), REQUEST_KEY: index}
-            prepared.append(
-                Instance(
-                    request_type=request.request_type,
-                    doc=request.doc,
-                    arguments=(context, engine_kwargs, *others),
-                    idx=request.idx,
-                    metadata=request.metadata,
-                )
-            )
+            prepared.append(with_arguments(request, context, engine_kwargs, *others))
         texts = super().generate_until(prepared, disable_tqdm=disable_tqdm)
-        return [self._completion(text, self._outputs[index]) for index, text in enumerate(texts)]
-
-    @staticmethod
-    def _completion(text: str, output: Any) -> Completion:
-        return Completion(text, len(output.token_ids), output.finish_reason == "length")
+        completions = []
+        for index, (text, cutoff) in enumerate(zip(texts, cutoffs, strict=True)):
+            ids, reason = self._outputs[index].token_ids, self._outputs[index].finish_reason
+            completions.append(Completion(text, len(ids), reason == "length", count_reasoning(ids, cutoff)))
+        return completions
 
     def _model_generate(
         self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None
@@ -194,11 +189,14 @@ class VLLMSAE(VLLM):
 
     @staticmethod
     def _suit_platform(kwargs: dict[str, Any]) -> None:
-        """Without a GPU: a key-value cache that leaves room for others, and cores of its own for every rank."""
+        """Without a GPU: a key-value cache that leaves room for others, cores of its own for every rank, and prompts
+        in one piece: after a part of a prompt vLLM winds back the request's random generator, which only CUDA's can.
+        """
         from vllm.platforms import current_platform
 
         if not current_platform.is_cpu():
             return
+        kwargs.setdefault("enable_chunked_prefill", False)
         # With its size given vLLM's CPU worker skips a warm-up that pipeline parallelism needs.
         sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization", "pipeline_parallel_size"}
         if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):

@@ -1,0 +1,56 @@
+"""The compiled vLLM engine: the same as transformers, whatever was steered when its graphs were compiled."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from engines import assert_agree, interventions, start_hf, start_vllm  # noqa: E402
+
+
+def compiled_graphs(cache: Path) -> set[str]:
+    return {path.name for path in (cache / "torch_compile_cache").iterdir() if path.is_dir()}
+
+
+def test_one_compile_cache_serves_every_intervention(
+    tiny_qwen2: Path, make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "vllm"
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(cache))
+    first = make_sae("jumprelu")
+    second = make_sae("standard", hook_name="blocks.2.hook_resid_post")
+    steerings = interventions(first, second, tmp_path)
+    reference = start_hf(tiny_qwen2)
+    slots = {1: 2, 2: 1}
+
+    cold = start_vllm(tiny_qwen2, eager=False, slots=slots)
+    for steering in steerings.values():
+        assert_agree(cold, reference, steering)
+    cold.close()
+    graphs = compiled_graphs(cache)
+    assert graphs
+
+    warm = start_vllm(
+        tiny_qwen2, eager=False, slots=slots, sae_path=str(first), sae_feature_idx=41, sae_strength=2.0,
+        sae_max_activation=6.0,
+    )  # fmt: skip
+    assert compiled_graphs(cache) == graphs
+    assert warm.steering.record() == steerings["set another"].record()
+    for name in ("set another", "several", "set"):
+        assert_agree(warm, reference, steerings[name])
+    warm.close()
+
+
+def test_compiled_smollm2_equals_transformers(
+    smollm2: Path, make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "vllm"))
+    sae = make_sae("standard", d_in=576, hook_name="blocks.19.hook_resid_post")
+    steerings = interventions(sae, sae, tmp_path)
+    reference = start_hf(smollm2)
+    model = start_vllm(smollm2, eager=False, slots={19: 3})
+    values = [assert_agree(model, reference, steerings[name], long=False) for name in ("set", "several", "nothing")]
+    model.close()
+    assert max(abs(a - b) for a, b in zip(values[0], values[2], strict=True)) > 0.01
