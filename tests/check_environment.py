@@ -18,6 +18,7 @@ LIBRARIES = {
     "lm_eval": "lm_eval.evaluator",
     "math-verify": "math_verify",
     "openai": "openai",
+    "ray": "ray",
     "wandb": "wandb",
     "matplotlib": "matplotlib",
     "statsmodels": "statsmodels.stats.contingency_tables",

@@ -245,6 +245,18 @@ def test_a_layer_that_is_not_steered_fails_the_run(
     model.close()
 
 
+def test_the_real_small_model_in_the_engine_equals_transformers(
+    smollm2: Path, make_sae: Callable[..., Path], tmp_path: Path
+) -> None:
+    sae = make_sae("standard", d_in=576, hook_name="blocks.19.hook_resid_post")
+    steerings = interventions(sae, sae, tmp_path)
+    reference = start_hf(smollm2)
+    model = start_vllm(smollm2, slots={19: 3})
+    values = [assert_agree(model, reference, steerings[name], long=False) for name in ("set", "several", "nothing")]
+    model.close()
+    assert max(abs(a - b) for a, b in zip(values[0], values[2], strict=True)) > 0.01
+
+
 @pytest.mark.parametrize(
     ("cores", "replicas", "ranks", "expected"),
     [

@@ -1,0 +1,170 @@
+"""What steering costs in vLLM: plain, steered, and the whole SAE at every token, eager and compiled.
+
+    python benchmarks/steering.py --model_path quickstart-run/model --layer 19
+
+Every variant is an engine of its own, all started first; then they generate the same number of tokens from the same
+prompts in turn, several rounds, through lm-eval's `generate_until`, so that what a run does besides (counting
+positions, measuring lengths) is in it. The SAE has random weights. Printed for each number of sequences: tokens/s
+(median of the rounds), the ratio to the plain engine of the same kind (median, least and greatest of the rounds'
+ratios), and the peak resident memory of the engine's processes (Linux).
+
+    plain      `vllm-sae` without sae arguments, which is lm-eval's own
+    steered    one feature set, by one column and one row of the SAE
+    full SAE   the layer's output encoded and decoded with all features, one of them set, the error added back
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+from lm_eval_sae.errors import UserError, run  # noqa: E402
+from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int  # noqa: E402
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from lm_eval_sae.vllm_model import VLLMSAE
+
+VARIANTS = ("plain", "steered", "full SAE")
+
+
+def save_random_sae(folder: Path, *, d_in: int, d_sae: int, layer: int) -> None:
+    """A standard SAE with random weights and unit decoder rows, as SAELens would save it."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    decoder = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
+    weights = {
+        "W_enc": decoder.T.contiguous(), "W_dec": decoder, "b_enc": torch.zeros(d_sae), "b_dec": torch.zeros(d_in),
+    }  # fmt: skip
+    save_file(weights, folder / "sae_weights.safetensors")
+    cfg = {
+        "architecture": "standard", "d_in": d_in, "d_sae": d_sae, "apply_b_dec_to_input": False,
+        "metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"},
+    }  # fmt: skip
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+
+
+class Variant:
+    """A running engine, and what was measured of it."""
+
+    def __init__(self, name: str, args: Namespace, sae: Path, *, eager: bool) -> None:
+        import psutil
+
+        from lm_eval_sae.vllm_model import VLLMSAE
+
+        arguments: dict[str, Any] = {
+            "dtype": args.dtype, "max_model_len": 512, "max_num_seqs": max(args.sequences), "enforce_eager": eager,
+        }  # fmt: skip
+        if name == "steered":
+            arguments |= {
+                "sae_path": str(sae), "sae_feature_idx": 7, "sae_strength": 1.0, "sae_max_activation": 1.0,
+            }  # fmt: skip
+        elif name == "full SAE":
+            arguments |= {
+                "worker_cls": "full_sae_worker.FullSAEWorker",
+                "additional_config": {"full_sae": {"path": str(sae), "layer": args.layer, "feature": 7, "value": 1.0}},
+            }
+        before = set(psutil.Process().children(recursive=True))
+        started = time.perf_counter()
+        self.model: VLLMSAE = VLLMSAE(args.model_path, **arguments)
+        self.start_seconds = time.perf_counter() - started
+        self.processes = set(psutil.Process().children(recursive=True)) - before
+        self.name, self.eager = name, eager
+        self.seconds: dict[int, list[float]] = {}
+
+    def generate(self, sequences: int, *, tokens: int) -> None:
+        """Times one batch of greedy completions of exactly `tokens` tokens each."""
+        from lm_eval.api.instance import Instance
+
+        gen_kwargs = {"max_gen_toks": tokens, "ignore_eos": True, "do_sample": False, "until": []}
+        prompts = [
+            f"Question {i}. Wait, let me think about this again: what is {i} + {i * i}?" for i in range(sequences)
+        ]
+        requests = [
+            Instance("generate_until", {}, (prompt, dict(gen_kwargs)), i, metadata=("benchmark", i, 1))
+            for i, prompt in enumerate(prompts)
+        ]
+        started = time.perf_counter()
+        completions = self.model.generate_until(requests, disable_tqdm=True)
+        self.seconds.setdefault(sequences, []).append(time.perf_counter() - started)
+        if any(completion.completion_tokens != tokens for completion in completions):
+            raise RuntimeError(f"{self.name}: not all completions have {tokens} tokens")
+
+    def peak_mib(self) -> float:
+        """Peak resident memory of the engine's processes, added up."""
+        total = 0
+        for process in self.processes:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except FileNotFoundError:
+                continue
+            total += next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+        return total / 1024
+
+
+def report(variants: list[Variant], sequences: int, *, tokens: int) -> None:
+    """Prints one table, the plain engine of the same kind being the measure."""
+    print(f"\n{sequences} sequences of {tokens} tokens, {len(variants[0].seconds[sequences])} rounds")
+    for variant in variants:
+        (plain,) = (other for other in variants if other.name == "plain" and other.eager == variant.eager)
+        seconds, measure = variant.seconds[sequences], plain.seconds[sequences]
+        ratios = [a / b for a, b in zip(measure, seconds, strict=True)]
+        speed = sequences * tokens / statistics.median(seconds)
+        kind = "eager" if variant.eager else "compiled"
+        print(
+            f"  {kind:<9}{variant.name:<9}{speed:8.0f} tokens/s   {statistics.median(ratios):.3f} of plain "
+            f"({min(ratios):.3f} to {max(ratios):.3f})   peak {variant.peak_mib():6.0f} MiB   "
+            f"start {variant.start_seconds:.0f} s"
+        )
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--model_path", required=True, help="folder or Hub id of a Llama or Qwen2 model")
+    parser.add_argument("--layer", type=int, default=19, help="layer whose output is changed")
+    parser.add_argument("--expansion", type=positive_int, default=16, help="features per dimension of the SAE")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the model")
+    parser.add_argument("--sequences", type=int_list, default=[16, 64], help="sequences at once, separated by commas")
+    parser.add_argument("--tokens", type=positive_int, default=64, help="tokens of each completion")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="times that every variant is timed")
+    parser.add_argument("--kinds", default="eager,compiled", help="eager, compiled or both")
+    args = parser.parse_args()
+    kinds = args.kinds.split(",")
+    if not set(kinds) <= {"eager", "compiled"}:
+        raise UserError(f"--kinds is {args.kinds}, expected eager, compiled or both, separated by a comma")
+
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(args.model_path)
+    with tempfile.TemporaryDirectory() as folder:
+        sae = Path(folder)
+        save_random_sae(sae, d_in=config.hidden_size, d_sae=args.expansion * config.hidden_size, layer=args.layer)
+        variants = [Variant(name, args, sae, eager=kind == "eager") for kind in kinds for name in VARIANTS]
+        for sequences in args.sequences:
+            for variant in variants:
+                variant.generate(sequences, tokens=args.tokens)
+                variant.seconds[sequences].clear()  # the first batch warms up
+            for _ in range(args.rounds):
+                for variant in variants:
+                    variant.generate(sequences, tokens=args.tokens)
+            report(variants, sequences, tokens=args.tokens)
+        for variant in variants:
+            variant.model.close()
+
+
+if __name__ == "__main__":
+    run(main)
