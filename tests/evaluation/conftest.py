@@ -11,6 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from checkpoints import save_random_checkpoint  # noqa: E402
 
 from lm_eval_sae.judge import get_judge  # noqa: E402
@@ -89,3 +90,13 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def benchmark_facts(fixtures_dir: Path) -> dict[str, Any]:
     """What the benchmarks prescribe: prompts, stop strings, sampling, repeats."""
     return json.loads((fixtures_dir / "prompts.json").read_text(encoding="utf-8"))["benchmarks"]
+
+
+@pytest.fixture(scope="session")
+def steerings(make_sae: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Interventions (`engines.interventions`) by SAEs at layers 1 and 2 of the tiny models."""
+    from engines import interventions
+
+    first = make_sae("jumprelu")
+    second = make_sae("standard", hook_name="blocks.2.hook_resid_post")
+    return interventions(first, second, tmp_path_factory.mktemp("interventions"))

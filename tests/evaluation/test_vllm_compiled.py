@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import assert_agree, interventions, start_hf, start_vllm  # noqa: E402
+from engines import SLOTS, assert_agree, start_hf, start_vllm  # noqa: E402
+
+from lm_eval_sae.steering import Steering  # noqa: E402
 
 
 def compiled_graphs(cache: Path) -> set[str]:
@@ -15,17 +17,17 @@ def compiled_graphs(cache: Path) -> set[str]:
 
 
 def test_one_compile_cache_serves_every_intervention(
-    tiny_qwen2: Path, make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_qwen2: Path,
+    make_sae: Callable[..., Path],
+    steerings: dict[str, Steering | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = tmp_path / "vllm"
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(cache))
-    first = make_sae("jumprelu")
-    second = make_sae("standard", hook_name="blocks.2.hook_resid_post")
-    steerings = interventions(first, second, tmp_path)
     reference = start_hf(tiny_qwen2)
-    slots = {1: 2, 2: 1}
 
-    cold = start_vllm(tiny_qwen2, eager=False, slots=slots)
+    cold = start_vllm(tiny_qwen2, eager=False, slots=SLOTS)
     for steering in steerings.values():
         assert_agree(cold, reference, steering)
     cold.close()
@@ -33,7 +35,7 @@ def test_one_compile_cache_serves_every_intervention(
     assert graphs
 
     warm = start_vllm(
-        tiny_qwen2, eager=False, slots=slots, sae_path=str(first), sae_feature_idx=41, sae_strength=2.0,
+        tiny_qwen2, eager=False, slots=SLOTS, sae_path=str(make_sae("jumprelu")), sae_feature_idx=41, sae_strength=2.0,
         sae_max_activation=6.0,
     )  # fmt: skip
     assert compiled_graphs(cache) == graphs

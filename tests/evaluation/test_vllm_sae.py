@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from engines import (  # noqa: E402
     LONG_PROMPTS,
     PROMPTS,
+    SLOTS,
     TASK_DATA,
     assert_agree,
     generations,
@@ -30,17 +31,7 @@ from lm_eval_sae.cli import main  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
 from lm_eval_sae.models import HFSAE  # noqa: E402
 from lm_eval_sae.steering import Steering  # noqa: E402
-from lm_eval_sae.vllm_engine import split_cores  # noqa: E402
 from lm_eval_sae.vllm_model import VLLM, VLLMSAE  # noqa: E402
-
-SLOTS = {1: 2, 2: 1}
-
-
-@pytest.fixture(scope="module")
-def steerings(make_sae: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steering | None]:
-    first = make_sae("jumprelu")
-    second = make_sae("standard", hook_name="blocks.2.hook_resid_post")
-    return interventions(first, second, tmp_path_factory.mktemp("interventions"))
 
 
 @pytest.fixture(scope="module")
@@ -213,25 +204,6 @@ def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, hf: HFSAE) 
     stock.model.llm_engine.engine_core.shutdown()
 
 
-def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, Steering | None]) -> None:
-    reference = start_hf(tiny_qwen2)
-    model = start_vllm(tiny_qwen2, slots=SLOTS, tensor_parallel_size=2)
-    for name in ("several", "set", "clamp"):
-        assert_agree(model, reference, steerings[name])
-    workers = model.model.collective_rpc("steered_positions")
-    model.close()
-    assert len(workers) == 2 and workers[0] == workers[1] and workers[0]["1"] > 0
-
-
-def test_data_parallel_replicas_all_steer(tiny_llama: Path, hf: HFSAE, steerings: dict[str, Steering | None]) -> None:
-    model = start_vllm(tiny_llama, slots=SLOTS, data_parallel_size=2)
-    for name in ("several", "nothing", "set"):
-        assert_agree(model, hf, steerings[name])
-    counts = model.engine._ray.get([actor.steered_positions.remote() for actor in model.engine.actors])
-    assert model.steered_positions == sum(count["1"] for count in counts) and all(count["1"] > 0 for count in counts)
-    model.close()
-
-
 def test_a_layer_that_is_not_steered_fails_the_run(
     tiny_llama: Path, steerings: dict[str, Steering | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,19 +227,3 @@ def test_the_real_small_model_in_the_engine_equals_transformers(
     values = [assert_agree(model, reference, steerings[name], long=False) for name in ("set", "several", "nothing")]
     model.close()
     assert max(abs(a - b) for a, b in zip(values[0], values[2], strict=True)) > 0.01
-
-
-@pytest.mark.parametrize(
-    ("cores", "replicas", "ranks", "expected"),
-    [
-        (4, 2, 1, ["0,1", "2,3"]),
-        (4, 1, 2, ["0,1|2,3"]),
-        (8, 2, 2, ["0,1|2,3", "4,5|6,7"]),
-        (2, 2, 2, ["0|1", "0|1"]),
-    ],
-)
-def test_cores_are_dealt_out(
-    cores: int, replicas: int, ranks: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
-    assert split_cores(replicas, ranks) == expected

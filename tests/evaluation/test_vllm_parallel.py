@@ -1,0 +1,48 @@
+"""Steering on every rank: tensor and data parallel engines (vLLM's CPU build, real Ray)."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from engines import SLOTS, assert_agree, start_hf, start_vllm  # noqa: E402
+
+from lm_eval_sae.steering import Steering  # noqa: E402
+from lm_eval_sae.vllm_engine import split_cores  # noqa: E402
+
+
+def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, Steering | None]) -> None:
+    reference = start_hf(tiny_qwen2)
+    model = start_vllm(tiny_qwen2, slots=SLOTS, tensor_parallel_size=2)
+    for name in ("several", "set", "clamp"):
+        assert_agree(model, reference, steerings[name])
+    workers = model.model.collective_rpc("steered_positions")
+    model.close()
+    assert len(workers) == 2 and workers[0] == workers[1] and workers[0]["1"] > 0
+
+
+def test_data_parallel_replicas_all_steer(tiny_llama: Path, steerings: dict[str, Steering | None]) -> None:
+    hf = start_hf(tiny_llama)
+    model = start_vllm(tiny_llama, slots=SLOTS, data_parallel_size=2)
+    for name in ("several", "nothing", "set"):
+        assert_agree(model, hf, steerings[name])
+    counts = model.engine._ray.get([actor.steered_positions.remote() for actor in model.engine.actors])
+    assert model.steered_positions == sum(count["1"] for count in counts) and all(count["1"] > 0 for count in counts)
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "replicas", "ranks", "expected"),
+    [
+        (4, 2, 1, ["0,1", "2,3"]),
+        (4, 1, 2, ["0,1|2,3"]),
+        (8, 2, 2, ["0,1|2,3", "4,5|6,7"]),
+        (2, 2, 2, ["0|1", "0|1"]),
+    ],
+)
+def test_cores_are_dealt_out(
+    cores: int, replicas: int, ranks: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert split_cores(replicas, ranks) == expected
