@@ -13,7 +13,8 @@ from lm_eval_sae.steering import Steering  # noqa: E402
 
 
 def compiled_graphs(cache: Path) -> set[str]:
-    return {path.name for path in (cache / "torch_compile_cache").iterdir() if path.is_dir()}
+    """The keys under which vLLM keeps what it compiled."""
+    return {path.name for path in (cache / "torch_compile_cache" / "torch_aot_compile").iterdir()}
 
 
 def test_one_compile_cache_serves_every_intervention(
