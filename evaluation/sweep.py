@@ -2,11 +2,11 @@
 
 The grid comes from a file, or is made of the best features of a scores folder, each with its own maximal activation:
 
-    python evaluation/sweep.py --grid grid.yaml --output_dir evaluation/sweep --tasks math-500 \\
+    python evaluation/sweep.py --grid grid.yaml --output_dir sweep --tasks math-500 \\
         --model vllm --model_args pretrained=MODEL,dtype=bfloat16 --apply_chat_template \\
         --gen_kwargs max_gen_toks=32768
 
-    python evaluation/sweep.py --scores_dir extraction/scores --topk 10 --strengths 1,2,4 --output_dir evaluation/sweep \\
+    python evaluation/sweep.py --scores_dir extraction/scores --topk 10 --strengths 1,2,4 --output_dir sweep \\
         --tasks math-500 --model hf --model_args pretrained=MODEL,sae_path=SAE
 
     # grid.yaml; every sae_* model argument may stand for all features or in one of them

@@ -80,12 +80,21 @@ class Probe:
 
 def log_likelihoods(model: LM) -> list[float]:
     """Of the continuation of each of PROMPTS, in nats."""
+    import torch
     from lm_eval.api.instance import Instance
 
     requests = [
         Instance("loglikelihood", {}, prompt, 0, metadata=("probe", number, 1)) for number, prompt in enumerate(PROMPTS)
     ]
-    return [value for value, _ in model.loglikelihood(requests, disable_tqdm=True)]
+    # HFLM adds them up in the model's own format, and bfloat16 cannot tell -65.0 from -65.2.
+    dtype = getattr(model, "softmax_dtype", None)
+    if hasattr(model, "softmax_dtype"):
+        model.softmax_dtype = torch.float32
+    try:
+        return [value for value, _ in model.loglikelihood(requests, disable_tqdm=True)]
+    finally:
+        if hasattr(model, "softmax_dtype"):
+            model.softmax_dtype = dtype
 
 
 def _kind(point: GridPoint) -> str:
