@@ -11,7 +11,6 @@ from typing import Any
 
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention_file import feature_entries, read_content
-from lm_eval_sae.sae_rows import WEIGHTS_FILE, find_sae
 from lm_eval_sae.steering import ARGUMENTS, Steering, read_feature_setting
 from transformer_lens_r1.files import hash_file
 
@@ -160,6 +159,8 @@ def _check_scores(arguments: Mapping[str, Any], *, hook_name: str, checked: set[
         raise UserError(f"{file} is not what compute_score.py wrote ({error!r})") from error
     if hook != hook_name:
         raise UserError(f"the scores in {stats} are of an SAE at {hook}, this one is at {hook_name}")
+    from lm_eval_sae.sae_rows import WEIGHTS_FILE, find_sae
+
     folder = find_sae(None if path is None else str(path), release=release, sae_id=sae_id, revision=revision)
     if sha256 and sha256 != hash_file(folder / WEIGHTS_FILE):
         raise UserError(f"the scores in {stats} are of an SAE with other weights; score the features of this one")

@@ -21,7 +21,6 @@ from lm_eval_sae.cli import execute
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
-from lm_eval_sae.sae_rows import CONFIG_FILE, WEIGHTS_FILE
 from transformer_lens_r1.files import hash_file, write_json
 
 if TYPE_CHECKING:
@@ -101,6 +100,8 @@ def _sae_files(point: GridPoint) -> list[Any] | None:
     path = point.arguments.get("sae_path")
     if path is None:
         return None
+    from lm_eval_sae.sae_rows import CONFIG_FILE, WEIGHTS_FILE
+
     folder = Path(str(path)).expanduser()
     weights = (folder / WEIGHTS_FILE).stat()
     return [hash_file(folder / CONFIG_FILE), weights.st_size, weights.st_mtime_ns]
