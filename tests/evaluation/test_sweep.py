@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,13 +16,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import start_hf  # noqa: E402
-
-from lm_eval_sae.cli import main as run_cli  # noqa: E402
-from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.models import HFSAE  # noqa: E402
-from transformer_lens_r1.files import hash_file  # noqa: E402
+from lm_eval_sae.cli import main as run_cli
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.models import HFSAE
+from transformer_lens_r1.files import hash_file
 
 SAMPLED = "do_sample=True,temperature=0.8,max_gen_toks=6"
 GREEDY = "max_gen_toks=6"
@@ -340,67 +337,24 @@ def test_a_mistake_is_one_line_and_status_2(repository: Path, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-class TestProbe:
-    """The probe on a real model, and on one whose intervention is lost."""
-
-    @pytest.fixture(scope="class")
-    def model(self, tiny_llama: Path) -> HFSAE:
-        return start_hf(tiny_llama)
-
-    @pytest.fixture
-    def points(self, sweep: ModuleType, sae: Path, tmp_path: Path) -> Iterator[Callable[..., list[Any]]]:
-        def make(*strengths: float, **more: Any) -> list[Any]:
-            content = {**GRID, "sae_path": str(sae), "strengths": list(strengths), **more}
-            (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
-            return sweep.read_grid(tmp_path / "grid.yaml", shared={})
-
-        yield make
-
-    def test_adding_nothing_changes_nothing(self, sweep: ModuleType, model: HFSAE, points: Callable) -> None:
-        added = points(0, 1e-3, 1, sae_mode="add", features=[3])
-        probe = sweep.Probe(model, added)
-        assert probe.noise == 0 and probe.change(added[0]) == 0
-        assert 0 < probe.change(added[1]) < probe.change(added[2])
-
-    def test_setting_to_nothing_removes_what_fires(self, sweep: ModuleType, model: HFSAE, points: Callable) -> None:
-        """About half of these random features' activations are above 0."""
-        (removed,) = points(0, features=[3])
-        assert sweep.Probe(model, [removed]).change(removed) > 0
-
-    def test_an_intervention_that_is_lost(
-        self, sweep: ModuleType, model: HFSAE, points: Callable, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        original = HFSAE.set_intervention
-        monkeypatch.setattr(HFSAE, "set_intervention", lambda self, steering: original(self, None))
-        with pytest.raises(RuntimeError, match="sae-3-x1 does not change the probe against the plain model"):
-            sweep.Probe(model, points(1, features=[3]))
-
-    def test_an_intervention_that_stays(
-        self, sweep: ModuleType, model: HFSAE, points: Callable, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Only the first change of an engine reaches it."""
-        original, done = HFSAE.set_intervention, []
-
-        def once(self: HFSAE, steering: Any) -> None:
-            if steering is None or not done:
-                original(self, steering)
-            if steering is not None:
-                done.append(steering)
-
-        monkeypatch.setattr(HFSAE, "set_intervention", once)
-        with pytest.raises(RuntimeError, match="sae-5-x1 does not change the probe against sae-3-x1"):
-            sweep.Probe(model, points(1))
-
-    def test_another_intervention_after_the_run(self, sweep: ModuleType, model: HFSAE, points: Callable) -> None:
-        first, second = points(1)
-        probe = sweep.Probe(model, [first, second])
-        model.set_intervention(first.steering)
-        probe.confirm(first)
-        with pytest.raises(RuntimeError, match="after the run of sae-5-x1 the probe answers as under sae-3-x1"):
-            probe.confirm(second)
-        model.set_intervention(None)
-        with pytest.raises(RuntimeError, match="as under the plain model"):
-            probe.confirm(first)
+def test_the_shell_script_hands_its_variables_on(
+    sweep: ModuleType, repository: Path, tiny_llama: Path, sae: Path, scores: Path, problems: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    variables = {
+        "PYTHON": "/bin/echo", "MODEL": str(tiny_llama), "SAE_PATH": str(sae), "SCORES_DIR": str(scores),
+        "TOPK": "2", "STRENGTHS": "3", "BACKEND": "hf", "TASKS": TASK, "GEN_KWARGS": GREEDY,
+        "OUTPUT_DIR": str(tmp_path / "out"),
+    }  # fmt: skip
+    command = ["bash", str(repository / "evaluation" / "sweep.sh"), "--plan", "--limit", "3"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+    script, *words = done.stdout.split()
+    assert Path(script).samefile(repository / "evaluation" / "sweep.py")
+    monkeypatch.setenv("QUICKSTART_PROBLEMS", str(problems))
+    sweep.main(words)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        f"tiny-llama-{TASK}{place}" for place in ("", "-sae-12-x3", "-sae-40-x3")
+    ]
 
 
 def test_one_vllm_engine_gives_the_greedy_texts_of_transformers(
