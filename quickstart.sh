@@ -14,9 +14,10 @@
 # Settings, by environment variable:
 #   MODEL=<Hub id or folder>   another Llama or Qwen2 checkpoint     LAYER=19   the layer whose residual stream is used
 #   RUN=quickstart-run         where everything goes                 TOPK=10    features in the table and the dashboards
-#   TRAINING_TOKENS=120000     N_SAMPLES=256 (rows scored)           LIMIT=     problems evaluated (default: all 48)
-#   STRENGTH=2                 steering strength, in maximal activations
-#   DASHBOARD_SAMPLES=192      rows that the dashboards show
+#   TRAINING_TOKENS=120000     N_SAMPLES=256 (rows scored)           DASHBOARD_SAMPLES=192 (rows shown)
+#   STRENGTHS=1,2,4            of steering, in maximal activations   STEERED=3  best features that are steered
+#   LIMIT=<n>                  problems evaluated (default: all 48 with vLLM, 32 with transformers)
+#   BACKEND=<vllm or hf>       what generates (default: vllm where setup.sh could install it)
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -27,7 +28,8 @@ TOPK=${TOPK:-10}
 TRAINING_TOKENS=${TRAINING_TOKENS:-120000}
 N_SAMPLES=${N_SAMPLES:-256}
 DASHBOARD_SAMPLES=${DASHBOARD_SAMPLES:-192}
-STRENGTH=${STRENGTH:-2}
+STRENGTHS=${STRENGTHS:-1,2,4}
+STEERED=${STEERED:-3}
 LIMIT=${LIMIT:-}
 CONTEXT_SIZE=256
 NUM_DOCUMENTS=500
@@ -47,12 +49,21 @@ fi
 
 bash setup.sh
 PYTHON=$PWD/.venv/bin/python
+if [ -z "${BACKEND:-}" ]; then
+  BACKEND=hf
+  if "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then BACKEND=vllm; fi
+fi
+case $BACKEND in
+  vllm) ;;
+  hf) LIMIT=${LIMIT:-32} ;; # some 15 s for each of the runs
+  *) fail "BACKEND is '$BACKEND', expected vllm or hf" ;;
+esac
 export PYTHON WANDB_MODE=offline WANDB_DIR=$RUN WANDB_SILENT=true TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
 STARTED=$SECONDS
 
 # What is in the folder was made with these; other settings would mix two runs.
 settings="MODEL=${MODEL:-} LAYER=$LAYER TRAINING_TOKENS=$TRAINING_TOKENS N_SAMPLES=$N_SAMPLES"
-settings+=" DASHBOARD_SAMPLES=$DASHBOARD_SAMPLES TOPK=$TOPK STRENGTH=$STRENGTH LIMIT=$LIMIT"
+settings+=" DASHBOARD_SAMPLES=$DASHBOARD_SAMPLES TOPK=$TOPK STEERED=$STEERED STRENGTHS=$STRENGTHS LIMIT=$LIMIT BACKEND=$BACKEND"
 if [ -n "${FRESH:-}" ]; then
   for part in model data tokens-lmsys tokens-openthoughts tokens sae sample scores scores.unfinished dashboards \
     dashboards.partial evaluation report wandb; do
@@ -126,16 +137,20 @@ stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
   env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
   bash extraction/scripts/compute_dashboard.sh
 
-# The best feature and its maximal activation: the first row of the table.
-best='import csv, sys; row = next(csv.DictReader(open(sys.argv[1]))); print(row["feature"], row["max_activation"])'
-read -r FEATURE MAX_ACTIVATION <<< "$("$PYTHON" -c "$best" "$RUN/scores/top_features.csv")"
-STEERED=$RUN/evaluation/$(basename "$MODEL")-quickstart_problems-sae-$FEATURE
-stage 8 "answers of the plain model, and with feature $FEATURE set to $STRENGTH × $MAX_ACTIVATION" "$STEERED" \
-  env -u SAE_ID MODEL="$MODEL" SAE_PATH="$RUN/sae" FEATURE="$FEATURE" MAX_ACTIVATION="$MAX_ACTIVATION" \
-  STRENGTH="$STRENGTH" TASKS=quickstart_problems QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" LIMIT="$LIMIT" \
-  BACKEND=hf GEN_KWARGS= BATCH_SIZE=48 DTYPE=bfloat16 OUTPUT_DIR="$RUN/evaluation" bash evaluation/evaluate.sh
-stage 9 "the table of plain and steered" "$RUN/report" \
-  "$PYTHON" evaluation/summarize.py --results "$RUN/evaluation" --output_dir "$RUN/report"
+# One start of the model for the plain run and the whole grid; sweep.py shows in run.json that every change arrived.
+engine=dtype=bfloat16
+flags=(--apply_chat_template --batch_size 48)
+if [ "$BACKEND" = vllm ]; then
+  # No compilation: it takes longer than the answers do. 0.5 GiB holds the keys and values of all 48 problems.
+  engine+=,enforce_eager=True,max_model_len=1024,kv_cache_memory_bytes=536870912
+  flags=(--apply_chat_template --batch_size auto)
+fi
+if [ -n "$LIMIT" ]; then flags+=(--limit "$LIMIT"); fi
+stage 8 "answers of the plain model, and of the $STEERED best features × strengths $STRENGTHS ($BACKEND)" "$RUN/report" \
+  env QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" VLLM_LOGGING_LEVEL=ERROR \
+  "$PYTHON" evaluation/sweep.py --scores_dir "$RUN/scores" --topk "$STEERED" --strengths "$STRENGTHS" \
+  --output_dir "$RUN/evaluation" --report_dir "$RUN/report" --tasks quickstart_problems \
+  --model "$BACKEND" --model_args "pretrained=$MODEL,sae_path=$RUN/sae,$engine" "${flags[@]}"
 
 echo
 echo "── the $TOPK best features by ReasonScore ($RUN/scores/top_features.csv)"
@@ -161,6 +176,6 @@ Done in $((SECONDS - STARTED)) s after the installation. Places to look:
   features     $RUN/dashboards/index.html   (open it in a browser; it needs no network)
   scores       $RUN/scores/top_features.csv, and run.json beside it for how they were made
   SAE          $RUN/sae, its quality in training_summary.json, W&B's offline run in $RUN/wandb
-  answers      $RUN/evaluation/*/*/samples_*.jsonl
-  report       $RUN/report/report.html   (the table, and every answer beside its plain one; needs no network)
+  answers      $RUN/evaluation/*/*/samples_*.jsonl, and what proves the steering of each in $RUN/evaluation/sweep.json
+  report       $RUN/report/report.html   (table, figures, and every answer beside its plain one; needs no network)
 END

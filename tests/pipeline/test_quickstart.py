@@ -23,6 +23,7 @@ def settings(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {
         "MODEL": str(tiny_llama), "LAYER": "2", "RUN": str(tmp_path_factory.mktemp("run") / "quickstart"),
         "TRAINING_TOKENS": "61440", "N_SAMPLES": "64", "DASHBOARD_SAMPLES": "64", "TOPK": "10", "LIMIT": "4",
+        "STEERED": "2", "STRENGTHS": "1,2", "BACKEND": "hf",
     }  # fmt: skip
 
 
@@ -41,13 +42,18 @@ def test_every_stage_runs_and_is_linked_to_the_next(
     pages = {path.name for path in (run / "dashboards").glob("feature_*.html")}
     assert pages == {f"feature_{feature}.html" for feature in top}
 
-    results = [json.loads(path.read_text()) for path in (run / "evaluation").rglob("results_*.json")]
-    steered = [result["config"]["sae"] for result in results if result["config"]["sae"]]
-    assert len(results) == 2 and len(steered) == 1
-    assert steered[0]["feature_idx"] == top[0]
-    assert steered[0]["steered_positions"] > 0
+    names = {path.parent.name for path in (run / "evaluation").glob("*/run.json")}
+    points = [f"-sae-{feature}-x{strength}" for feature in top[:2] for strength in (1, 2)]
+    assert names == {f"tiny-llama-quickstart_problems{point}" for point in ["", *points]}
+    overview = json.loads((run / "evaluation" / "sweep.json").read_text())
+    plain, *steered = overview["runs"]
+    assert plain["features"] == []
+    assert [of["features"][0]["feature_idx"] for of in steered] == [top[0], top[0], top[1], top[1]]
+    assert all(of["steered_positions"] > 0 and of["probe"]["change_from_plain"] > 0 for of in steered)
+    assert len({of["model_started"] for of in overview["runs"]}) == 1
     for rank in top:
         assert f" {rank} " in finished.stdout
+    assert "Accuracy and length against strength" in (run / "report" / "report.html").read_text()
     assert "summary.md" in finished.stdout
 
 
@@ -56,8 +62,8 @@ def test_steering_changes_what_is_written(finished: subprocess.CompletedProcess[
     for path in sorted((Path(settings["RUN"]) / "evaluation").rglob("samples_*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         texts.append([row["resps"][0][0] for row in sorted(rows, key=lambda row: row["doc_id"])])
-    assert len(texts) == 2 and len(texts[0]) == 4
-    assert texts[0] != texts[1]
+    assert len(texts) == 5 and len(texts[0]) == 4
+    assert all(steered != texts[0] for steered in texts[1:])
 
 
 def test_a_second_run_keeps_what_is_there(
@@ -113,7 +119,7 @@ def test_a_model_without_a_bos_is_described_without_one(tiny_llama: Path, tmp_pa
 def test_other_settings_do_not_mix_with_an_old_run(
     finished: subprocess.CompletedProcess[str], settings: dict[str, str], repository: Path
 ) -> None:
-    other = quickstart(repository, **{**settings, "STRENGTH": "4"})
+    other = quickstart(repository, **{**settings, "STRENGTHS": "4"})
     assert other.returncode == 2
     assert "was made with other settings" in other.stderr
     assert "FRESH=1 starts over" in other.stderr

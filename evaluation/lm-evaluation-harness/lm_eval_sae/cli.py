@@ -14,8 +14,8 @@ import logging
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lm_eval_sae import TASKS_DIR, register_filters, register_models
 from lm_eval_sae.completion import split_cutoff
@@ -24,6 +24,9 @@ from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
 from lm_eval_sae.steering import check_model, read_steering, split_arguments
+
+if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
 
 HF_MODELS = ("hf", "hf-auto", "huggingface", "hf-sae")
 VLLM_MODELS = ("vllm", "vllm-sae")
@@ -38,26 +41,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     setup_logging()
     args = parse(sys.argv[1:] if argv is None else argv)
-    if hasattr(args, "include_path"):
-        args.include_path = [str(TASKS_DIR), *([args.include_path] if args.include_path else [])]
     if args.command == "run":
         prepare_run(args)
+    execute(args)
+
+
+def execute(args: Namespace) -> None:
+    """Does what `parse` read, after `prepare_run` where it is a run. Raises UserError for an unknown task."""
     register_filters()  # the tasks need it under any model, and other commands load them too
     try:
         with own_tasks_only() if uses_own_tasks(args) else contextlib.nullcontext():
             args.func(args)
     except ValueError as error:
         if str(error).startswith("Tasks not found"):
-            names = str(error).partition(": ")[2]
-            ours = [file.stem for file in TASKS_DIR.glob("[!_]*.yaml")]
-            raise UserError(
-                f"no task '{names}'{did_you_mean(names, ours)}; 'python -m lm_eval_sae ls tasks' lists all"
-            ) from error
+            raise unknown_task(str(error).partition(": ")[2]) from error
         raise
 
 
-def parse(argv: Sequence[str]) -> Namespace:
-    """lm-eval's parser, which says what is wrong in one line and takes no abbreviated flags."""
+def parse(argv: Sequence[str], *, more_flags: Iterable[str] = ()) -> Namespace:
+    """lm-eval's parser, which says what is wrong in one line and takes no abbreviated flags.
+
+    Args:
+        argv: the command line without the program.
+        more_flags: that the user could have meant by one that lm-eval does not know.
+    """
     from lm_eval._cli.harness import HarnessCLI
 
     cli = HarnessCLI()
@@ -65,7 +72,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     argv = list(argv)
     if not argv or (argv[0] not in commands and argv[0] not in ("-h", "--help")):
         argv.insert(0, "run")  # lm-eval's older style, without a command
-    known = {flag for parser in commands.values() for flag in parser._option_string_actions}
+    known = {flag for parser in commands.values() for flag in parser._option_string_actions} | set(more_flags)
 
     def fail(message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
@@ -75,25 +82,38 @@ def parse(argv: Sequence[str]) -> Namespace:
     for parser in (cli._parser, *commands.values()):
         parser.error = fail
         parser.allow_abbrev = False
-    return cli._parser.parse_args(argv)
+    args = cli._parser.parse_args(argv)
+    if hasattr(args, "include_path"):
+        args.include_path = [str(TASKS_DIR), *([args.include_path] if args.include_path else [])]
+    return args
 
 
-def prepare_run(args: Namespace) -> None:
-    """Checks a run against the SAE, the model's config and the data before anything is loaded; edits `args`."""
+def read_config(args: Namespace) -> "EvaluatorConfig":
+    """The arguments as lm-eval will read them, its --config file included. Raises UserError where it cannot."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     logging.disable(logging.WARNING)  # lm-eval reads the same arguments again, and says the same then
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            config = EvaluatorConfig.from_cli(Namespace(**vars(args)))
+            return EvaluatorConfig.from_cli(Namespace(**vars(args)))
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def task_names(config: "EvaluatorConfig") -> list[str]:
+    """The tasks that are asked for. Raises UserError where there are none."""
     tasks = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
     if not tasks:
         raise UserError("no --tasks; for instance --tasks math-500")
-    if PROBLEMS_TASK in tasks:
+    return tasks
+
+
+def prepare_run(args: Namespace) -> None:
+    """Checks a run against the SAE, the model's config and the data before anything is loaded; edits `args`."""
+    config = read_config(args)
+    if PROBLEMS_TASK in task_names(config):
         problems_file(config.metadata)
 
     ours, others = split_arguments(config.model_args)
@@ -131,6 +151,23 @@ def prepare_run(args: Namespace) -> None:
     if judge := get_judge():
         judge.check()
     register_models()
+
+
+def check_tasks(args: Namespace) -> None:
+    """Raises UserError for a task that lm-eval would not find."""
+    from lm_eval.tasks import TaskManager
+
+    register_filters()
+    manager = TaskManager(include_path=args.include_path, include_defaults=not uses_own_tasks(args))
+    for task in task_names(read_config(args)):
+        if not manager.match_tasks([task]):
+            raise unknown_task(task)
+
+
+def unknown_task(name: str) -> UserError:
+    """The error that says so."""
+    ours = [file.stem for file in TASKS_DIR.glob("[!_]*.yaml")]
+    return UserError(f"no task '{name}'{did_you_mean(name, ours)}; 'python -m lm_eval_sae ls tasks' lists all")
 
 
 def uses_own_tasks(args: Namespace) -> bool:

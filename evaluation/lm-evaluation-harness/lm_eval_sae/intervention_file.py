@@ -20,7 +20,7 @@ import yaml
 from lm_eval_sae.errors import UserError, did_you_mean
 
 FORMATS = (".yaml", ".yml", ".json", ".pt")
-NOT_IN_A_FILE = "sae_intervention_path"
+NAME = "sae_intervention_path"
 
 
 def read_intervention_file(path: Path, *, known: Collection[str]) -> list[dict[str, Any]]:
@@ -30,12 +30,22 @@ def read_intervention_file(path: Path, *, known: Collection[str]) -> list[dict[s
 
     Raises UserError for a missing or broken file, and for keys that are not in `known`.
     """
-    content = _read(path.expanduser())
+    return feature_entries(read_content(path.expanduser()), path=path, known=known)
+
+
+def feature_entries(content: Any, *, path: Path, known: Collection[str]) -> list[dict[str, Any]]:
+    """The entries of `features`, each with what stands beside the list. Raises UserError as `read_intervention_file`.
+
+    Args:
+        content: of the file.
+        path: to name in errors.
+        known: keys.
+    """
     if not isinstance(content, Mapping) or not isinstance(content.get("features"), list) or not content["features"]:
         raise UserError(f"{path} has no list of features; expected 'features:' with an entry for each")
     shared = {key: value for key, value in content.items() if key != "features"}
     entries: list[dict[str, Any]] = []
-    known = [name for name in known if name != NOT_IN_A_FILE]
+    known = [name for name in known if name != NAME]
     for number, entry in enumerate(content["features"], 1):
         if not isinstance(entry, Mapping):
             raise UserError(f"{path}, feature {number} is {entry!r}, expected a mapping such as sae_feature_idx: 3")
@@ -48,11 +58,17 @@ def read_intervention_file(path: Path, *, known: Collection[str]) -> list[dict[s
     return entries
 
 
-def _read(path: Path) -> Any:
+def read_content(path: Path, *, name: str = NAME) -> Any:
+    """What the file holds, whatever that is. Raises UserError where it is missing or broken.
+
+    Args:
+        path: of the file.
+        name: what the user calls it.
+    """
     if path.suffix not in FORMATS:
-        raise UserError(f"sae_intervention_path is {path}, expected a file that ends in {', '.join(FORMATS)}")
+        raise UserError(f"{name} is {path}, expected a file that ends in {', '.join(FORMATS)}")
     if not path.is_file():
-        raise UserError(f"no file at sae_intervention_path={path}")
+        raise UserError(f"no file at {name}={path}")
     try:
         if path.suffix == ".pt":
             import torch

@@ -1,0 +1,201 @@
+"""A grid of features × strengths on one start of the model, and the report of all of its runs.
+
+The grid comes from a file, or is made of the best features of a scores folder, each with its own maximal activation:
+
+    python evaluation/sweep.py --grid grid.yaml --output_dir sweep --tasks math-500 \\
+        --model vllm --model_args pretrained=MODEL,dtype=bfloat16 --apply_chat_template \\
+        --gen_kwargs max_gen_toks=32768
+
+    python evaluation/sweep.py --scores_dir extraction/scores --topk 10 --strengths 1,2,4 --output_dir sweep \\
+        --tasks math-500 --model hf --model_args pretrained=MODEL,sae_path=SAE
+
+    # grid.yaml; every sae_* model argument may stand for all features or in one of them
+    sae_release: andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts
+    sae_id: blocks.19.hook_resid_post
+    strengths: [1, 2, 4]
+    features:
+      - {sae_feature_idx: 46379, sae_max_activation: 5.84}
+
+All other flags are those of `python -m lm_eval_sae`, and every run is what that would write for the plain model or the
+one point: <output_dir>/<model>-<task>[-sae-<feature>-x<strength>]/. The whole grid is checked before the model loads.
+Before the first run a probe takes the running model through all interventions: each must change log-likelihoods of
+fixed prompts, in a way of its own; after each run the probe is repeated. run.json in each folder has its figures, the
+positions that were steered, and the settings; sweep.json has those of all.
+
+Started again, finished runs are skipped, and those of other settings refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import summarize
+from sweep_grid import PLAIN, GridPoint, layers, read_grid, read_scores
+from sweep_probe import Probe
+from sweep_runs import PlannedRun, evaluate_point, plan_runs, write_overview
+
+from lm_eval_sae import errors as lm_eval_errors
+from lm_eval_sae.cli import check_tasks, parse, prepare_run, read_config, task_names
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.model_files import load_model_config
+from lm_eval_sae.steering import check_model, split_arguments
+from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
+from transformer_lens_r1.errors import run
+from transformer_lens_r1.files import check_output_folder
+
+OVERVIEW = "sweep.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    own, rest = parser.parse_known_args(argv)
+    args = parse(rest, more_flags=parser._option_string_actions)
+    points = [PLAIN, *read_points(own, args)]
+    runs = check(own, args, points)
+    print_plan(runs)
+    if own.plan:
+        return
+    left = [run for run in runs if run.record is None]
+    if left:
+        evaluate(left[: own.max_runs], args, overview=partial(write_overview, own.output_dir / OVERVIEW, runs))
+    write_overview(own.output_dir / OVERVIEW, runs)
+    if skipped := len(left[own.max_runs :] if own.max_runs else []):
+        print(f"{skipped} runs are left (--max_runs); the same command continues")
+    summarize.main(["--results", str(own.output_dir), "--output_dir", str(report_dir(own))])
+
+
+def make_parser() -> ArgumentParser:
+    """The sweep's own flags."""
+    parser = ArgumentParser(description=__doc__, usage="%(prog)s (--grid | --scores_dir) … [flags of lm_eval_sae]")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--grid", type=Path, metavar="FILE", help="YAML (JSON, .pt) file of features and strengths")
+    source.add_argument("--scores_dir", type=Path, metavar="DIR", help="what compute_score.py wrote")
+    parser.add_argument("--topk", type=positive_int, help="of the scores, how many of the best features (default: 10)")
+    parser.add_argument("--features", type=int_list, metavar="I,J", help="of the scores, these features instead")
+    parser.add_argument("--strengths", type=number_list, metavar="X,Y", help="with --scores_dir (default: 1,2,4)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--report_dir", type=Path, help="folder for the report (default: <output_dir>/report)")
+    parser.add_argument("--max_runs", type=positive_int, help="stop after so many, to continue another time")
+    parser.add_argument("--plan", action="store_true", help="check and list the runs, and load nothing")
+    return parser
+
+
+def number_list(text: str) -> list[float]:
+    """Numbers with commas between them, whole ones as integers."""
+    try:
+        return [float(part) if set(part) & set(".eE") else int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def report_dir(own: Namespace) -> Path:
+    """Where the report goes."""
+    return own.report_dir or own.output_dir / "report"
+
+
+def read_points(own: Namespace, args: Namespace) -> list[GridPoint]:
+    """The grid without the plain model; leaves of the model arguments in `args` those that are not `sae_*`."""
+    if args.command != "run":
+        raise UserError(f"a sweep has no command '{args.command}'; expected flags of lm_eval_sae only")
+    if args.output_path or args.use_cache:
+        flag = "--output_path" if args.output_path else "--use_cache"
+        raise UserError(f"{flag} is not for a sweep: runs go to --output_dir, and finished ones are not run again")
+    args.output_path, args.log_samples = str(own.output_dir), True
+    shared, args.model_args = split_arguments(read_config(args).model_args)
+    if own.grid:
+        for name in ("topk", "features", "strengths"):
+            if getattr(own, name) is not None:
+                raise UserError(f"--{name} is for --scores_dir; with --grid it stands in the file")
+        return read_grid(own.grid, shared=shared)
+    if own.topk and own.features:
+        raise UserError("both --topk and --features are given; expected one of them")
+    return read_scores(
+        own.scores_dir,
+        topk=own.topk or 10,
+        features=own.features or [],
+        strengths=own.strengths or [1, 2, 4],
+        shared=shared,
+    )
+
+
+def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[PlannedRun]:
+    """The runs, when all that can be known without the model was checked. Raises UserError."""
+    prepare_run(args)
+    if args.model not in ("hf-sae", "vllm-sae"):
+        raise UserError(f"--model {args.model} cannot steer; expected hf or vllm")
+    check_tasks(args)
+    config = read_config(args)
+    name = str(config.model_args["pretrained"])
+    model_config = load_model_config(name, config.model_args)
+    for point in points:
+        if point.steering:
+            check_model(point.steering, model_config, name=name)
+    if own.output_dir.is_file():
+        raise UserError(f"--output_dir {own.output_dir} is a file; give the name of a folder")
+    runs = plan_runs(points, list(dict.fromkeys(task_names(config))), config, own.output_dir)
+    for planned in runs:
+        _ = planned.record  # refuses another run's folder
+    check_output_folder(report_dir(own), "summary.csv", name="--report_dir")
+    return runs
+
+
+def print_plan(runs: Sequence[PlannedRun]) -> None:
+    """Lists the runs and says which are finished."""
+    finished = sum(planned.record is not None for planned in runs)
+    n_tasks = len({planned.task for planned in runs})
+    print(f"{len(runs)} runs: {len(runs) // n_tasks} per task, plain and steered; {finished} finished before")
+    for planned in runs:
+        state = "finished" if planned.record is not None else "to do"
+        print(f"  {planned.folder.name:<60} {state:<9} {planned.point.label}", flush=True)
+
+
+def evaluate(runs: Sequence[PlannedRun], args: Namespace, *, overview: partial) -> None:
+    """Starts the model once, proves that every intervention can be told from the others, and does the runs.
+
+    Args:
+        runs: that are not finished.
+        args: of a plain run, after `prepare_run`.
+        overview: called after every run.
+    """
+    from lm_eval_sae.one_start import instead_of_a_start, start_model
+
+    points = list(dict.fromkeys(planned.point.name for planned in runs))
+    by_name = {planned.point.name: planned.point for planned in runs}
+    begun = time.perf_counter()
+    started = datetime.now().isoformat(timespec="seconds")
+    model = start_model(args, slots=layers(by_name.values()))
+    print(f"model started in {time.perf_counter() - begun:.0f} s", flush=True)
+    try:
+        probe = Probe(model, [by_name[name] for name in points])
+        begun = time.perf_counter()
+        with instead_of_a_start(model):
+            for number, planned in enumerate(runs, 1):
+                evaluate_point(planned, args, probe, model_started=started)
+                overview()
+                spent = time.perf_counter() - begun
+                left = spent / number * (len(runs) - number)
+                print(
+                    f"[{number} of {len(runs)}] {planned.folder.name}: {planned.record['seconds']:.0f} s, "
+                    f"about {duration(left)} left",
+                    flush=True,
+                )
+    finally:
+        if hasattr(model, "close"):
+            model.close()
+
+
+def duration(seconds: float) -> str:
+    """E.g. "50 s", "7 min", "3.2 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    run(partial(lm_eval_errors.run, main))

@@ -1,0 +1,175 @@
+"""The grid of a sweep: features × strengths, each point checked against its SAE."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.intervention_file import feature_entries, read_content
+from lm_eval_sae.steering import ARGUMENTS, Steering, read_feature_setting
+from transformer_lens_r1.files import hash_file
+
+KEYS = (*(name for name in ARGUMENTS if name not in ("sae_strength", "sae_intervention_path")), "strengths")
+TABLE, SCORES_RUN = "top_features.csv", "run.json"
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One intervention of the grid, or the plain model."""
+
+    name: str
+    """In the name of its folder: "sae-<feature>-x<strength>"; "" for the plain model."""
+    arguments: Mapping[str, Any]
+    """The `sae_*` model arguments of a run of its own; {} for the plain model."""
+    steering: Steering | None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.steering is None:
+            return "plain"
+        (feature,) = self.steering.features
+        return f"{feature.mode} {feature.feature_idx} to {feature.strength:g} × {feature.max_activation:.4g}"
+
+
+PLAIN = GridPoint("", {}, None)
+
+
+def read_grid(path: Path, *, shared: Mapping[str, Any]) -> list[GridPoint]:
+    """The points of a YAML (JSON, .pt) file, in its order.
+
+    A feature is its index, or a mapping with arguments of its own:
+
+        sae_path: quickstart-run/sae
+        sae_stats: quickstart-run/scores
+        sae_max_activation: auto
+        strengths: [1, 2, 4]
+        features: [2026, 1792, {sae_feature_idx: 3061, sae_max_activation: 21.9, sae_stats: null}]
+
+    Args:
+        path: of the file.
+        shared: `sae_*` arguments that the user gave elsewhere.
+
+    Raises:
+        UserError: whatever is missing, unknown, double or does not fit the SAE.
+    """
+    content = read_content(path.expanduser(), name="--grid")
+    if isinstance(content, Mapping) and isinstance(content.get("features"), list):
+        features = [{"sae_feature_idx": e} if type(e) is int else e for e in content["features"]]
+        content = {**content, "features": features}
+        if any("sae_strength" in part for part in (content, *features) if isinstance(part, Mapping)):
+            raise UserError(f"{path} has sae_strength; the strengths of a sweep are a list, such as strengths: [1, 2]")
+    if shared:
+        raise UserError(f"{next(iter(shared))} is in --model_args; with --grid it belongs into {path}")
+    return _points(feature_entries(content, path=path, known=KEYS), where=str(path))
+
+
+def read_scores(
+    folder: Path, *, topk: int, features: Sequence[int], strengths: Sequence[float], shared: Mapping[str, Any]
+) -> list[GridPoint]:
+    """The best features of a scores folder, each with its own maximal activation in the scored text.
+
+    Args:
+        folder: that compute_score.py wrote.
+        topk: how many, in the order of ReasonScore; of no account where there are ``features``.
+        features: these instead of the best.
+        strengths: of each.
+        shared: `sae_*` arguments of all, which name the SAE.
+
+    Raises:
+        UserError: as `read_grid`.
+    """
+    for name in ("sae_feature_idx", "sae_strength", "sae_max_activation", "sae_stats", "sae_intervention_path"):
+        if name in shared:
+            raise UserError(f"{name} is in --model_args, but --scores_dir says which features and maximal activations")
+    if not folder.is_dir():
+        raise UserError(f"no scores folder at {folder}; expected what compute_score.py wrote")
+    chosen = list(features) or _best(folder, topk)
+    own = {"sae_stats": str(folder), "sae_max_activation": "auto", "strengths": list(strengths)}
+    return _points([{**shared, **own, "sae_feature_idx": index} for index in chosen], where=str(folder))
+
+
+def _best(folder: Path, topk: int) -> list[int]:
+    table = folder / TABLE
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            best = [int(row["feature"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{table} is not what compute_score.py wrote ({error!r})") from error
+    if len(best) < topk:
+        raise UserError(f"{table} has the {len(best)} best features, --topk asks for {topk}; see compute_score.py")
+    return best[:topk]
+
+
+def _points(entries: Sequence[Mapping[str, Any]], *, where: str) -> list[GridPoint]:
+    points: dict[str, GridPoint] = {}
+    checked: set[tuple] = set()
+    for number, entry in enumerate(entries, 1):
+        strengths = _strengths(entry.get("strengths"), where=where)
+        arguments = {key: value for key, value in entry.items() if key != "strengths"}
+        try:
+            setting = read_feature_setting({**arguments, "sae_strength": strengths[0]})
+            _check_scores(arguments, hook_name=setting.hook_name, checked=checked)
+        except UserError as error:
+            raise UserError(f"{where}, feature {number}: {error}") from error
+        mode = "" if setting.mode == "set" else f"-{setting.mode}"
+        for strength in strengths:
+            name = f"sae-{setting.feature_idx}{mode}-x{strength:g}"
+            if name in points:
+                raise UserError(
+                    f"{where} has feature {setting.feature_idx} with strength {strength:g} twice; expected it once "
+                    "(the same index of two SAEs: in two sweeps)"
+                )
+            feature = replace(setting, strength=float(strength), value=strength * setting.max_activation)
+            points[name] = GridPoint(name, {**arguments, "sae_strength": strength}, Steering((feature,)))
+    return list(points.values())
+
+
+def _strengths(values: Any, *, where: str) -> list[float]:
+    if values is None:
+        raise UserError(f"{where} has no strengths; expected a list, such as strengths: [1, 2, 4]")
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{where}: strengths is {values!r}, expected a list, such as [1, 2, 4]")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+            raise UserError(f"{where}: the strength {value!r} is no number")
+    return values
+
+
+def _check_scores(arguments: Mapping[str, Any], *, hook_name: str, checked: set[tuple]) -> None:
+    """Raises UserError where the scores that maximal activations come from are of another SAE."""
+    stats = arguments.get("sae_stats")
+    path, release, sae_id, revision = (arguments.get(f"sae_{name}") for name in ("path", "release", "id", "revision"))
+    key = (stats, path, release, sae_id, revision)
+    if stats is None or key in checked:
+        return
+    checked.add(key)
+    file = Path(str(stats)).expanduser() / SCORES_RUN
+    if not file.is_file():
+        return
+    try:
+        scored = json.loads(file.read_text(encoding="utf-8"))["sae"]
+        hook, sha256 = scored["hook_name"], scored["weights_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not what compute_score.py wrote ({error!r})") from error
+    if hook != hook_name:
+        raise UserError(f"the scores in {stats} are of an SAE at {hook}, this one is at {hook_name}")
+    from lm_eval_sae.sae_rows import WEIGHTS_FILE, find_sae
+
+    folder = find_sae(None if path is None else str(path), release=release, sae_id=sae_id, revision=revision)
+    if sha256 and sha256 != hash_file(folder / WEIGHTS_FILE):
+        raise UserError(f"the scores in {stats} are of an SAE with other weights; score the features of this one")
+
+
+def layers(points: Iterable[GridPoint]) -> dict[int, int]:
+    """Layer → features that a point of the grid changes there at once."""
+    slots: dict[int, int] = {}
+    for point in points:
+        for layer, features in point.steering.layers().items() if point.steering else ():
+            slots[layer] = max(len(features), slots.get(layer, 0))
+    return slots
