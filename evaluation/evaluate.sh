@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Plain and steered evaluation of one model: lm-evaluation-harness on each task, without and with one SAE feature set
 # at every token. As it stands it is the paper's run (DeepSeek-R1-Distill-Llama-8B in vLLM, feature 46379 at 2 × 5.84),
-# which wants a GPU of 40 GB or more; a trial takes minutes:
+# which wants a GPU of 48 GB or more; a trial takes minutes:
 #
 #     LIMIT=4 GEN_KWARGS=max_gen_toks=512 TASKS=math-500 bash evaluation/evaluate.sh
 #
 # Every run writes <OUTPUT_DIR>/<model>-<task>[-sae-<feature>]/ (results_*.json, samples_*.jsonl) when it is complete.
-# Started again, finished runs are skipped; those of other settings, or of an SAE that changed since, are refused.
+# Started again, finished runs are skipped; those of other settings, or of a local model, SAE, scores, problems or judge
+# that changed since, are refused.
 # Everything is set by environment variables:
 #
 #     MODEL            Hub id or folder            SAE_PATH          folder of the SAE, or
@@ -65,7 +66,9 @@ DTYPE="${DTYPE:-bfloat16}"
 DEVICE="${DEVICE:-auto}"
 TENSOR_PARALLEL_SIZE="${TENSOR_PARALLEL_SIZE:-1}"
 DATA_PARALLEL_SIZE="${DATA_PARALLEL_SIZE:-1}"
-GPU_MEMORY_UTILIZATION="${GPU_MEMORY_UTILIZATION-0.85}"
+# On a CPU it would be a share of all memory.
+if command -v nvidia-smi >/dev/null; then utilization=0.85; else utilization=; fi
+GPU_MEMORY_UTILIZATION="${GPU_MEMORY_UTILIZATION-$utilization}"
 GEN_KWARGS="${GEN_KWARGS-max_gen_toks=32768,cutoff_token=128014}"
 SEED="${SEED:-1234}"
 LIMIT="${LIMIT:-}"
@@ -93,6 +96,29 @@ done
 for variable in MODEL SAE_PATH SAE_STATS INTERVENTION; do
     [[ "${!variable:-}" != *,* ]] || fail "$variable is '${!variable}': a comma separates model arguments; rename it"
 done
+
+# ---- what may change behind a path -----------------------------------------------------------------------------------
+# Weights are gigabytes: their size and time stand for them.
+changeable() { # changeable <task> <plain|steered>
+    local sae="${SAE_PATH:-}" problems="${QUICKSTART_PROBLEMS:-}" file
+    sae="${sae/#\~\//$HOME/}"
+    for file in "$MODEL"/*.safetensors; do
+        if [[ -f "$file" ]]; then printf ' model=%s' "$(stat -L -c '%s %Y' "$file")"; fi
+    done
+    if [[ $1 == quickstart_problems ]]; then
+        printf ' problems=%s' "$problems"
+        if [[ -f "$problems" ]]; then printf ' %s' "$(cksum <"$problems")"; fi
+    fi
+    if [[ -n "${PROCESSOR:-}" ]]; then printf ' judge=%s' "$PROCESSOR ${PROCESSOR_BASE_URL:-} ${JUDGE:-}"; fi
+    if [[ $2 == plain ]]; then return; fi
+    if [[ -f "${INTERVENTION:-}" ]]; then printf ' intervention=%s' "$(cksum <"$INTERVENTION")"; fi
+    if [[ -f "${SAE_STATS:-}/feature_stats.safetensors" ]]; then
+        printf ' scores=%s' "$(cksum <"$SAE_STATS/feature_stats.safetensors")"
+    fi
+    if [[ -f "$sae/cfg.json" && -f "$sae/sae_weights.safetensors" ]]; then
+        printf ' cfg=%s weights=%s' "$(cksum <"$sae/cfg.json")" "$(stat -L -c '%s %Y' "$sae/sae_weights.safetensors")"
+    fi
+}
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
 run_task() { # run_task <task> <plain|steered>
@@ -128,14 +154,7 @@ run_task() { # run_task <task> <plain|steered>
     if [[ $CHAT_TEMPLATE == 1 ]]; then arguments+=(--apply_chat_template); fi
     arguments+=(--log_samples)
     settings="${arguments[*]}"
-    if [[ $task == quickstart_problems ]]; then settings+=" problems=${QUICKSTART_PROBLEMS:-}"; fi
-    if [[ $kind == steered && -f "${INTERVENTION:-}" ]]; then settings+=" intervention=$(cksum <"$INTERVENTION")"; fi
-    # A SAE trained again lies in the same folder. The weights are gigabytes: their size and time stand for them.
-    local sae="${SAE_PATH:-}"
-    sae="${sae/#\~\//$HOME/}"
-    if [[ $kind == steered && -f "$sae/cfg.json" && -f "$sae/sae_weights.safetensors" ]]; then
-        settings+=" cfg=$(cksum <"$sae/cfg.json") weights=$(stat -L -c '%s %Y' "$sae/sae_weights.safetensors")"
-    fi
+    settings+="$(changeable "$task" "$kind")"
 
     if [[ -e "$folder" && $FRESH != 1 ]]; then
         if [[ "$(cat "$folder/settings.txt" 2>/dev/null)" == "$settings" ]]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The best features by ReasonScore at several strengths, on one start of the paper's model in vLLM, and their report.
 # As it stands: the ten best of extraction/scores (compute_score.sh) at strengths 1, 2 and 4 on MATH-500, and the plain
-# run; a GPU of 40 GB or more. Every value can be set in the environment, and further flags are passed on to sweep.py:
+# run; a GPU of 48 GB or more. Every value can be set in the environment, and further flags are passed on to sweep.py:
 #
 #     TASKS=aime2024_nofigures TOPK=3 bash evaluation/sweep.sh --limit 4
 #

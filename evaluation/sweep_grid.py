@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention_file import feature_entries, read_content
 from lm_eval_sae.steering import ARGUMENTS, Steering, read_feature_setting
-from transformer_lens_r1.files import hash_file
 
 KEYS = (*(name for name in ARGUMENTS if name not in ("sae_strength", "sae_intervention_path")), "strengths")
-TABLE, SCORES_RUN = "top_features.csv", "run.json"
+TABLE = "top_features.csv"
 
 
 @dataclass(frozen=True)
@@ -108,13 +106,11 @@ def _best(folder: Path, topk: int) -> list[int]:
 
 def _points(entries: Sequence[Mapping[str, Any]], *, where: str) -> list[GridPoint]:
     points: dict[str, GridPoint] = {}
-    checked: set[tuple] = set()
     for number, entry in enumerate(entries, 1):
         strengths = _strengths(entry.get("strengths"), where=where)
         arguments = {key: value for key, value in entry.items() if key != "strengths"}
         try:
             setting = read_feature_setting({**arguments, "sae_strength": strengths[0]})
-            _check_scores(arguments, hook_name=setting.hook_name, checked=checked)
         except UserError as error:
             raise UserError(f"{where}, feature {number}: {error}") from error
         mode = "" if setting.mode == "set" else f"-{setting.mode}"
@@ -139,31 +135,6 @@ def _strengths(values: Any, *, where: str) -> list[float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
             raise UserError(f"{where}: the strength {value!r} is no number")
     return values
-
-
-def _check_scores(arguments: Mapping[str, Any], *, hook_name: str, checked: set[tuple]) -> None:
-    """Raises UserError where the scores that maximal activations come from are of another SAE."""
-    stats = arguments.get("sae_stats")
-    path, release, sae_id, revision = (arguments.get(f"sae_{name}") for name in ("path", "release", "id", "revision"))
-    key = (stats, path, release, sae_id, revision)
-    if stats is None or key in checked:
-        return
-    checked.add(key)
-    file = Path(str(stats)).expanduser() / SCORES_RUN
-    if not file.is_file():
-        return
-    try:
-        scored = json.loads(file.read_text(encoding="utf-8"))["sae"]
-        hook, sha256 = scored["hook_name"], scored["weights_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not what compute_score.py wrote ({error!r})") from error
-    if hook != hook_name:
-        raise UserError(f"the scores in {stats} are of an SAE at {hook}, this one is at {hook_name}")
-    from lm_eval_sae.sae_rows import WEIGHTS_FILE, find_sae
-
-    folder = find_sae(None if path is None else str(path), release=release, sae_id=sae_id, revision=revision)
-    if sha256 and sha256 != hash_file(folder / WEIGHTS_FILE):
-        raise UserError(f"the scores in {stats} are of an SAE with other weights; score the features of this one")
 
 
 def layers(points: Iterable[GridPoint]) -> dict[int, int]:

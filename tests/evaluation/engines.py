@@ -63,10 +63,8 @@ def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE
     """A small engine in float32."""
     from lm_eval_sae.vllm_model import VLLMSAE
 
-    return VLLMSAE(
-        str(model), dtype="float32", max_model_len=1024, kv_cache_memory_bytes=2**27, max_num_seqs=8,
-        enforce_eager=eager, **arguments,
-    )  # fmt: skip
+    arguments = {"kv_cache_memory_bytes": 2**27} | arguments
+    return VLLMSAE(str(model), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=eager, **arguments)
 
 
 def start_hf(model: Path) -> HFSAE:

@@ -247,6 +247,26 @@ def test_mistakes_of_steering_end_before_the_model_is_loaded(
             "max_gen_toks is 2048 but the context of .* is 2048 tokens.*well below 2048",
         ),
         (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500"],
+            "max_gen_toks is 32768 but the context of .* is 2048",
+        ),
+        (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_new_tokens=64"],
+            "generation argument 'max_new_tokens' is called max_gen_toks in lm-eval",
+        ),
+        (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "num_return_sequences=2"],
+            "unknown generation argument 'num_return_sequences'",
+        ),
+        (
+            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_gen_toks=-3"],
+            "max_gen_toks is -3",
+        ),
+        (
+            ["--model", "vllm", "--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "top_p=5"],
+            "--gen_kwargs: top_p must be in",
+        ),
+        (
             ["--model_args", "pretrained=MODEL,max_length=64", "--tasks", "math-500", "--gen_kwargs=max_gen_toks=99"],
             "max_gen_toks is 99 but the context of .* is 64 tokens",
         ),

@@ -7,19 +7,21 @@ tokens besides.
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import io
 import json
 import logging
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import yaml
+
 from lm_eval_sae import TASKS_DIR, register_filters, register_models
-from lm_eval_sae.completion import split_cutoff
 from lm_eval_sae.errors import UserError, did_you_mean
+from lm_eval_sae.generation_checks import check_context, check_generation_arguments, max_gen_toks, require_vllm
 from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 
 HF_MODELS = ("hf", "hf-auto", "huggingface", "hf-sae")
 VLLM_MODELS = ("vllm", "vllm-sae")
-GENERATION_ARGUMENTS = (
-    "until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length", "cutoff_token",
-)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -84,8 +83,22 @@ def parse(argv: Sequence[str], *, more_flags: Iterable[str] = ()) -> Namespace:
         parser.allow_abbrev = False
     args = cli._parser.parse_args(argv)
     if hasattr(args, "include_path"):
-        args.include_path = [str(TASKS_DIR), *([args.include_path] if args.include_path else [])]
+        in_file = _of_config_file(args, "include_path") or []
+        given = args.include_path or in_file
+        args.include_path = [str(TASKS_DIR), *([given] if isinstance(given, str) else given)]
     return args
+
+
+def _of_config_file(args: Namespace, name: str) -> Any:
+    """What lm-eval's --config file says, which a value of ours on the command line would hide."""
+    file = getattr(args, "config", None)
+    if not file or not Path(file).is_file():
+        return None
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None  # lm-eval's to say
+    return content.get(name) if isinstance(content, dict) else None
 
 
 def read_config(args: Namespace) -> "EvaluatorConfig":
@@ -113,7 +126,8 @@ def task_names(config: "EvaluatorConfig") -> list[str]:
 def prepare_run(args: Namespace) -> None:
     """Checks a run against the SAE, the model's config and the data before anything is loaded; edits `args`."""
     config = read_config(args)
-    if PROBLEMS_TASK in task_names(config):
+    tasks = task_names(config)
+    if PROBLEMS_TASK in tasks:
         problems_file(config.metadata)
 
     ours, others = split_arguments(config.model_args)
@@ -121,7 +135,7 @@ def prepare_run(args: Namespace) -> None:
         args.model = "hf-sae"
     elif config.model in VLLM_MODELS:
         args.model = "vllm-sae"
-        require_vllm()
+        require_vllm(others)
     else:
         if ours:
             raise UserError(f"--model {config.model} cannot steer; expected hf-sae or vllm-sae")
@@ -136,7 +150,7 @@ def prepare_run(args: Namespace) -> None:
 
     name = str(others["pretrained"])
     model_config = load_model_config(name, others)
-    check_context(config.gen_kwargs, others, model_config, name=name)
+    check_context(max_gen_toks(config.gen_kwargs, tasks), others, model_config, name=name)
     if steering is not None:
         check_model(steering, model_config, name=name)
         if config.use_cache:
@@ -191,39 +205,3 @@ def own_tasks_only() -> Iterator[None]:
         yield
     finally:
         lm_eval.tasks.TaskManager = original
-
-
-def require_vllm() -> None:
-    """Raises UserError where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError("vLLM is not installed; run setup.sh, which says what it needs, or use --model hf")
-
-
-def check_generation_arguments(gen_kwargs: Mapping[str, Any], *, engine: str) -> None:
-    """Raises UserError for a generation argument that neither lm-eval, this package nor the engine knows."""
-    split_cutoff(gen_kwargs)
-    if engine == "hf-sae":
-        from transformers import GenerationConfig
-
-        names = GenerationConfig().to_dict()
-    else:
-        from vllm import SamplingParams
-
-        # A completion for each request: repeats are the task's.
-        names = [name for name in SamplingParams.__struct_fields__ if name != "n" and not name.startswith("_")]
-    known = {*GENERATION_ARGUMENTS, "do_sample", *names}
-    for key in gen_kwargs:
-        if key not in known:
-            raise UserError(f"unknown generation argument '{key}'{did_you_mean(key, known)}")
-
-
-def check_context(gen_kwargs: Mapping[str, Any], model_args: Mapping[str, Any], config: Any, *, name: str) -> None:
-    """Raises UserError where max_gen_toks leaves no room for a prompt in the context of the model."""
-    wanted = gen_kwargs.get("max_gen_toks")
-    given = model_args.get("max_length") or model_args.get("max_model_len")
-    context = given or getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(wanted, int) and isinstance(context, int) and wanted >= context:
-        raise UserError(
-            f"max_gen_toks is {wanted} but the context of {name} is {context} tokens, prompt included; "
-            f"set max_gen_toks in --gen_kwargs (evaluate.sh: GEN_KWARGS) well below {context}"
-        )

@@ -53,6 +53,16 @@ def split_cutoff(gen_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
     return {key: value for key, value in gen_kwargs.items() if key != CUTOFF}, cutoff
 
 
+def require_room(prompt_tokens: int, max_gen_toks: int, context: int) -> None:
+    """Raises UserError where a prompt would lose its start to make room for its completion."""
+    if prompt_tokens + max_gen_toks > context:
+        raise UserError(
+            f"a prompt of {prompt_tokens} tokens and max_gen_toks {max_gen_toks} do not fit into the context of "
+            f"{context} tokens; set max_gen_toks in --gen_kwargs (evaluate.sh: GEN_KWARGS) to at most "
+            f"{max(context - prompt_tokens, 0)}"
+        )
+
+
 def count_reasoning(tokens: Sequence[int], cutoff: int | None) -> int | None:
     """reasoning_tokens of a `Completion` of these tokens, the one that ended it included; None without a cutoff."""
     if cutoff is None:

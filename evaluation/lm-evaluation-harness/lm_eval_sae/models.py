@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lm_eval_sae.completion import Completion, count_reasoning, measure_completion, split_cutoff
+from lm_eval_sae.completion import Completion, count_reasoning, measure_completion, require_room, split_cutoff
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention import FeatureIntervention, make_intervention
 from lm_eval_sae.model_files import load_model_config
@@ -95,6 +95,9 @@ class HFSAE(HFLM):
             context, gen_kwargs, *others = request.args
             engine_kwargs, cutoff = split_cutoff(gen_kwargs)
             self._warn_of_unknown(cutoff)
+            require_room(
+                len(self.tok_encode(context)), engine_kwargs.get("max_gen_toks", self.max_gen_toks), self.max_length
+            )
             self._cutoffs.append(cutoff)
             indexed.append(with_arguments(request, _Prompt(context, index), engine_kwargs, *others))
         texts = super().generate_until(indexed, disable_tqdm=disable_tqdm)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_sae.errors import UserError, did_you_mean
 from lm_eval_sae.intervention_file import read_intervention_file
+from lm_eval_sae.scores import STATS_FILE, check_scores, read_max_activation
 
 if TYPE_CHECKING:
     from lm_eval_sae.sae_rows import FeatureRow
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 MODES = ("set", "clamp", "add")
 UNITS = ("folded", "raw")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # by model_type
-STATS_FILE = "feature_stats.safetensors"
 ARGUMENTS = {
     "sae_path": "folder of the SAE",
     "sae_release": "Hub repository of the SAE, with sae_id",
@@ -151,6 +151,7 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
     config = read_config(folder)
     row = read_feature(folder, config, feature_idx)
     if max_activation == "auto":
+        check_scores(Path(str(stats)), folder, hook_name=config.hook_name)
         max_activation = read_max_activation(Path(str(stats)), feature_idx, d_sae=config.d_sae)
         if units == "raw":
             max_activation /= row.decoder_norm
@@ -169,28 +170,6 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
         units=units,
         row=row.folded() if units == "folded" else row,
     )
-
-
-def read_max_activation(scores: Path, feature_idx: int, *, d_sae: int) -> float:
-    """Maximal activation of a feature, in folded units, from the statistics that compute_score.py wrote."""
-    from safetensors import SafetensorError, safe_open
-
-    file = scores.expanduser() / STATS_FILE
-    if not file.is_file():
-        raise UserError(f"{scores} holds no {STATS_FILE}; expected the folder that compute_score.py wrote")
-    try:
-        with safe_open(file, framework="pt") as stats:
-            if "max_activation" not in stats.keys():  # noqa: SIM118  (safe_open is no mapping)
-                raise UserError(f"{file} holds no 'max_activation'; it has {', '.join(sorted(stats.keys()))}")
-            values = stats.get_tensor("max_activation")
-    except SafetensorError as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    if values.shape != (d_sae,):
-        raise UserError(f"{file} is of {values.numel()} features, the SAE has {d_sae}; expected scores of this SAE")
-    value = float(values[feature_idx])
-    if not value > 0:
-        raise UserError(f"feature {feature_idx} never fired in the scored text: there is no maximum to scale")
-    return value
 
 
 def check_model(steering: Steering, config: Any, *, name: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lm_eval_sae.errors import UserError
+
 WORKER = "lm_eval_sae.vllm_worker.SteeringWorker"
 CONFIG_KEY = "lm_eval_sae"
 CORES_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
@@ -33,7 +35,8 @@ class Engine:
         owned = {layer for layers in self.llm.collective_rpc("set_intervention", args=(values,)) for layer in layers}
         if owned != set(values):
             raise RuntimeError(f"no worker has layer {', '.join(sorted(set(values) - owned))}")
-        if not self.llm.reset_prefix_cache():
+        # What is kept outside the engine (a KV connector) was computed under the one before as well.
+        if not self.llm.reset_prefix_cache(reset_connector=True):
             raise RuntimeError("vLLM could not reset its prefix cache: requests are still running")
 
     def steered_positions(self) -> dict[str, int]:
@@ -44,11 +47,12 @@ class Engine:
                 counts[layer] = min(count, counts.get(layer, count))
         return counts
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any], lora_request: Any = None) -> list[Any]:
         """vLLM's outputs for prompts of token ids, in order."""
         from vllm import TokensPrompt
 
-        return self.llm.generate([TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts], list(params))
+        tokens = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
+        return self.llm.generate(tokens, list(params), lora_request=lora_request)
 
     def close(self) -> None:
         """Ends the engine's processes."""
@@ -85,6 +89,12 @@ class Replicas:
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             ray.init(include_dashboard=False, logging_level="warning")
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if not on_cpu and gpus < count * ranks:  # Ray would wait for more, for ever
+            raise UserError(
+                f"data_parallel_size={count} with {ranks} GPUs each needs {count * ranks} GPUs, Ray sees {gpus:g}; "
+                "set data_parallel_size or CUDA_VISIBLE_DEVICES"
+            )
         bindings = split_cores(count, ranks) if on_cpu else [""] * count
         self._ray = ray
         self.actors = [
@@ -111,12 +121,12 @@ class Replicas:
                 counts[layer] = counts.get(layer, 0) + count
         return counts
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any], lora_request: Any = None) -> list[Any]:
         """As `Engine.generate`; every n-th request goes to the same replica, which mixes long and short ones."""
         n = len(self.actors)
         parts = self._ray.get(
             [
-                actor.generate.remote(list(prompts[i::n]), list(params[i::n]))
+                actor.generate.remote(list(prompts[i::n]), list(params[i::n]), lora_request)
                 for i, actor in enumerate(self.actors)
                 if prompts[i::n]
             ]

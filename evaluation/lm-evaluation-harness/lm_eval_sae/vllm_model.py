@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_sae.completion import Completion, count_reasoning, split_cutoff
+from lm_eval_sae.completion import Completion, count_reasoning, require_room, split_cutoff
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.intervention import slot_values
 from lm_eval_sae.model_files import load_model_config
@@ -59,8 +59,8 @@ class VLLMSAE(VLLM):
 
     Takes VLLM's arguments and those of `lm_eval_sae.steering.ARGUMENTS`; with none of the latter the engine is vLLM's
     own. Completions carry their length in tokens in either case. Where completions are sampled each request has a
-    seed of its own, made from `seed`, its prompt and the number of its repeat: texts do not depend on how requests
-    were batched or dealt to replicas, and a plain and a steered run draw the same random numbers.
+    seed of its own, made from `seed`, its prompt and the number of its repeat: the random numbers do not depend on how
+    requests were batched or dealt to replicas, and a plain and a steered run draw the same.
 
     Args:
         slots: layer → number of features that `set_intervention` may change there, beyond what is steered first.
@@ -143,9 +143,12 @@ class VLLMSAE(VLLM):
         """VLLM's completions, each a `Completion`."""
         self._outputs = {}
         prepared, cutoffs = [], []
-        for index, (request, repeat) in enumerate(zip(requests, number_repeats(requests), strict=True)):
+        prompts = self.tok_encode([request.args[0] for request in requests])
+        repeats = number_repeats(requests)
+        for index, (request, prompt, repeat) in enumerate(zip(requests, prompts, repeats, strict=True)):
             context, gen_kwargs, *others = request.args
             engine_kwargs, cutoff = split_cutoff(gen_kwargs)
+            require_room(len(prompt), engine_kwargs.get("max_gen_toks", self.max_gen_toks), self.max_length)
             cutoffs.append(cutoff)
             engine_kwargs["seed"] = request_seed(gen_kwargs.get("seed", self.model_args["seed"]), context, repeat)
             engine_kwargs["extra_args"] = {**engine_kwargs.get("extra_args", {}), REQUEST_KEY: index}
@@ -164,7 +167,7 @@ class VLLMSAE(VLLM):
             if not generate:
                 one = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
                 sampling_params = [one] * len(requests)
-            outputs = self.engine.generate(requests, sampling_params)
+            outputs = self.engine.generate(requests, sampling_params, self.lora_request)
         else:
             outputs = super()._model_generate(requests, generate, sampling_params)
         if generate:
