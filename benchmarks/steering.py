@@ -90,7 +90,7 @@ class Variant:
         """Times one batch of greedy completions of exactly `tokens` tokens each."""
         from lm_eval.api.instance import Instance
 
-        gen_kwargs = {"max_gen_toks": tokens, "ignore_eos": True, "do_sample": False, "until": []}
+        gen_kwargs = {"max_gen_toks": tokens, "min_tokens": tokens, "ignore_eos": True, "do_sample": False, "until": []}
         prompts = [
             f"Question {i}. Wait, let me think about this again: what is {i} + {i * i}?" for i in range(sequences)
         ]
