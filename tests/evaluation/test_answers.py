@@ -48,7 +48,56 @@ from lm_eval_sae.answers import (
         ("**12**.", "12", True),
         (r"\(12\)", "12", True),
         ("$12$.", "12", True),
+        (r"12.5\%", "12.5", True),
+        ("12.5", r"12.5\%", True),
+        ("12.5%", "12.5", True),
+        (r"62.5\%", "62.5", True),
+        (r"1.25\%", "1.25", True),
+        (r"0.5\%", "0.5", True),
+        (r"5.0\%", "5", True),
+        (r"\frac{100}{3}\%", r"\frac{100}{3}", True),
+        (r"12.5\%", "0.125", True),
+        (r"12.5\%", "12.6", False),
+        (r"12.5\%", r"12.6\%", False),
+        ("12.5 percent", "12.5", None),
+        ("5 dollars", "5", True),
+        ("6 dollars", "5", False),
+        ("20 dollars", r"\$20", True),
+        (r"\text{5 dollars}", "5", True),
+        ("12 cm^2", "12", True),
+        ("12", "12 cm^{2}", True),
+        ("13 cm^2", "12", False),
+        ("100 km/h", "100", True),
+        ("100 miles per hour", "100", True),
+        ("9.8 m/s^2", "9.8", True),
+        ("9.7 m/s^2", "9.8", False),
+        ("2 hours", "120 minutes", None),
+        ("3 square yards", "4", False),
+        ("13 apples", "12", None),  # a word that is no known unit may change the number: 5 dozen are 60
+        ("5 dozen", "60", None),
+        ("x > 1 and x < 3", "(1,4)", None),
+        # the notation of numbers
+        (r"1.5 \text{ million}", "1500000", True),
+        ("1 million", "1000000", True),
+        ("2 Million dollars", r"2{,}000{,}000", True),
+        ("1 million", "2000000", False),
+        ("1 7/8", "1.875", True),
+        ("-1 7/8", "-1.875", True),
+        ("1 5/8", "1.875", False),
+        ("1.0e-4", "0.0001", True),
+        ("1.0E-4", "0.001", False),
+        (".5", "0.5", True),
+        ("52_9", "52_8", False),
+        ("1101_{2}", "1101_3", False),
+        ("1A_{16}", "1A_{12}", False),
+        ("42_{10}", "52_8", None),  # the same number, but perhaps not the notation that was asked for
+        ("2516", "2516_8", True),
+        ("2516_{8}", "2516_8", True),
+        ("2517", "2516_8", False),
+        ("9_{1}", "9_{37}", False),
         # sets, tuples, intervals
+        (r"\emptyset", r"\varnothing", True),
+        (r"\varnothing", r"\{1\}", False),
         (r"\{3, 1, 2\}", r"\{1,2,3\}", True),
         ("2, 1", "1,2", True),
         ("1, 3", "1,2", False),
@@ -63,6 +112,11 @@ from lm_eval_sae.answers import (
         ("q - p", "p - q", False),
         ("x = 5", "5", True),
         ("y = 2x+1", "y = 1+2x", True),
+        ("5x^2", "5", False),
+        ("5 m^2", "5", False),  # m may be a variable
+        (r"2\sin x", r"2\cos x", False),
+        ("2 sin x", "2 cos x", False),
+        ("5 theta", "5", False),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1\\2 \end{pmatrix}", True),
         # words
         (r"\text{Evelyn}", "Evelyn", True),
@@ -156,6 +210,10 @@ def test_the_last_complete_box_counts(text: str, answer: str | None) -> None:
         ("**Answer:** 12.", "12"),
         ("Answer: 3\nNo.\nFinal Answer: $4$", "4"),
         ("Answer:\n7", "7"),
+        ("Answer: .5", ".5"),
+        ("Answer: $.75", ".75"),
+        ("Answer: **$.75$**.", ".75"),
+        ("Answer: ...", None),
         (r"Answer: 3, so \boxed{4}. Answer: 5", "4"),
         ("we get 12 and then", None),
         ("Answer: **", None),
@@ -169,6 +227,8 @@ def test_a_box_else_the_last_answer_line_counts(text: str, answer: str | None) -
 def test_a_last_number() -> None:
     assert last_number("9 + 3 = 12, so 1,200, he has.") == "1,200"
     assert last_number(r"\boxed{3} of 4") == "3"
+    assert last_number("so .75, or 1.25?") == "1.25"
+    assert last_number("it costs $.75.") == ".75"
     assert last_number("no idea") is None
 
 
@@ -210,6 +270,43 @@ def test_a_last_number() -> None:
         (r"\boxed{\textbf{(D)}}", "D"),
         (r"\boxed{C) 10^{-4}}", "C"),
         ("**Final Answer**\n\nThe final answer is: $\\boxed{C}$", "C"),
+        (r"\boxed{\text{Option B}}", "B"),
+        (r"\boxed{\text{Choice B}}", "B"),
+        (r"\boxed{\text{B (10 eV)}}", "B"),
+        (r"\boxed{B - foo}", "B"),
+        (r"Answer: $\boxed{\text{Option B}}$", "B"),
+        ("The correct answer to the question is B.", "B"),
+        ("The answer is indeed B.", "B"),
+        ("The correct option is probably B", "B"),
+        ("The answer must therefore be D.", "D"),
+        ("Answer ($LETTER): B", "B"),
+        ("Answer = B", "B"),
+        ("**Final Answer**\n\n**B**", "B"),
+        ("The answer is (B), not (C).", "B"),
+        ("Answer: B is correct since C is wrong", "B"),
+        # a line that starts with "Answer:" counts before mentions in sentences
+        ("Answer: B\n\n(Answer C is wrong because it is too high.)", "B"),
+        ("**Answer: B**\n\nExplanation: Answer choice D fails to conserve energy.", "B"),
+        ("Answer: B\n\nSome think that the answer is C.", "B"),
+        ("> **Final Answer: B**\n\nIncorrect answer: C", "B"),
+        ("Answer: B\nOn second thoughts:\nAnswer: D\nIf the answer is A, energy is lost.", "D"),
+        ("Answer: B, C is wrong", "B"),
+        # what is refused is not chosen
+        ("So answer A is incorrect", None),
+        ("So the answer: A can be excluded", None),
+        ("Answer: A (10 eV) is clearly ruled out", None),
+        ("The answer is not B.", None),
+        ("the wrong answer is C", None),
+        ("Answer choice A: 10 eV, too low.\nAnswer choice B: 20 eV, too high.", None),
+        # two letters are no choice
+        ("Answer: B or C", None),
+        ("Answer: A/B", None),
+        ("Answer: (B) and (C)", None),
+        ("Answer: B, C", None),
+        ("Answer: b or c", None),
+        (r"\boxed{A, B}", None),
+        (r"\boxed{A \text{ or } B}", None),
+        ("The answer is C.\nAnswer: B or D", None),
         # the last one counts
         ("Answer: A is wrong.\nAnswer: $C$", "C"),
         (r"Answer: A, no: \boxed{B}", "B"),
@@ -227,6 +324,7 @@ def test_a_last_number() -> None:
         (r"\boxed{10^{-4}}", None),
         (r"\boxed{C_6H_6}", None),
         (r"\boxed{D + 1}", None),
+        (r"\boxed{D - 1}", None),
         ("I cannot say", None),
         ("", None),
     ],
@@ -245,9 +343,35 @@ def test_the_letter_stated_last(text: str, letter: str | None) -> None:
         "the answer is " * 10_000,
         "answer: the " + "option " * 20_000,
         "Answer: " + r"\text{" * 20_000,
+        "correct option " * 5_000,
+        "the answer to the question of " * 2_000,
+        "answer " + "to the " * 10_000,
+        "Answer: B or " * 5_000,
+        "Answer: B, no " * 5_000,
+        "Answer: B" + " (" * 20_000,
+        "Answer: B is " + "clearly " * 10_000,
+        "Answer choice A: 10 eV\n" * 2_000,
+        "# " * 30_000 + "\n" * 30_000,
+        "Answer" + "\n" * 30_000,
+        "The final correct " * 3_000,
+        r"\boxed{B - }" * 5_000,
+        r"\boxed{B" + " - " * 20_000 + "}",
     ],
 )
 def test_a_degenerate_completion_takes_no_time(text: str) -> None:
     start = time.monotonic()
     last_letter(text), final_answer(text), boxes(text), last_number(text)
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5" + " " * 900 + "x", "5 " + "cm " * 300 + "x", "5 " + "square " * 140, "5 " + "m/" * 450, "5e" * 450, "%" * 900],
+)
+def test_a_degenerate_answer_takes_no_time(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(answers, "verify_mathematics", lambda answer, expected: False)  # its time has its own limit
+    check.cache_clear()
+    start = time.monotonic()
+    check(text, "5")
+    assert time.monotonic() - start < 0.5
+    check.cache_clear()
