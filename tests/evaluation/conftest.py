@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from checkpoints import save_random_checkpoint  # noqa: E402
+from random_checkpoints import save_random_checkpoint  # noqa: E402
 
 from lm_eval_sae.judge import get_judge  # noqa: E402
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from checkpoints import KINDS, save_random_checkpoint  # noqa: E402
+from random_checkpoints import KINDS, save_random_checkpoint  # noqa: E402
 
 
 @pytest.fixture(scope="session")

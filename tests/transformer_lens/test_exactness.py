@@ -14,7 +14,7 @@ from transformer_lens_r1 import load_model, load_tokenizer, register_r1_distills
 from transformer_lens_r1.loading import quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from checkpoints import KINDS  # noqa: E402
+from random_checkpoints import KINDS  # noqa: E402
 
 Activations = dict[str, torch.Tensor]  # logits, and blocks.L.hook_resid_post of every layer
 Loader = Callable[[Path, torch.dtype], torch.nn.Module]

@@ -200,8 +200,7 @@ class VLLMSAE(VLLM):
         if not current_platform.is_cpu():
             return
         kwargs.setdefault("enable_chunked_prefill", False)
-        # With its size given vLLM's CPU worker skips a warm-up that pipeline parallelism needs.
-        sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization", "pipeline_parallel_size"}
+        sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
         if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             kwargs["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         ranks = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))

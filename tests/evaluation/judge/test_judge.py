@@ -1,6 +1,7 @@
 """The judge against a server on loopback: verdicts, prompt, cache, concurrency and report."""
 
 import asyncio
+import functools
 import json
 import logging
 import re
@@ -235,7 +236,9 @@ def start_asking(server: JudgeServer, cache: Path, n: int) -> subprocess.Popen[s
         f" cache=VerdictCache(Path({str(cache)!r})))\n"
         f"run(lambda: judge.decide([JudgeQuestion(f'Problem {{i}}', '0.5', 'one half') for i in range({n})]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores Ctrl-C, and its children with it.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while len(server.requests) < min(n, 10):
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.01)
