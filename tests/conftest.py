@@ -26,6 +26,21 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FIXTURES = REPOSITORY / "tests" / "fixtures"
 
 
+# Files that start engines or whole pipelines: minutes each, which would be left over at the end on one core.
+LONG = (
+    "test_vllm_compiled.py",
+    "test_vllm_parallel.py",
+    "test_vllm_sae.py",
+    "test_quickstart.py",
+    "test_interruption.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, in the order of LONG."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""

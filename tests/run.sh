@@ -21,4 +21,4 @@ bash setup.sh
 .venv/bin/python -m ruff check .
 # A process for each core, with one thread: many tests wait for scripts, which use one core while they start.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec .venv/bin/python -m pytest --numprocesses auto --dist loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"
