@@ -28,12 +28,8 @@ FIXTURES = REPOSITORY / "tests" / "fixtures"
 
 # Files that start engines or whole pipelines: minutes each, which would be left over at the end on one core.
 LONG = (
-    "test_vllm_compiled.py",
-    "test_vllm_parallel.py",
-    "test_vllm_sae.py",
-    "test_quickstart.py",
-    "test_interruption.py",
-)
+    "test_vllm_compiled.py", "test_vllm_parallel.py", "test_vllm_sae.py", "test_quickstart.py", "test_interruption.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
