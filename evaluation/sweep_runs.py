@@ -19,6 +19,7 @@ from sweep_probe import PROMPTS, Probe
 
 from lm_eval_sae.cli import execute
 from lm_eval_sae.errors import UserError
+from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
 from transformer_lens_r1.files import hash_file, write_json
@@ -81,11 +82,13 @@ def plan_runs(
         output_dir: where the folders go.
     """
     model = os.path.basename(os.path.abspath(str(config.model_args["pretrained"])))
+    judge = judge.report() if (judge := get_judge()) else None
     runs = []
     for task in tasks:
         shared = {name: getattr(config, name) for name in RECORDED}
         shared |= {"task": task, "model_args": config.model_args}
         shared["metadata"] = {k: v for k, v in config.metadata.items() if k not in config.model_args}
+        shared["judge"] = judge and {name: judge[name] for name in ("model", "host", "mode", "prompt_sha")}
         if task == PROBLEMS_TASK:
             shared["problems"] = hash_file(problems_file(config.metadata))
         for point in points:

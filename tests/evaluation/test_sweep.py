@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,8 +181,9 @@ def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
 
 
 def test_other_settings_are_refused(
-    sweep: ModuleType, grid: Path, flags: list[str], finished: Path, sae: Path, starts: list[HFSAE]
-) -> None:
+    sweep: ModuleType, grid: Path, flags: list[str], finished: Path, sae: Path, starts: list[HFSAE],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     command = ["--grid", str(grid), "--output_dir", str(finished), *flags, "--gen_kwargs"]
     folder = finished / f"tiny-llama-{TASK}"
     with pytest.raises(UserError, match="limit is null there, 2.0 now") as refused:
@@ -198,6 +199,13 @@ def test_other_settings_are_refused(
             sweep.main([*command, SAMPLED])
     finally:
         os.utime(weights, ns=(time.st_atime_ns, time.st_mtime_ns))
+    judge = SimpleNamespace(
+        check=lambda: None, report=lambda: {"model": "m", "host": "h", "mode": "all", "prompt_sha": "0", "questions": 3}
+    )
+    for module in ("lm_eval_sae.cli", "sweep_runs"):
+        monkeypatch.setattr(f"{module}.get_judge", lambda: judge)
+    with pytest.raises(UserError, match=r"judge is null there, .*\"model\": \"m\""):
+        sweep.main([*command, SAMPLED])
     assert starts == []
 
 
@@ -281,13 +289,15 @@ def test_mistakes_in_a_grid(
         (["--scores_dir", "{scores}", "--features", "64"], "feature 1: "),
         (["--scores_dir", "{scores}", "--features", "4", "--topk", "1"], "both --topk and --features"),
         (["--scores_dir", "/nowhere"], "no scores folder at /nowhere"),
+        (["--grid", "{grid}", "--report_dir", "{tmp}"], "holds the runs of --output_dir"),
+        (["--grid", "{grid}", "--report_dir", "{tmp}/out"], "holds the runs of --output_dir"),
     ],
 )
 def test_mistakes_in_flags(
     own: list[str], said: str, sweep: ModuleType, sae: Path, grid: Path, scores: Path, flags: list[str],
     tmp_path: Path, starts: list[HFSAE],
 ) -> None:  # fmt: skip
-    own = [word.format(grid=grid, scores=scores) for word in own]
+    own = [word.format(grid=grid, scores=scores, tmp=tmp_path) for word in own]
     flags = [
         f"{flag},sae_path={sae}" if flag.startswith("pretrained") and "--scores_dir" in own else flag for flag in flags
     ]
@@ -323,7 +333,7 @@ def test_the_plan_loads_and_writes_nothing(
     said = capsys.readouterr().out
     assert said.startswith("5 runs: 5 per task, plain and steered; 0 finished before\n")
     assert "set 5 to 2 × 2" in said
-    assert starts == [] and not any((tmp_path / "out").iterdir())
+    assert starts == [] and not (tmp_path / "out").exists()
 
 
 def test_a_mistake_is_one_line_and_status_2(repository: Path, tmp_path: Path) -> None:
