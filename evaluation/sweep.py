@@ -143,8 +143,8 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
         _ = planned.record  # refuses another run's folder
     if own.output_dir.resolve().is_relative_to(report_dir(own).resolve()):
         raise UserError(
-            f"--report_dir {report_dir(own)} holds the runs of --output_dir {own.output_dir}, and a report replaces its "
-            "folder as a whole; name another"
+            f"--report_dir {report_dir(own)} holds the runs of --output_dir {own.output_dir}, and a report "
+            "replaces its folder as a whole; name another"
         )
     if not own.plan:  # it makes a folder to see that it can
         check_output_folder(report_dir(own), "summary.csv", name="--report_dir")

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from lm_eval_sae.errors import UserError
 from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
+from lm_eval_sae.unfinished import clear_results
 from transformer_lens_r1.files import hash_file, write_json
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def evaluate_point(run: PlannedRun, args: Namespace, probe: Probe, *, model_star
     """
     begun = time.perf_counter()
     partial = run.folder.with_name(f"{run.folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    clear_results(partial)
     model_args = {**args.model_args, **run.point.arguments}
     own = {"tasks": [run.task], "model_args": model_args, "output_path": str(partial)}
     probe.model.set_intervention(run.point.steering)

@@ -26,6 +26,7 @@ from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
 from lm_eval_sae.steering import check_model, read_steering, split_arguments
+from lm_eval_sae.unfinished import kept_in
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -49,7 +50,8 @@ def execute(args: Namespace) -> None:
     """Does what `parse` read, after `prepare_run` where it is a run. Raises UserError for an unknown task."""
     register_filters()  # the tasks need it under any model, and other commands load them too
     try:
-        with own_tasks_only() if uses_own_tasks(args) else contextlib.nullcontext():
+        tasks_only = own_tasks_only() if uses_own_tasks(args) else contextlib.nullcontext()
+        with tasks_only, kept_in(getattr(args, "output_path", None)):
             args.func(args)
     except ValueError as error:
         if str(error).startswith("Tasks not found"):

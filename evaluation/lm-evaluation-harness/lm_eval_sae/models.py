@@ -4,11 +4,14 @@
         pretrained=MODEL,sae_path=SAE,sae_feature_idx=46379,sae_strength=2.0,sae_max_activation=5.84
 """
 
+import base64
 import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.run_info import run_info
 from lm_eval_sae.sampling import with_arguments
 from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.unfinished import digest, model_files, unfinished_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,8 @@ class HFSAE(HFLM):
         self._warned_of: set[int] = set()
         self._hooks: list[RemovableHandle] = []
         self._steered: dict[int, Tensor | int] = {}
+        self._earlier_positions = 0  # of completions that an earlier try of the run left
+        self._name, self._arguments = pretrained, kwargs
         self.steering: Steering | None = None
         self.set_intervention(steering)
 
@@ -63,6 +69,8 @@ class HFSAE(HFLM):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._steered, self.steering = [], {}, steering
+        self._earlier_positions = 0
+        self._values: dict[int, str] = {}  # by layer, the digest of what is steered
         if steering is None:
             return
         layers = decoder_layers(self.model)
@@ -70,14 +78,18 @@ class HFSAE(HFLM):
         for index, features in steering.layers().items():
             layer = layers[index]
             intervention = make_intervention(features).to(next(layer.parameters()).device)
+            self._values[index] = digest({name: buffer.tolist() for name, buffer in intervention.named_buffers()})
             self._steered[index] = 0
             self._hooks.append(layer.register_forward_hook(functools.partial(self._steer, index, intervention)))
         logger.info("Steering %s", steering.record())
 
     @property
     def steered_positions(self) -> int:
-        """Token positions changed since the intervention was set: of several layers, where there are fewest."""
-        return min((int(count) for count in self._steered.values()), default=0)
+        """Token positions changed since the intervention was set: of several layers, where there are fewest.
+
+        Those of completions that an earlier try of the same run left are among them.
+        """
+        return min((int(count) for count in self._steered.values()), default=0) + self._earlier_positions
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's entries for the results file, and those of `run_info`."""
@@ -109,9 +121,44 @@ class HFSAE(HFLM):
         return super().tok_batch_encode(strings, *args, **kwargs)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
+        """HFLM's, or what an earlier try of the run kept of the batch: [batch, prompt + new]."""
+        unfinished = unfinished_of(self._identity())
+        if unfinished is None:
+            return self._generate(context, max_length, stop, **generation_kwargs)[0]
+        plain = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in generation_kwargs.items()}
+        # A batch that is drawn again comes with another state of the generator.
+        key = digest([context.tolist(), max_length, stop, plain, random_state(context.device)])
+        kept = unfinished.read().get(key)
+        if kept is not None:
+            logger.info("%s completions are there from an earlier try", len(kept["rows"]))
+            set_random_state(kept["random_state"], context.device)
+            self._earlier_positions += kept["positions"]
+            tokens = torch.cat([context, torch.tensor(kept["rows"], dtype=context.dtype, device=context.device)], dim=1)
+            self._measure(tokens, max_length, stop, prompt_width=context.shape[1])
+            return tokens
+        tokens, positions = self._generate(context, max_length, stop, **generation_kwargs)
+        rows = tokens[:, context.shape[1] :].tolist()
+        state = random_state(context.device)
+        unfinished.add([(key, {"rows": rows, "positions": positions, "random_state": state})])
+        return tokens
+
+    def _generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> tuple[Tensor, int]:
+        """HFLM's tokens, and how many positions were steered for them."""
         before = self.steered_positions
         tokens = super()._model_generate(context, max_length, stop, **generation_kwargs)  # [batch, prompt + new]
-        prompt_width = context.shape[1]
+        lengths = self._measure(tokens, max_length, stop, prompt_width=context.shape[1])
+        steered = self.steered_positions - before
+        if self.steering is not None:
+            mask = generation_kwargs.get("attention_mask")
+            prompt = context.numel() if mask is None else int(mask.sum())
+            # The last token of a row is not fed back, so nothing is left to steer there.
+            self._require_steered(steered, prompt + sum(n - 1 for n in lengths))
+        return tokens, steered
+
+    def _measure(self, tokens: Tensor, max_length: int, stop: list[str], *, prompt_width: int) -> list[int]:
+        """Notes the lengths of the completions of the batch, and returns them."""
         rows = tokens[:, prompt_width:].tolist()
         lengths = [
             measure_completion(
@@ -125,12 +172,16 @@ class HFSAE(HFLM):
         ]
         for index, row, (length, truncated) in zip(self._requests_of_batch, rows, lengths, strict=True):
             self._lengths[index] = (length, truncated, count_reasoning(row[:length], self._cutoffs[index]))
-        if self.steering is not None:
-            mask = generation_kwargs.get("attention_mask")
-            prompt = context.numel() if mask is None else int(mask.sum())
-            # The last token of a row is not fed back, so nothing is left to steer there.
-            self._require_steered(self.steered_positions - before, prompt + sum(n - 1 for n, _ in lengths))
-        return tokens
+        return [length for length, _ in lengths]
+
+    def _identity(self) -> dict[str, Any]:
+        """What completions depend on beside their request and the state of the random generator."""
+        return {
+            "model": [str(self._name), model_files(str(self._name)), str(self.model.dtype), str(self.device)],
+            "arguments": self._arguments,
+            "steering": self.steering and [self.steering.record(), self._values],
+            "versions": [transformers.__version__, torch.__version__],
+        }
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         before = self.steered_positions
@@ -174,6 +225,20 @@ class HFSAE(HFLM):
             self._steered[index] += hidden.shape[0] * hidden.shape[1]
         changed = intervention(hidden)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def random_state(device: torch.device) -> list[str]:
+    """What completions are drawn from next, as text: the state of torch's generator, and of the GPU's."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return [base64.b64encode(state.numpy().tobytes()).decode() for state in states]
+
+
+def set_random_state(state: Sequence[str], device: torch.device) -> None:
+    """Goes back to a state of `random_state`."""
+    cpu, *gpu = (torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for text in state)
+    torch.set_rng_state(cpu)
+    for of_gpu in gpu:
+        torch.cuda.set_rng_state(of_gpu, device)
 
 
 class _Prompt(str):

@@ -1,12 +1,16 @@
 """A vLLM engine that steers: one, or a replica in a Ray actor for each data-parallel rank."""
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from lm_eval_sae.errors import UserError
+from lm_eval_sae.unfinished import Unfinished
 
 WORKER = "lm_eval_sae.vllm_worker.SteeringWorker"
 CONFIG_KEY = "lm_eval_sae"
@@ -15,6 +19,36 @@ CORES_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 DATA_PARALLEL_VARIABLES = (
     "VLLM_DP_RANK", "VLLM_DP_RANK_LOCAL", "VLLM_DP_SIZE", "VLLM_DP_MASTER_IP", "VLLM_DP_MASTER_PORT",
 )  # fmt: skip
+KEEP_EVERY_SECONDS = 5.0
+
+
+@dataclass
+class Keep:
+    """Where `generate` is to put completions as they are finished, each when the positions it took are proven.
+
+    Entries are {"text", "token_ids", "finish_reason", "positions"}.
+    """
+
+    where: Unfinished
+    keys: Sequence[str]
+    """Of each request."""
+    layers: Sequence[str]
+    """That are steered."""
+
+
+def positions_of(output: Any) -> int:
+    """Token positions that the engine went through for a request.
+
+    A completion's last token is not fed back; what the prefix cache held was steered when it was computed.
+    """
+    cached = output.num_cached_tokens or 0
+    return len(output.prompt_token_ids) - cached + len(output.outputs[0].token_ids) - 1
+
+
+def require_steered(steered: int, required: int) -> None:
+    """Raises RuntimeError where fewer positions were steered than requests took."""
+    if steered < required:
+        raise RuntimeError(f"only {steered} of {required} token positions were steered")
 
 
 class Engine:
@@ -47,12 +81,30 @@ class Engine:
                 counts[layer] = min(count, counts.get(layer, count))
         return counts
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any], lora_request: Any = None) -> list[Any]:
-        """vLLM's outputs for prompts of token ids, in order."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[Any],
+        lora_request: Any = None,
+        *,
+        keep: Keep | None = None,
+        progress: bool = True,
+    ) -> list[Any]:
+        """vLLM's outputs for prompts of token ids, in order.
+
+        Raises RuntimeError where completions were to be kept that were not steered.
+        """
         from vllm import TokensPrompt
 
         tokens = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
-        return self.llm.generate(tokens, list(params), lora_request=lora_request)
+        run = lambda: self.llm.generate(tokens, list(params), lora_request=lora_request, use_tqdm=progress)  # noqa: E731
+        if keep is None:
+            return run()
+        keeper = _Keeper(keep, lambda: min((self.steered_positions()[layer] for layer in keep.layers), default=None))
+        with _finished_outputs(self.llm, keeper.see):
+            outputs = run()
+        keeper.write()
+        return outputs
 
     def close(self) -> None:
         """Ends the engine's processes."""
@@ -121,12 +173,23 @@ class Replicas:
                 counts[layer] = counts.get(layer, 0) + count
         return counts
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any], lora_request: Any = None) -> list[Any]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[Any],
+        lora_request: Any = None,
+        *,
+        keep: Keep | None = None,
+        progress: bool = True,
+    ) -> list[Any]:
         """As `Engine.generate`; every n-th request goes to the same replica, which mixes long and short ones."""
         n = len(self.actors)
+        keeps = [keep and replace(keep, keys=keep.keys[i::n]) for i in range(n)]
         parts = self._ray.get(
             [
-                actor.generate.remote(list(prompts[i::n]), list(params[i::n]), lora_request)
+                actor.generate.remote(
+                    list(prompts[i::n]), list(params[i::n]), lora_request, keep=keeps[i], progress=progress
+                )
                 for i, actor in enumerate(self.actors)
                 if prompts[i::n]
             ]
@@ -140,6 +203,64 @@ class Replicas:
             self._ray.kill(actor)
         if self._started_ray:
             self._ray.shutdown()
+
+
+@contextmanager
+def _finished_outputs(llm: Any, see: Callable[[int, Any], None]) -> Iterator[None]:
+    """Calls `see` with every output as it is finished, and the place of its request in the next `llm.generate`."""
+    engine, first = llm.llm_engine, llm.request_counter.counter
+    step = engine.step
+
+    def seen_step() -> list[Any]:
+        outputs = step()
+        for output in outputs:
+            if output.finished:
+                see(int(output.request_id) - first, output)
+        return outputs
+
+    engine.step = seen_step
+    try:
+        yield
+    finally:
+        del engine.step  # the method of its class is there again
+
+
+@dataclass
+class _Keeper:
+    """Writes outputs to where they are kept, every few seconds.
+
+    Args:
+        keep: where.
+        count: gives the positions steered so far; None where nothing is to be steered.
+    """
+
+    keep: Keep
+    count: Callable[[], int | None]
+    before: int | None = field(init=False)
+    required: int = 0
+    waiting: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    written: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.before = self.count()
+
+    def see(self, place: int, output: Any) -> None:
+        completion, positions = output.outputs[0], positions_of(output)
+        self.required += positions
+        entry = {
+            "text": completion.text, "token_ids": list(completion.token_ids),
+            "finish_reason": completion.finish_reason, "positions": positions,
+        }  # fmt: skip
+        self.waiting.append((self.keep.keys[place], entry))
+        if time.monotonic() - self.written >= KEEP_EVERY_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """What waits, where at least as many positions were steered as all outputs so far took."""
+        if self.before is not None:
+            require_steered(self.count() - self.before, self.required)
+        self.keep.where.add(self.waiting)
+        self.waiting, self.written = [], time.monotonic()
 
 
 def steering_arguments(slots: Mapping[int, int], additional_config: Mapping[str, Any] | None = None) -> dict[str, Any]:

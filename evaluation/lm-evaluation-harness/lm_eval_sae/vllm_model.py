@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -20,7 +21,18 @@ from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.run_info import run_info
 from lm_eval_sae.sampling import number_repeats, request_seed, with_arguments
 from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
-from lm_eval_sae.vllm_engine import CORES_VARIABLE, Engine, Replicas, as_lists, split_cores, steering_arguments
+from lm_eval_sae.unfinished import digest, model_files, unfinished_of
+from lm_eval_sae.vllm_engine import (
+    CORES_VARIABLE,
+    Engine,
+    Keep,
+    Replicas,
+    as_lists,
+    positions_of,
+    require_steered,
+    split_cores,
+    steering_arguments,
+)
 
 logger = logging.getLogger(__name__)
 REQUEST_KEY = "lm_eval_sae_request"  # of SamplingParams.extra_args: which request of generate_until it is
@@ -89,6 +101,8 @@ class VLLMSAE(VLLM):
             self.engine = Engine(self.model)
         self._outputs: dict[int, Any] = {}
         self._counted = 0
+        self._earlier_positions = 0  # of completions that an earlier try of the run left
+        self._values = ""
         self.steering: Steering | None = None
         if self.slots:
             self.set_intervention(steering)
@@ -114,12 +128,19 @@ class VLLMSAE(VLLM):
         }
         if values:
             self.engine.set_intervention(as_lists(values))
-        self.steering, self._counted = steering, 0
+        self.steering, self._counted, self._earlier_positions = steering, 0, 0
+        self._values = digest(as_lists(values))
         logger.info("Steering %s", steering.record() if steering else "nothing")
 
     @property
     def steered_positions(self) -> int:
-        """Token positions changed since the intervention was set: of several layers, where there are fewest."""
+        """Token positions changed since the intervention was set: of several layers, where there are fewest.
+
+        Those of completions that an earlier try of the same run left are among them.
+        """
+        return self._count() + self._earlier_positions
+
+    def _count(self) -> int:
         if self.steering is None:
             return 0
         counts = self.engine.steered_positions()
@@ -163,32 +184,58 @@ class VLLMSAE(VLLM):
     def _model_generate(
         self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None
     ) -> Sequence[Any]:
+        if generate:
+            return self._generate(requests, sampling_params)
         if self.data_parallel_size > 1:
-            if not generate:
-                one = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
-                sampling_params = [one] * len(requests)
-            outputs = self.engine.generate(requests, sampling_params, self.lora_request)
+            one = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+            outputs = self.engine.generate(requests, [one] * len(requests), self.lora_request)
         else:
             outputs = super()._model_generate(requests, generate, sampling_params)
-        if generate:
-            for params, output in zip(sampling_params, outputs, strict=True):
-                self._outputs[params.extra_args[REQUEST_KEY]] = output.outputs[0]
-        if self.steering is not None:
-            self._require_steered(outputs)
+        self._require_steered(outputs)
         return outputs
 
-    def _require_steered(self, outputs: Sequence[Any]) -> None:
-        """Raises RuntimeError where fewer positions were steered than these outputs took.
+    def _generate(self, prompts: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs, or what an earlier try of the run kept of them."""
+        numbers = [one.extra_args.pop(REQUEST_KEY) for one in params]
+        unfinished = unfinished_of(self._identity())
+        keys = [_request_key(ids, one) for ids, one in zip(prompts, params, strict=True)] if unfinished else []
+        kept = unfinished.read() if unfinished else {}
+        places = [i for i in range(len(prompts)) if not (keys and keys[i] in kept)]
+        if len(places) < len(prompts):
+            logger.info("%s of %s completions are there from an earlier try", len(prompts) - len(places), len(prompts))
+        keep = None
+        if unfinished:
+            layers = [str(layer) for layer in self.steering.layers()] if self.steering else []
+            keep = Keep(unfinished, [keys[i] for i in places], layers)
+        new = []
+        if places:
+            chosen = [[those[i] for i in places] for those in (prompts, params)]
+            new = self.engine.generate(*chosen, self.lora_request, keep=keep, progress=self.batch_size == "auto")
+            self._require_steered(new)
+        outputs = dict(zip(places, new, strict=True))
+        for i, key in enumerate(keys):
+            if i not in outputs:
+                entry = dict(kept[key])
+                self._earlier_positions += entry.pop("positions")
+                outputs[i] = SimpleNamespace(outputs=[SimpleNamespace(**entry)])
+        self._outputs |= {number: outputs[i].outputs[0] for i, number in enumerate(numbers)}
+        return [outputs[i] for i in range(len(prompts))]
 
-        A completion's last token is not fed back; what the prefix cache held was steered when it was computed.
-        """
-        required = sum(
-            len(output.prompt_token_ids) - (output.num_cached_tokens or 0) + len(output.outputs[0].token_ids) - 1
-            for output in outputs
-        )
-        before, self._counted = self._counted, self.steered_positions
-        if self._counted - before < required:
-            raise RuntimeError(f"only {self._counted - before} of {required} token positions were steered")
+    def _identity(self) -> dict[str, Any]:
+        """What completions depend on beside their request."""
+        return {
+            "model": [self._name, model_files(self._name), self.get_model_info()["model_sha"]],
+            "arguments": self.model_args,
+            "steering": [self.steering and self.steering.record(), self._values],
+            "vllm": _vllm_version(),
+        }
+
+    def _require_steered(self, outputs: Sequence[Any]) -> None:
+        """Raises RuntimeError where fewer positions were steered than these outputs took."""
+        if self.steering is None:
+            return
+        before, self._counted = self._counted, self._count()
+        require_steered(self._counted - before, sum(map(positions_of, outputs)))
 
     @staticmethod
     def _suit_platform(kwargs: dict[str, Any]) -> None:
@@ -206,6 +253,12 @@ class VLLMSAE(VLLM):
         ranks = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
         if ranks > 1 and int(kwargs.get("data_parallel_size", 1)) == 1 and CORES_VARIABLE not in os.environ:
             os.environ[CORES_VARIABLE] = split_cores(1, ranks)[0]
+
+
+def _request_key(prompt: Sequence[int], params: Any) -> str:
+    """Of a prompt of token ids with its vLLM sampling parameters, the seed among them."""
+    names = [name for name in params.__struct_fields__ if not name.startswith("_") and name != "output_kind"]
+    return digest([list(prompt), {name: getattr(params, name) for name in names}])
 
 
 def _vllm_version() -> str:

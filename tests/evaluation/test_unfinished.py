@@ -1,0 +1,121 @@
+"""A run that was cut off within a task: what it had generated is not generated again, and the result is the same."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from lm_eval_sae import unfinished
+from lm_eval_sae.cli import main
+from lm_eval_sae.unfinished import FOLDER, kept_in, unfinished_of
+
+SAMPLED = "do_sample=True,temperature=0.8,max_gen_toks=6"
+
+
+@pytest.fixture
+def command(tiny_llama: Path, problems: Path, make_sae: Callable[..., Path]) -> Callable[..., list[str]]:
+    """Six problems in three batches, sampled, steered."""
+    sae = make_sae("standard")
+
+    def make(output: Path, strength: float = 2.0, gen_kwargs: str = SAMPLED) -> list[str]:
+        steering = f"sae_path={sae},sae_feature_idx=40,sae_strength={strength},sae_max_activation=6.5"
+        return [
+            "--model", "hf", "--model_args", f"pretrained={tiny_llama},dtype=float32,{steering}", "--device", "cpu",
+            "--tasks", "quickstart_problems", "--metadata", f"problems={problems}", "--batch_size", "2",
+            "--log_samples", "--output_path", str(output), "--gen_kwargs", gen_kwargs,
+        ]  # fmt: skip
+
+    return make
+
+
+class Batches:
+    """Counts the batches that transformers generates, and cuts the run off at one."""
+
+    def __init__(self) -> None:
+        self.generated, self.cut_at = 0, 0
+
+    def expect(self, *, cut_at: int = 0) -> None:
+        """Counts from 0 again; `cut_at` counts from 1, 0 cuts nothing off."""
+        self.generated, self.cut_at = 0, cut_at
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
+    counter = Batches()
+    generate = HFLM._model_generate
+
+    def counted(self: HFLM, *args: Any, **kwargs: Any) -> Any:
+        counter.generated += 1
+        if counter.generated == counter.cut_at:
+            raise KeyboardInterrupt
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(HFLM, "_model_generate", counted)
+    return counter
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    (file,) = folder.rglob("samples_*.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def positions(folder: Path) -> int:
+    (file,) = folder.rglob("results_*.json")
+    return json.loads(file.read_text())["config"]["sae"]["steered_positions"]
+
+
+def test_a_run_cut_off_within_a_task_continues_to_the_same_samples(
+    command: Callable[..., list[str]], batches: Batches, tmp_path: Path
+) -> None:
+    main(command(tmp_path / "whole"))
+    assert batches.generated == 3 and not (tmp_path / "whole" / FOLDER).exists()
+
+    batches.expect(cut_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        main(command(tmp_path / "cut"))
+    assert len(list((tmp_path / "cut" / FOLDER).iterdir())) == 1
+    batches.expect()
+    main(command(tmp_path / "cut"))
+    assert batches.generated == 1
+    assert samples(tmp_path / "cut") == samples(tmp_path / "whole")
+    assert positions(tmp_path / "cut") == positions(tmp_path / "whole") > 0
+    assert not (tmp_path / "cut" / FOLDER).exists()
+
+
+@pytest.mark.parametrize("other", [{"strength": 1.0}, {"gen_kwargs": SAMPLED.replace("0.8", "0.9")}])
+def test_completions_of_other_settings_are_not_taken(
+    other: dict[str, Any], command: Callable[..., list[str]], batches: Batches, tmp_path: Path
+) -> None:
+    batches.expect(cut_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        main(command(tmp_path))
+    batches.expect()
+    main(command(tmp_path, **other))
+    assert batches.generated == 3
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_harms_none_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        with kept_in(str(tmp_path)):
+            unfinished_of({"a": 1}).add([("one", 1), ("two", 2)])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (file,) = (tmp_path / FOLDER).iterdir()
+    file.write_text(file.read_text()[:-4])
+    with kept_in(str(tmp_path)):
+        kept = unfinished_of({"a": 1})
+        assert kept.read() == {"one": 1}
+        kept.add([("two", 3)])  # the same process writes to the same file
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        kept.add([("three", 3)])
+        assert kept.read() == {"one": 1, "two": 3, "three": 3}
+        assert unfinished_of({"a": 2}).read() == {}
+    assert not (tmp_path / FOLDER).exists() and unfinished.unfinished_of({"a": 1}) is None
