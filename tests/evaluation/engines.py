@@ -115,3 +115,10 @@ def assert_agree(vllm: "VLLMSAE", hf: HFSAE, steering: Steering | None, *, long:
             assert getattr(a, attribute) == getattr(b, attribute)
         assert a.rstrip("\ufffd") == b.rstrip("\ufffd")  # vLLM leaves out a character whose bytes are not complete
     return ours
+
+
+def assert_all_differ(values: Sequence[Sequence[float]]) -> None:
+    """Log-likelihoods under several interventions are apart from one another by more than engines disagree."""
+    for i, one in enumerate(values):
+        for other in values[:i]:
+            assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 0.01

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import SLOTS, assert_agree, start_hf, start_vllm  # noqa: E402
+from engines import SLOTS, assert_agree, assert_all_differ, start_hf, start_vllm  # noqa: E402
 
 from lm_eval_sae.steering import Steering  # noqa: E402
 
@@ -29,8 +29,7 @@ def test_one_compile_cache_serves_every_intervention(
     reference = start_hf(tiny_qwen2)
 
     cold = start_vllm(tiny_qwen2, eager=False, slots=SLOTS)
-    for steering in steerings.values():
-        assert_agree(cold, reference, steering)
+    assert_all_differ([assert_agree(cold, reference, steering) for steering in steerings.values()])
     cold.close()
     graphs = compiled_graphs(cache)
     assert graphs
@@ -41,6 +40,7 @@ def test_one_compile_cache_serves_every_intervention(
     )  # fmt: skip
     assert compiled_graphs(cache) == graphs
     assert [(f.feature_idx, f.value) for f in warm.steering.features] == [(41, 12.0)]
-    for name in ("set another", "several", "set"):
-        assert_agree(warm, reference, steerings[name])
+    assert_all_differ(
+        [assert_agree(warm, reference, steerings[name]) for name in ("set another", "several", "nothing")]
+    )
     warm.close()

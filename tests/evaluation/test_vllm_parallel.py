@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import SLOTS, assert_agree, start_hf, start_vllm  # noqa: E402
+from engines import PROMPTS, SLOTS, assert_agree, assert_all_differ, generations, start_hf, start_vllm  # noqa: E402
 
 from lm_eval_sae.steering import Steering  # noqa: E402
+from lm_eval_sae.unfinished import FOLDER, kept_in  # noqa: E402
 from lm_eval_sae.vllm_engine import split_cores  # noqa: E402
 
 
 def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, Steering | None]) -> None:
     reference = start_hf(tiny_qwen2)
     model = start_vllm(tiny_qwen2, slots=SLOTS, tensor_parallel_size=2)
-    for name in ("several", "set", "clamp"):
-        assert_agree(model, reference, steerings[name])
+    assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "set")])
     workers = model.model.collective_rpc("steered_positions")
     model.close()
     assert len(workers) == 2 and workers[0] == workers[1] and workers[0]["1"] > 0
@@ -26,19 +26,30 @@ def test_the_pipeline_rank_that_owns_a_layer_steers_it(tiny_llama: Path, steerin
     reference = start_hf(tiny_llama)
     # Compiled: vLLM's CPU worker skips the warm-up of an eager engine, and without it a pipeline fails, steered or not.
     model = start_vllm(tiny_llama, eager=False, slots=SLOTS, pipeline_parallel_size=2)
-    for name in ("several", "set"):
-        assert_agree(model, reference, steerings[name])
+    assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "set")])
     assert [list(counts) for counts in model.model.collective_rpc("steered_positions")] == [["1"], ["2"]]
     model.close()
 
 
-def test_data_parallel_replicas_all_steer(tiny_llama: Path, steerings: dict[str, Steering | None]) -> None:
+def test_data_parallel_replicas_all_steer(
+    tiny_llama: Path, steerings: dict[str, Steering | None], tmp_path: Path
+) -> None:
     hf = start_hf(tiny_llama)
     model = start_vllm(tiny_llama, slots=SLOTS, data_parallel_size=2)
-    for name in ("several", "nothing", "set"):
-        assert_agree(model, hf, steerings[name])
+    assert_all_differ([assert_agree(model, hf, steerings[name]) for name in ("several", "nothing", "set")])
     counts = model.engine._ray.get([actor.steered_positions.remote() for actor in model.engine.actors])
     assert model.steered_positions == sum(count["1"] for count in counts) and all(count["1"] > 0 for count in counts)
+
+    texts = model.generate_until(generations(PROMPTS), disable_tqdm=True)
+    with pytest.raises(KeyboardInterrupt), kept_in(str(tmp_path)):
+        assert model.generate_until(generations(PROMPTS), disable_tqdm=True) == texts
+        files = list((tmp_path / FOLDER).iterdir())
+        assert [len(file.read_text().splitlines()) for file in files] == [2, 2], "each replica keeps its own"
+        files[0].unlink()
+        before = model.engine.steered_positions()["1"]
+        assert model.generate_until(generations(PROMPTS), disable_tqdm=True) == texts
+        assert 0 < model.engine.steered_positions()["1"] - before <= sum(map(len, model.tok_encode(PROMPTS))) + 2 * 11
+        raise KeyboardInterrupt
     model.close()
 
 

@@ -82,8 +82,11 @@ class Unfinished:
     def add(self, entries: Iterable[tuple[str, Any]]) -> None:
         """Appends entries: they are with the operating system when it returns, so that a killed process loses none."""
         text = "".join(json.dumps([key, entry]) + "\n" for key, entry in entries)
-        with self.stem.with_name(f"{self.stem.name}-{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
-            file.write("\n" + text if file.tell() else text)  # a process id may come again, after a line that was cut
+        with self.stem.with_name(f"{self.stem.name}-{os.getpid()}.jsonl").open("ab+") as file:
+            if file.tell():  # a process id may come again, after a line that was cut off
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read() == b"\n" else "\n" + text
+            file.write(text.encode())
 
 
 def digest(value: Any) -> str:
