@@ -2,11 +2,12 @@
 
     python benchmarks/steering.py --model_path quickstart-run/model --layer 19
 
-Every variant is an engine of its own, all started first; then they generate the same number of tokens from the same
-prompts in turn, several rounds, through lm-eval's `generate_until`, so that what a run does besides (counting
-positions, measuring lengths) is in it. The SAE has random weights. Printed for each number of sequences: tokens/s
-(median of the rounds), the ratio to the plain engine of the same kind (median, least and greatest of the rounds'
-ratios), and the peak resident memory of the engine's processes (Linux).
+Every variant is an engine of its own; those of one kind are started together and generate the same number of tokens
+from the same prompts in turn, several rounds, each round beginning with another one. They do so through lm-eval's
+`generate_until`, so that what a run does besides (counting positions, measuring lengths) is in it. The SAE has random
+weights. Printed for each number of sequences: tokens/s (median of the rounds), the ratio to the plain engine of the
+same kind (median, least and greatest of the rounds' ratios), and the peak resident memory of the engine's processes
+(Linux; on a GPU it is the host's).
 
     plain      `vllm-sae` without sae arguments, which is lm-eval's own
     steered    one feature set, by one column and one row of the SAE
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from lm_eval_sae.vllm_model import VLLMSAE
 
 VARIANTS = ("plain", "steered", "full SAE")
+KV_CACHE_BYTES = 2**30  # of each engine
+GPU_SHARE = 0.3  # of a GPU's memory for each engine: three run side by side
 
 
 def save_random_sae(folder: Path, *, d_in: int, d_sae: int, layer: int) -> None:
@@ -63,12 +66,16 @@ class Variant:
 
     def __init__(self, name: str, args: Namespace, sae: Path, *, eager: bool) -> None:
         import psutil
+        import torch
 
         from lm_eval_sae.vllm_model import VLLMSAE
 
         arguments: dict[str, Any] = {
             "dtype": args.dtype, "max_model_len": 512, "max_num_seqs": max(args.sequences), "enforce_eager": eager,
+            "kv_cache_memory_bytes": KV_CACHE_BYTES,
         }  # fmt: skip
+        if torch.cuda.is_available():
+            arguments["gpu_memory_utilization"] = GPU_SHARE
         if name == "steered":
             arguments |= {
                 "sae_path": str(sae), "sae_feature_idx": 7, "sae_strength": 1.0, "sae_max_activation": 1.0,
@@ -116,13 +123,24 @@ class Variant:
         return total / 1024
 
 
+def measure(variants: list[Variant], sequences: int, *, tokens: int, rounds: int) -> None:
+    """Times every variant once in each round; what is first in one round is last in the next."""
+    for variant in variants:
+        variant.generate(sequences, tokens=tokens)
+        variant.seconds[sequences].clear()  # the first batch warms up
+    for number in range(rounds):
+        first = number % len(variants)
+        for variant in (*variants[first:], *variants[:first]):
+            variant.generate(sequences, tokens=tokens)
+
+
 def report(variants: list[Variant], sequences: int, *, tokens: int) -> None:
     """Prints one table, the plain engine of the same kind being the measure."""
     print(f"\n{sequences} sequences of {tokens} tokens, {len(variants[0].seconds[sequences])} rounds")
     for variant in variants:
-        (plain,) = (other for other in variants if other.name == "plain" and other.eager == variant.eager)
-        seconds, measure = variant.seconds[sequences], plain.seconds[sequences]
-        ratios = [a / b for a, b in zip(measure, seconds, strict=True)]
+        (plain,) = (other for other in variants if other.name == "plain")
+        seconds = variant.seconds[sequences]
+        ratios = [a / b for a, b in zip(plain.seconds[sequences], seconds, strict=True)]
         speed = sequences * tokens / statistics.median(seconds)
         kind = "eager" if variant.eager else "compiled"
         print(
@@ -153,17 +171,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sae = Path(folder)
         save_random_sae(sae, d_in=config.hidden_size, d_sae=args.expansion * config.hidden_size, layer=args.layer)
-        variants = [Variant(name, args, sae, eager=kind == "eager") for kind in kinds for name in VARIANTS]
-        for sequences in args.sequences:
+        for kind in kinds:
+            variants = [Variant(name, args, sae, eager=kind == "eager") for name in VARIANTS]
+            for sequences in args.sequences:
+                measure(variants, sequences, tokens=args.tokens, rounds=args.rounds)
+                report(variants, sequences, tokens=args.tokens)
             for variant in variants:
-                variant.generate(sequences, tokens=args.tokens)
-                variant.seconds[sequences].clear()  # the first batch warms up
-            for _ in range(args.rounds):
-                for variant in variants:
-                    variant.generate(sequences, tokens=args.tokens)
-            report(variants, sequences, tokens=args.tokens)
-        for variant in variants:
-            variant.model.close()
+                variant.model.close()
 
 
 if __name__ == "__main__":
