@@ -4,12 +4,22 @@ import functools
 import re
 import threading
 
+from lm_eval_sae.notation import (
+    UNITS,
+    as_based_number,
+    as_clock,
+    as_words,
+    clean,
+    grouping,
+    has_words,
+    normalise,
+    stated_units,
+    unwrap,
+    value_words,
+)
+
 CHECK_SECONDS = 5  # for reading one expression, and for one comparison
 LONGEST_ANSWER = 1000  # characters; what is longer is not read as mathematics
-
-# Words that an answer in LaTeX is wrapped in: \text{even}, \mathrm{cm}.
-TEXT_COMMAND = re.compile(r"\\(?:text\w*|mbox|math(?:rm|bf|sf|tt|it)|operatorname)\s*\{([^{}]*)\}")
-WORDS = re.compile(r"(?:[a-z]+|\d+)(?:[ ,.:'’&-]+(?:[a-z]+|\d+))*")
 
 # "\boxed{" or "\boxed 5": TeX takes one digit then, models mean the number.
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*+\{|\s*+([+-]?\d[\d.,/]*|[A-Z](?![^\W_])))|\\.|[{}]", re.DOTALL)
@@ -23,28 +33,6 @@ ANSWER_SENTENCE = re.compile(
     r"wrong|incorrect|(?-i:a)\s+[a-z]{2,})\b)(?=[^\n])"
 )
 SENTENCE_END = re.compile(r"[.!?](?=[*_$\"”)]*+(?:\s|$))")
-
-NUMBER_WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-NUMBER_WORD = re.compile(
-    r"(?i)(?<=\d)\s*(?:\\[,;:! ]|~)?\s*(?:\\text\{{\s*({0})\s*\}}|({0})\b)".format("|".join(NUMBER_WORDS))
-)
-# Units that math-verify leaves in, or reads as variables where a power or a quotient follows. A single letter may be a
-# variable: it is a unit only in a quotient, such as m/s, or in \text{…}, which math-verify leaves out itself.
-UNIT_WORD = (
-    r"(?:dollars?|cents?|euros?|pounds?|(?:kilo|centi|milli|nano)?met(?:er|re)s?|inch(?:es)?|feet|foot|yards?|miles?|"
-    r"(?:kilo|milli)?grams?|(?:milli)?lit(?:er|re)s?|degrees?|radians?|units?|"
-    r"seconds?|minutes?|hours?|days?|weeks?|months?|years?|mph|kph|min|sec|hrs?|[kcmdnμ]m|[km]g|ft|mi|lbs?|oz|m[lL]|"
-    r"k?Pa|k?Hz|k?eV|k[JNW]|mol)"
-)
-UNIT = rf"(?:(?:square|sq\.?|cubic)\s+)?{UNIT_WORD}(?:\^\{{?-?\d\}}?|[²³])?"
-UNITS = re.compile(
-    rf"(?<=[\d}})])\s*(?:\\[,;:! ]|~)?\s*"
-    rf"((?:{UNIT}\s*|[mgJNVWCL](?=\s*/))(?:(?:\s*/\s*|\s+per\s+|\s+)(?:{UNIT}|[smhgJNVWCLK](?:\^\{{?\d\}}?|[²³])?))*)$"
-)
-# What is spelt like a word but is mathematics.
-FUNCTIONS = "(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|exp|sqrt|max|min|gcd|lcm|mod|det|infty"
-GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|sigma|omega|phi|psi|rho|tau"
-SYMBOL = re.compile(f"{FUNCTIONS}|{GREEK}", re.IGNORECASE)
 
 
 def boxes(text: str) -> list[tuple[int, str]]:
@@ -138,13 +126,15 @@ def check(answer: str, expected: str) -> bool | None:
     Mathematics is compared by `math-verify`, which leaves units, degrees, dollars and percent signs out and takes
     lists for sets. 12.5\\% is also 12.5. Words are compared as words, without regard to case; words that differ may
     still mean the same. Numbers in two bases differ, unless they have the same value (undecided); a base that only one
-    side states is a matter of notation.
+    side states is a matter of notation. An ordered pair is no set; whether it is a list (1,2 without brackets) is
+    undecided.
 
     Returns:
         None where that cannot be decided: one of the two cannot be read, words differ, words stand beside mathematics
-        that differs, units differ, or it takes too long. The limit of time works in the main thread only; elsewhere
-        there is none.
+        that differs, units differ, a word such as "dozen" or a ≠ stands on one side alone, or it takes too long. The
+        limit of time works in the main thread only; elsewhere there is none.
     """
+    as_given = (answer, expected)
     answer, expected = clean(answer), clean(expected)
     if answer == expected:
         return True
@@ -153,16 +143,42 @@ def check(answer: str, expected: str) -> bool | None:
     words, expected_words = as_words(answer), as_words(expected)
     if words is not None and expected_words is not None:
         return True if words == expected_words else None
+    clock, expected_clock = as_clock(answer), as_clock(expected)
+    if clock is not None and expected_clock is not None and (verdict := same_time(clock, expected_clock)) is not None:
+        return verdict
+    units, expected_units = map(stated_units, as_given)
+    if units and expected_units and units != expected_units:
+        return None  # 2 hours are 120 minutes
     answer, expected = normalise(answer), normalise(expected)
+    if value_words(answer) != value_words(expected):
+        return None  # 5 dozen are 60
     based, expected_based = as_based_number(answer), as_based_number(expected)
     if based is not None and expected_based is not None and based[1] != expected_based[1]:
         return None if based[0] is not None and based[0] == expected_based[0] else False
     verdict = verify_mathematics(answer, expected)
-    if verdict is not False:
-        return verdict
-    if words is not None or expected_words is not None:
+    if verdict:
+        return same_grouping(answer, expected)
+    if verdict is None or words is not None or expected_words is not None:
         return None
     return verify_without_units(answer, expected)
+
+
+def same_time(clock: tuple[int, bool], expected: tuple[int, bool]) -> bool | None:
+    """Whether two times of day are the same; None for two numbers such as 6:48 that may be ratios and differ."""
+    minutes, in_halves = zip(clock, expected, strict=True)
+    if minutes[0] == minutes[1]:
+        return True
+    if any(in_halves) and not all(in_halves):  # 6:48 PM may be written as 6:48
+        return (minutes[0] - minutes[1]) % (12 * 60) == 0
+    return False if all(in_halves) else None
+
+
+def same_grouping(answer: str, expected: str) -> bool | None:
+    """The verdict on two expressions that math-verify holds equal, which takes tuples and lists for sets."""
+    groupings = {grouping(answer), grouping(expected)}
+    if groupings == {"tuple", "set"}:
+        return False
+    return None if groupings == {"tuple", "list"} else True
 
 
 def verify_without_units(answer: str, expected: str) -> bool | None:
@@ -170,63 +186,13 @@ def verify_without_units(answer: str, expected: str) -> bool | None:
     percent = [re.sub(r"\s*\\?%$", "", text) for text in (answer, expected)]
     if (percent[0] == answer) != (percent[1] == expected):
         return verify_mathematics(percent[0], percent[1])
-    plain = [TEXT_COMMAND.sub(r" \1 ", text).strip() for text in (answer, expected)]
-    units = [match[1].split() if (match := UNITS.search(text)) else [] for text in plain]
-    if all(units) and units[0] != units[1]:
-        return None  # 2 hours are 120 minutes
-    if any(units):
+    plain = [unwrap(text) for text in (answer, expected)]
+    if any(map(UNITS.search, plain)):
         answer, expected = plain = [UNITS.sub("", text).strip() for text in plain]
         verdict = verify_mathematics(answer, expected)
         if verdict is not False:
             return verdict
     return None if any(map(has_words, plain)) else False
-
-
-def has_words(text: str) -> bool:
-    """Whether a word of three or more letters stands in a formula, other than names of commands and functions."""
-    words = re.findall(r"(?<![\\A-Za-z0-9_^{])[A-Za-z]{3,}", text)
-    return any(SYMBOL.fullmatch(word) is None for word in words)
-
-
-def normalise(answer: str) -> str:
-    """An answer with numbers in the notation that math-verify reads: 1 7/8, 1.0e-4 and 1.5 million, and one ∅."""
-    answer = re.sub(r"\\varnothing\b|∅", r"\\emptyset", answer)
-    answer = re.sub(r"^([+-]?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", answer)
-    answer = re.sub(r"^([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}", answer)
-    return NUMBER_WORD.sub(lambda word: rf" \cdot 10^{{{NUMBER_WORDS[(word[1] or word[2]).lower()]}}}", answer)
-
-
-def as_based_number(answer: str) -> tuple[int | None, int] | None:
-    """Value and base of a whole number with its base, such as 52_8 or 1A_{16}; None for anything else.
-
-    The value is None where the digits are none of that base.
-    """
-    match = re.fullmatch(r"\(?([0-9A-Za-z]+)\)?\s*_\s*\{?\s*(\d{1,3})\s*\}?", answer, re.ASCII)
-    if match is None:
-        return None
-    try:
-        return int(match[1], int(match[2])), int(match[2])
-    except ValueError:
-        return None, int(match[2])
-
-
-def clean(answer: str) -> str:
-    """An answer without the marks around it: spaces, $ and \\$, \\( \\), bold, the full stop of its sentence."""
-    answer = re.sub(r"^\\[(\[]|\\[)\]]$", "", answer.replace("\\$", "").strip().rstrip("."))
-    return answer.strip(" \t\n*$`").removesuffix(".").strip()
-
-
-def as_words(answer: str) -> str | None:
-    """The words of an answer that is made of words, in lower case ("\\text{June 20}" → "june 20"); else None.
-
-    A formula of letters such as xy is not words: one word has to have three letters, or to stand in \\text{…}.
-    """
-    plain = re.sub(r"\\[,;:! ]|[~$]", " ", TEXT_COMMAND.sub(r" \1 ", answer))
-    plain = " ".join(plain.casefold().split()).strip(" .")
-    letters = 2 if TEXT_COMMAND.fullmatch(answer) else 3
-    if plain[:1].isalpha() and re.search(rf"[a-z]{{{letters}}}", plain) and WORDS.fullmatch(plain):
-        return plain
-    return None
 
 
 def verify_mathematics(answer: str, expected: str) -> bool | None:
