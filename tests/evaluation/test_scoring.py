@@ -76,12 +76,57 @@ def test_metrics_of_a_mathematical_answer(completion: str, answer: str, metrics:
         ("Answer: C, no. Answer: E", (0, 0, 0)),
         (r"\boxed{10^{-4}}", (0, 0, 1)),
         ("Answer: the third", (0, 0, 1)),
-        ("I cannot say", (0, 0, 0)),
+        ("I cannot say", (0, 0, 1)),
+        ("<think>\nAnswer: B\n</think>\nThe correct answer is **C**.", (1, 0, 0)),
+        ("Answer: C\n</think>\nThe answer is either C or D.", (0, 1, 1)),
+        ("</think>\n**C**", (1, 0, 0)),
+        ("Answer: A photon", (0, 0, 1)),
+        (" \n", (0, 0, 0)),
     ],
 )
 def test_metrics_of_a_letter(completion: str, metrics: tuple[int, int, int]) -> None:
     scored = process_gpqa({"answer": "C"}, [completion])
     assert (scored["exact_match"], scored["exact_match_string"], scored["undecided"]) == metrics
+
+
+def test_without_a_letter_only_what_ended_by_itself_is_undecided() -> None:
+    for text, truncated, undecided in [
+        ("It is the third.", None, 1),
+        ("It is the third.", False, 1),
+        ("It is the third.", True, 0),
+        ("the third\n\nC", True, 0),  # may be the start of a word
+        ("", False, 0),
+    ]:
+        scored = process_gpqa({"answer": "C"}, [Completion(text, 5, truncated)])
+        assert (scored["exact_match"], scored["undecided"]) == (0, undecided), (text, truncated)
+
+
+@pytest.mark.parametrize(
+    ("text", "metrics"),  # exact_match, undecided where D is right
+    [
+        ("Answer: D-glucose", (1, 0)),
+        ("Answer: d-Glucose.", (1, 0)),
+        ("The answer is B cells.", (0, 0)),
+        ("Answer: D 10 eV", (0, 1)),
+        ("Answer: C 10 eV", (0, 0)),
+        (r"\boxed{10 eV}", (0, 0)),
+        ("Answer: A photon", (0, 1)),  # A or B
+        ("Answer: the sugar", (0, 1)),
+    ],
+)
+def test_the_text_of_a_choice_is_its_letter(text: str, metrics: tuple[int, int]) -> None:
+    doc = {"answer": "D", "choices": ["photon", "A photon", "10 eV", "D-glucose"]}
+    if "cells" in text:
+        doc["choices"][0] = "B cells"
+    scored = process_gpqa(doc, [text])
+    assert (scored["exact_match"], scored["undecided"]) == metrics
+
+
+def test_a_letter_and_the_text_of_its_choice_vote_together() -> None:
+    doc = {"answer": "D", "choices": ["one", "two", "10 eV", "four"]}
+    scored = process_gpqa(doc, [["Answer: D", r"\boxed{10 eV}", "Answer: C", "nothing that I know"]])
+    assert scored["undecided"] == 0.25
+    assert scored["maj@4"] == 0, "C has two votes, D one, and what gives no answer has none"
 
 
 def test_a_small_models_last_number_counts() -> None:

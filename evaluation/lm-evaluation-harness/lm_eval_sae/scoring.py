@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_sae.answers import check, final_answer, is_number, last_letter, last_number, strings_agree
+from lm_eval_sae.answers import check, final_answer, is_number, labelled_answer, last_number, strings_agree
 from lm_eval_sae.completion import Completion
 from lm_eval_sae.consistency import count_wrong_answers, coverage, majority, powers_of_two
+from lm_eval_sae.letters import LETTERS, THINK_END, last_letter
 
 if TYPE_CHECKING:
     import datasets
@@ -23,7 +24,6 @@ GPQA_PROMPT = (
 )
 GPQA_QUESTION = "{Question}\n\nA) {choice1}\nB) {choice2}\nC) {choice3}\nD) {choice4}"
 GPQA_SEED = 0
-LETTERS = "ABCD"
 
 
 def math_prompt(doc: Mapping[str, Any]) -> str:
@@ -47,6 +47,10 @@ def gpqa_question(doc: Mapping[str, Any]) -> str:
     return GPQA_QUESTION.format(Question=doc["Question"], **choices)
 
 
+def _as_given(doc: Mapping[str, Any], answer: str) -> str:
+    return answer
+
+
 @dataclass(frozen=True)
 class AnswerRule:
     """How the answers to one kind of question are found and checked.
@@ -56,6 +60,8 @@ class AnswerRule:
     check: answer, expected answer → whether it is right; None where that cannot be decided.
     question: row → the whole question, for a judge.
     expected: row → the expected answer, for a judge.
+    resolve: row, answer → the answer as `check` knows it.
+    without_answer: the verdict where a completion ended by itself and gives no answer that `extract` finds.
     """
 
     extract: Callable[[str], str | None]
@@ -63,11 +69,23 @@ class AnswerRule:
     check: Callable[[str, str], bool | None]
     question: Callable[[Mapping[str, Any]], str]
     expected: Callable[[Mapping[str, Any]], str]
+    resolve: Callable[[Mapping[str, Any], str], str] = _as_given
+    without_answer: bool | None = False
+
+    def answer(self, doc: Mapping[str, Any], completion: str) -> str | None:
+        """What a completion answers; None where it gives no answer."""
+        answer = self.extract(completion)
+        return None if answer is None else self.resolve(doc, answer)
 
     def verdict(self, doc: Mapping[str, Any], completion: str) -> bool | None:
-        """Whether a completion is right, by the rule alone: False where it gives no answer, None where undecided."""
-        answer = self.extract(completion)
-        return False if answer is None else self.check(answer, str(doc["answer"]))
+        """Whether a completion is right, by the rule alone; None where that cannot be decided.
+
+        Without an answer it is wrong if it is empty or was cut off, else `without_answer`.
+        """
+        answer = self.answer(doc, completion)
+        if answer is not None:
+            return self.check(answer, str(doc["answer"]))
+        return False if is_truncated(completion) or not completion.strip() else self.without_answer
 
     def is_numeric(self, doc: Mapping[str, Any], completion: str) -> bool:
         """Whether the answer given and the expected one are both whole numbers in digits."""
@@ -75,14 +93,32 @@ class AnswerRule:
         return answer is not None and is_number(answer) and is_number(str(doc["answer"]))
 
 
+def is_truncated(completion: str) -> bool:
+    """Whether the limit of tokens is known to have cut a completion off."""
+    return bool(getattr(completion, "truncated", False))
+
+
 def letter_or_answer(completion: str) -> str | None:
     """The letter that a completion of GPQA states last; where it states none, what it answers instead."""
-    return last_letter(completion) or final_answer(completion)
+    letter = last_letter(completion, finished=not is_truncated(completion))
+    return letter or final_answer(completion.rpartition(THINK_END)[2])
 
 
 def check_letter(answer: str, expected: str) -> bool | None:
     """Whether a letter is the right one; None where the answer is no letter."""
     return answer == expected if len(answer) == 1 and answer.isalpha() else None
+
+
+def letter_of_choice(doc: Mapping[str, Any], answer: str) -> str:
+    """The letter of the one choice whose text an answer is, with or without its letter before it; else the answer."""
+
+    def plain(text: str) -> str:
+        return " ".join(text.strip(" \t\n.*_$`").casefold().split())
+
+    choices = dict(zip(LETTERS, doc.get("choices", ()), strict=False))
+    said = plain(answer)
+    letters = [letter for letter, text in choices.items() if said in (plain(text), plain(f"{letter} {text}"))]
+    return letters[0] if len(letters) == 1 and len(answer.strip()) > 1 else answer
 
 
 def _problem(doc: Mapping[str, Any]) -> str:
@@ -98,9 +134,11 @@ def _choice(doc: Mapping[str, Any]) -> str:
 
 
 ANSWER_RULES = {
-    "math": AnswerRule(final_answer, final_answer, check, _problem, _answer),
+    "math": AnswerRule(final_answer, labelled_answer, check, _problem, _answer),
     "number": AnswerRule(last_number, last_number, check, _problem, _answer),
-    "letter": AnswerRule(letter_or_answer, final_answer, check_letter, gpqa_question, _choice),
+    "letter": AnswerRule(
+        letter_or_answer, labelled_answer, check_letter, gpqa_question, _choice, letter_of_choice, without_answer=None
+    ),
 }
 
 
@@ -138,7 +176,7 @@ def question_metrics(rule: AnswerRule, doc: Mapping[str, Any], results: Sequence
 
     n, right = len(rows), sum(row["exact_match"] == 1 for row in rows)
     wrong = [completion for completion, row in zip(completions, rows, strict=True) if row["exact_match"] == 0]
-    answered = [(answer, rule.verdict(doc, text)) for text in wrong if (answer := rule.extract(text)) is not None]
+    answered = [(answer, rule.verdict(doc, text)) for text in wrong if (answer := rule.answer(doc, text)) is not None]
     votes = count_wrong_answers(
         [answer for answer, verdict in answered if verdict is not None],
         [answer for answer, verdict in answered if verdict is None],
