@@ -25,6 +25,11 @@ from lm_eval_sae.letters import last_letter
         # numbers
         ("0.5", r"\frac{1}{2}", True),
         (r"\frac12", "0.5", True),
+        (r"3+4\mathrm{i}", "3+4i", True),
+        (r"\mathrm{e}^2", "e^2", True),
+        (r"\mathrm{e}^2", "e^3", False),
+        (r"\text{(1,2)}", "(1,2)", True),
+        (r"\text{(1,2)}", "(2,1)", False),
         (r"\dfrac{1}{2}", "0.5", True),
         ("3/56", r"\frac{3}{56}", True),
         (r"1\frac{1}{2}", "1.5", True),

@@ -94,9 +94,11 @@ def has_words(text: str) -> bool:
 def normalise(answer: str) -> str:
     """An answer in the notation that math-verify reads.
 
-    Numbers such as 1 7/8, 1.0e-4, 12\\,345 and 1.5 million, one ∅, one sign of degrees, and "x < 1 or x \\ge 2" as a
-    union of intervals.
+    Upright i and e, and \\text{(1,2)} without a word in it, lose their marks. Numbers such as 1 7/8, 1.0e-4, 12\\,345 and
+    1.5 million, one ∅, one sign of degrees, and "x < 1 or x \\ge 2" as a union of intervals.
     """
+    answer = re.sub(r"\\math(?:rm|bf|it|sf)\{([ie])\}", r" \1", answer)
+    answer = re.sub(r"\\text\{([^{}A-Za-z\\]*)\}", r"\1", answer)
     answer = re.sub(r"\\varnothing\b|∅", r"\\emptyset", answer)
     answer = re.sub(r"(?<!\s)\s*+°", r"^\\circ", answer)
     answer = re.sub(r"^([+-]?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", answer)
