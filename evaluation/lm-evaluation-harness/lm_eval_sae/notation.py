@@ -94,10 +94,11 @@ def has_words(text: str) -> bool:
 def normalise(answer: str) -> str:
     """An answer in the notation that math-verify reads.
 
-    Upright i and e, and \\text{(1,2)} without a word in it, lose their marks. Numbers such as 1 7/8, 1.0e-4, 12\\,345 and
-    1.5 million, one ∅, one sign of degrees, and "x < 1 or x \\ge 2" as a union of intervals.
+    Upright i and e, and \\text{(1,2)} without a word in it, lose their marks. Numbers such as 1 7/8, 1.0e-4, 12\\,345
+    and 1.5 million, one ∅, one sign of degrees, and "x < 1 or x \\ge 2" as a union of intervals.
     """
-    answer = re.sub(r"\\math(?:rm|bf|it|sf)\{([ie])\}", r" \1", answer)
+    # math-verify takes 4i for a complex number, 4 i for a variable.
+    answer = re.sub(r"([A-Za-z]?)\\math(?:rm|bf|it|sf)\{([ie])\}", lambda m: f"{m[1]}{' ' * len(m[1])}{m[2]}", answer)
     answer = re.sub(r"\\text\{([^{}A-Za-z\\]*)\}", r"\1", answer)
     answer = re.sub(r"\\varnothing\b|∅", r"\\emptyset", answer)
     answer = re.sub(r"(?<!\s)\s*+°", r"^\\circ", answer)
