@@ -22,6 +22,13 @@ from lm_eval_sae import TASKS_DIR, register_filters, register_models
 from lm_eval_sae.errors import UserError, did_you_mean
 from lm_eval_sae.generation_checks import check_context, check_generation_arguments, max_gen_toks, require_vllm
 from lm_eval_sae.judge import get_judge
+from lm_eval_sae.model_arguments import (
+    FLAGS,
+    check_flags,
+    check_flags_given_once,
+    check_hf_arguments,
+    check_vllm_arguments,
+)
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
 from lm_eval_sae.steering import check_model, read_steering, split_arguments
@@ -165,6 +172,7 @@ def prepare_run(args: Namespace) -> None:
     tasks = task_names(config)
     if PROBLEMS_TASK in tasks:
         problems_file(config.metadata)
+    check_flags(config)
 
     ours, others = split_arguments(config.model_args)
     if config.model in HF_MODELS:
@@ -179,14 +187,20 @@ def prepare_run(args: Namespace) -> None:
         return
     if "pretrained" not in others:
         raise UserError("--model_args has no pretrained=<Hub id or folder of the model>")
+    check_flags_given_once(others, {name: getattr(config, name) for name in FLAGS})
     steering = read_steering(ours)
     check_generation_arguments(config.gen_kwargs, engine=args.model)
+    if args.model == "vllm-sae":
+        check_vllm_arguments(others, steered=bool(ours))
 
     # transformers is imported from here on.
     from lm_eval_sae.model_files import load_model_config, require_chat_template
 
     name = str(others["pretrained"])
     model_config = load_model_config(name, others)
+    if args.model == "hf-sae":
+        flags = {name: getattr(args, name, None) or _of_config_file(args, name) for name in FLAGS}
+        check_hf_arguments(others, model_config, flags=flags)
     check_context(max_gen_toks(config.gen_kwargs, tasks), others, model_config, name=name)
     if steering is not None:
         check_model(steering, model_config, name=name)
