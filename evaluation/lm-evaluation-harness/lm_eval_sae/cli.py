@@ -1,7 +1,7 @@
 """The command line: lm-eval's own, with this package's models and tasks, and one line for a mistake.
 
-`--model hf` is `hf-sae` here and `--model vllm` is `vllm-sae`: without `sae_*` arguments they do the same, and count
-tokens besides.
+`--model hf` is `hf-sae` here and `--model vllm` is `vllm-sae`: without `sae_*` arguments the engines are lm-eval's own,
+tokens are counted, sampled requests have a seed each in vLLM, and no prompt is cut off.
 """
 
 import contextlib
