@@ -7,8 +7,9 @@
 #
 # Every run writes <OUTPUT_DIR>/<model>-<task>[-sae-<feature>]/ (results_*.json, samples_*.jsonl) when it is complete.
 # Started again, finished runs are skipped; those of other settings, or of a local model, SAE, scores, problems or judge
-# that changed since, are refused.
-# Everything is set by environment variables:
+# that changed since, are refused; what an interrupted one had generated is not generated again. Where the judge stopped
+# answering, the exit status is 3, and started again the run asks it what was left open.
+# Everything is set by environment variables; an empty one counts as unset, but where "" has a meaning of its own:
 #
 #     MODEL            Hub id or folder            SAE_PATH          folder of the SAE, or
 #     DTYPE            of the model                SAE_RELEASE, SAE_ID  Hub repository and folder in it
@@ -44,13 +45,44 @@ if (($#)); then
     fail "unknown argument '$1': evaluate.sh is set by environment variables, see evaluate.sh --help"
 fi
 
-# ---- settings: the paper's, each overridable -------------------------------------------------------------------------
+# ---- what is set, and whether it fits together --------------------------------------------------------------------
+set_among() { # set_among <name>…: the first of them that is set and not empty
+    local name
+    for name; do
+        if [[ -n "${!name:-}" ]]; then
+            echo "$name"
+            return
+        fi
+    done
+}
+
+BACKEND="${BACKEND:-vllm}"
+RUNS="${RUNS:-plain steered}"
+[[ $BACKEND == vllm || $BACKEND == hf ]] || fail "BACKEND is '$BACKEND', expected vllm or hf"
+for kind in $RUNS; do
+    [[ $kind == plain || $kind == steered ]] || fail "RUNS has '$kind', expected plain and steered"
+done
+for variable in CHAT_TEMPLATE FRESH; do
+    [[ "${!variable:-0}" == [01] ]] || fail "$variable is '${!variable}', expected 1 or 0"
+done
+of_feature=(STRENGTH MAX_ACTIVATION SAE_MODE SAE_UNITS)
+of_sae=(SAE_PATH SAE_RELEASE SAE_ID SAE_STATS FEATURE)
+of_vllm=(TENSOR_PARALLEL_SIZE DATA_PARALLEL_SIZE GPU_MEMORY_UTILIZATION)
 if [[ -n "${SAE_PATH:-}" && -n "${SAE_RELEASE:-}${SAE_ID:-}" ]]; then
     fail "both SAE_PATH and SAE_RELEASE/SAE_ID are set; expected one of them"
 fi
-if [[ -n "${INTERVENTION:-}" && -n "${SAE_PATH:-}${SAE_RELEASE:-}${SAE_ID:-}${SAE_STATS:-}${FEATURE:-}" ]]; then
-    fail "both INTERVENTION and SAE_PATH, SAE_RELEASE, SAE_ID, SAE_STATS or FEATURE are set; expected one or the other"
+if [[ -n "${INTERVENTION:-}" ]]; then
+    other="$(set_among "${of_sae[@]}" "${of_feature[@]}")"
+    [[ -z $other ]] || fail "both INTERVENTION and $other are set; everything else belongs into the file: unset one"
 fi
+if [[ $BACKEND == hf ]]; then
+    other="$(set_among "${of_vllm[@]}")"
+    [[ -z $other ]] || fail "$other is for BACKEND=vllm, but BACKEND is hf; unset one"
+elif [[ ${DEVICE:-auto} != auto ]]; then
+    fail "DEVICE is for BACKEND=hf; vLLM takes the GPUs of CUDA_VISIBLE_DEVICES"
+fi
+
+# ---- settings: the paper's, each overridable -------------------------------------------------------------------------
 MODEL="${MODEL:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}"
 SAE_RELEASE="${SAE_RELEASE:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}"
 SAE_ID="${SAE_ID:-blocks.19.hook_resid_post}"
@@ -60,8 +92,6 @@ MAX_ACTIVATION="${MAX_ACTIVATION:-5.84}"
 SAE_MODE="${SAE_MODE:-set}"
 SAE_UNITS="${SAE_UNITS:-folded}"
 TASKS="${TASKS:-aime2024_nofigures math-500 openai_gpqa_diamond}"
-RUNS="${RUNS:-plain steered}"
-BACKEND="${BACKEND:-vllm}"
 DTYPE="${DTYPE:-bfloat16}"
 DEVICE="${DEVICE:-auto}"
 TENSOR_PARALLEL_SIZE="${TENSOR_PARALLEL_SIZE:-1}"
@@ -80,19 +110,9 @@ if [[ -z "${PYTHON:-}" ]]; then
     [[ -x "$PYTHON" ]] || PYTHON="$(command -v python3 || true)"
 fi
 
-case "$BACKEND" in
-    vllm)
-        [[ $DEVICE == auto ]] || fail "DEVICE is for BACKEND=hf; vLLM takes the GPUs of CUDA_VISIBLE_DEVICES"
-        BATCH_SIZE="${BATCH_SIZE:-auto}"
-        ;;
-    # lm-eval's "auto" tries batches of the model's longest context, here 131,072 tokens.
-    hf) BATCH_SIZE="${BATCH_SIZE:-8}" ;;
-    *) fail "BACKEND is '$BACKEND', expected vllm or hf" ;;
-esac
+# lm-eval's "auto" tries batches of the model's longest context, here 131,072 tokens.
+if [[ $BACKEND == hf ]]; then BATCH_SIZE="${BATCH_SIZE:-8}"; else BATCH_SIZE="${BATCH_SIZE:-auto}"; fi
 [[ -n "$PYTHON" ]] || fail "no python3 found; set PYTHON"
-for kind in $RUNS; do
-    [[ $kind == plain || $kind == steered ]] || fail "RUNS has '$kind', expected plain and steered"
-done
 for variable in MODEL SAE_PATH SAE_STATS INTERVENTION; do
     [[ "${!variable:-}" != *,* ]] || fail "$variable is '${!variable}': a comma separates model arguments; rename it"
 done
@@ -119,6 +139,11 @@ changeable() { # changeable <task> <plain|steered>
         printf ' cfg=%s weights=%s' "$(cksum <"$sae/cfg.json")" "$(stat -L -c '%s %Y' "$sae/sae_weights.safetensors")"
     fi
 }
+
+JUDGE_STOPPED=3
+OPEN_QUESTIONS=judge-stopped
+UNFINISHED=.unfinished
+ended=0
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
 run_task() { # run_task <task> <plain|steered>
@@ -158,18 +183,36 @@ run_task() { # run_task <task> <plain|steered>
 
     if [[ -e "$folder" && $FRESH != 1 ]]; then
         if [[ "$(cat "$folder/settings.txt" 2>/dev/null)" == "$settings" ]]; then
-            echo "== $name: finished before, skipped (FRESH=1 runs it again)"
-            return
+            if [[ ! -e "$folder/$OPEN_QUESTIONS" ]]; then
+                echo "== $name: finished before, skipped (FRESH=1 runs it again)"
+                return
+            fi
+            echo "== $name: the judge had stopped answering; its completions are there, it is asked again"
+            rm -rf "$folder.partial"
+            mv "$folder" "$folder.partial"
+        else
+            fail "$folder holds a run with other settings or another SAE (see settings.txt); set OUTPUT_DIR, or FRESH=1"
         fi
-        fail "$folder holds a run with other settings or another SAE (see settings.txt); set OUTPUT_DIR, or FRESH=1"
     fi
     echo "== $name: $kind, into $folder"
     started=$SECONDS
-    rm -rf "$folder.partial"
-    # In a condition, so that the exit status is kept: 2 for a mistake, with its one line on stderr.
-    "$PYTHON" -m lm_eval_sae run "${arguments[@]}" --output_path "$folder.partial" || exit $?
+    if [[ $FRESH == 1 ]]; then rm -rf "$folder.partial"; fi
+    if [[ -d "$folder.partial" ]]; then # what an interrupted run had generated is not generated again
+        find "$folder.partial" -mindepth 1 -maxdepth 1 ! -name "$UNFINISHED" -exec rm -rf {} +
+    fi
+    # In a condition, so that the exit status is kept: 2 for a mistake, with its one line on stderr; 3 where the judge
+    # stopped answering, and the results are written.
+    local status=0
+    "$PYTHON" -m lm_eval_sae run "${arguments[@]}" --output_path "$folder.partial" || status=$?
+    ((status == 0 || status == JUDGE_STOPPED)) || exit "$status"
     compgen -G "$folder.partial/*/results_*.json" >/dev/null || fail "$name ended without results"
     echo "$settings" >"$folder.partial/settings.txt"
+    if ((status == JUDGE_STOPPED)); then
+        touch "$folder.partial/$OPEN_QUESTIONS"
+        ended=$JUDGE_STOPPED
+    else
+        rm -rf "$folder.partial/$UNFINISHED" # of other settings
+    fi
     rm -rf "$folder"
     mv "$folder.partial" "$folder"
     echo "== $name: done in $((SECONDS - started)) s"
@@ -181,3 +224,5 @@ for task in ${TASKS//,/ }; do
     done
 done
 echo "== the table: python evaluation/summarize.py --results $OUTPUT_DIR --output_dir $OUTPUT_DIR/report"
+((ended == 0)) || echo "error: the judge stopped answering in a run, see above; start again once it answers" >&2
+exit "$ended"

@@ -28,6 +28,7 @@ Started again, finished runs are skipped, and those of other settings refused.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ from sweep_probe import Probe
 from sweep_runs import PlannedRun, evaluate_point, plan_runs, write_overview
 
 from lm_eval_sae import errors as lm_eval_errors
-from lm_eval_sae.cli import check_tasks, parse, prepare_run, read_config, task_names
+from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, expand_tasks, parse, prepare_run, read_config, task_names
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.steering import check_model, split_arguments
@@ -61,13 +62,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_plan(runs)
     if own.plan:
         return
-    left = [run for run in runs if run.record is None]
+    left = [run for run in runs if not run.finished]
     if left:
         evaluate(left[: own.max_runs], args, overview=partial(write_overview, own.output_dir / OVERVIEW, runs))
     write_overview(own.output_dir / OVERVIEW, runs)
     if skipped := len(left[own.max_runs :] if own.max_runs else []):
         print(f"{skipped} runs are left (--max_runs); the same command continues")
     summarize.main(["--results", str(own.output_dir), "--output_dir", str(report_dir(own))])
+    if stopped := [run.folder.name for run in runs if run.record and run.record.get("judge_stopped")]:
+        print(
+            f"error: the judge stopped answering in {', '.join(stopped)}; the same command asks it again, and "
+            "generates nothing anew",
+            file=sys.stderr,
+        )
+        raise SystemExit(JUDGE_STOPPED)
 
 
 def make_parser() -> ArgumentParser:
@@ -131,6 +139,11 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
         raise UserError(f"--model {args.model} cannot steer; expected hf or vllm")
     check_tasks(args)
     config = read_config(args)
+    if config.model_args.get("worker_cls") is not None:
+        raise UserError("worker_cls is in --model_args, but steering has a vLLM worker class of its own; leave it out")
+    tasks = expand_tasks(task_names(config), include_path=args.include_path)
+    if inner := [task for task in tasks if "::" in task]:
+        raise UserError(f"the task {inner[0]} is defined within its group; expected tasks that run by their name")
     name = str(config.model_args["pretrained"])
     model_config = load_model_config(name, config.model_args)
     for point in points:
@@ -138,7 +151,7 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
             check_model(point.steering, model_config, name=name)
     if own.output_dir.is_file():
         raise UserError(f"--output_dir {own.output_dir} is a file; give the name of a folder")
-    runs = plan_runs(points, list(dict.fromkeys(task_names(config))), config, own.output_dir)
+    runs = plan_runs(points, tasks, config, own.output_dir)
     for planned in runs:
         _ = planned.record  # refuses another run's folder
     if own.output_dir.resolve().is_relative_to(report_dir(own).resolve()):
@@ -153,11 +166,11 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
 
 def print_plan(runs: Sequence[PlannedRun]) -> None:
     """Lists the runs and says which are finished."""
-    finished = sum(planned.record is not None for planned in runs)
+    finished = sum(planned.finished for planned in runs)
     n_tasks = len({planned.task for planned in runs})
     print(f"{len(runs)} runs: {len(runs) // n_tasks} per task, plain and steered; {finished} finished before")
     for planned in runs:
-        state = "finished" if planned.record is not None else "to do"
+        state = "finished" if planned.finished else "to do"
         print(f"  {planned.folder.name:<60} {state:<9} {planned.point.label}", flush=True)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,11 @@ class PlannedRun:
                 )
         return record
 
+    @property
+    def finished(self) -> bool:
+        """Whether it is complete, its judge included. Raises UserError as `record` does."""
+        return self.record is not None and not self.record.get("judge_stopped")
+
 
 def plan_runs(
     points: Sequence[GridPoint], tasks: Sequence[str], config: EvaluatorConfig, output_dir: Path
@@ -124,12 +130,15 @@ def evaluate_point(run: PlannedRun, args: Namespace, probe: Probe, *, model_star
     """
     begun = time.perf_counter()
     partial = run.folder.with_name(f"{run.folder.name}.partial")
+    if run.folder.exists():  # complete but for the judge
+        shutil.rmtree(partial, ignore_errors=True)
+        run.folder.rename(partial)
     clear_results(partial)
     model_args = {**args.model_args, **run.point.arguments}
     own = {"tasks": [run.task], "model_args": model_args, "output_path": str(partial)}
     probe.model.set_intervention(run.point.steering)
     with contextlib.redirect_stdout(io.StringIO()):  # a table for every run: the report has them all
-        execute(Namespace(**{**vars(args), **own}))
+        stopped = execute(Namespace(**{**vars(args), **own}))
     files = list(partial.glob("*/results_*.json"))
     if len(files) != 1 or len(list(partial.glob("*/samples_*.jsonl"))) != 1:
         raise RuntimeError(f"{run.folder.name} ended without results")
@@ -147,6 +156,7 @@ def evaluate_point(run: PlannedRun, args: Namespace, probe: Probe, *, model_star
         },
         "seconds": round(time.perf_counter() - begun, 2),
         "model_started": model_started,
+        "judge_stopped": stopped,
     }
     write_json(partial / RECORD, {**record, "settings": run.settings})
     partial.rename(run.folder)

@@ -1,7 +1,9 @@
 """`python -m lm_eval_sae`: real runs on the tiny model, and mistakes answered before anything is loaded."""
 
 import csv
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -64,7 +66,9 @@ def test_the_results_file_records_the_intervention(runs: Path) -> None:
     record = steered["config"]["sae"]
     assert record.pop("steered_positions") > 6 * 8
     (feature,) = record.pop("features")
-    assert record == {} and Path(feature.pop("sae")).is_dir()
+    sae = Path(feature.pop("sae"))
+    assert record == {} and feature.pop("cfg_sha256") == hashlib.sha256((sae / "cfg.json").read_bytes()).hexdigest()
+    assert re.fullmatch("[0-9a-f]{64}", feature.pop("row_sha256"))
     assert feature == {
         "architecture": "standard",
         "hook_name": "blocks.1.hook_resid_post",
@@ -77,6 +81,8 @@ def test_the_results_file_records_the_intervention(runs: Path) -> None:
         "value": 13.0,
         "mode": "set",
         "units": "folded",
+        "max_activation_from": "given",
+        "commit": None,
     }
 
 

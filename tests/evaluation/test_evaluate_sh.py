@@ -27,7 +27,16 @@ def start(repository: Path, cwd: Path, *arguments: str, **variables: str) -> sub
         ([], {"SAE_PATH": "a,b"}, "SAE_PATH is 'a,b'"),
         ([], {"SAE_STATS": "a,b"}, "SAE_STATS is 'a,b'"),
         ([], {"SAE_PATH": "a", "SAE_RELEASE": "b"}, "expected one of them"),
-        ([], {"INTERVENTION": "a", "FEATURE": "1"}, "both INTERVENTION and SAE_PATH"),
+        ([], {"INTERVENTION": "a", "FEATURE": "1"}, "both INTERVENTION and FEATURE are set"),
+        ([], {"INTERVENTION": "a", "STRENGTH": "1"}, "both INTERVENTION and STRENGTH are set"),
+        ([], {"INTERVENTION": "a", "SAE_MODE": "add"}, "both INTERVENTION and SAE_MODE are set"),
+        ([], {"INTERVENTION": "a", "MAX_ACTIVATION": "1"}, "both INTERVENTION and MAX_ACTIVATION are set"),
+        ([], {"INTERVENTION": "a", "SAE_UNITS": "raw"}, "both INTERVENTION and SAE_UNITS are set"),
+        ([], {"BACKEND": "hf", "TENSOR_PARALLEL_SIZE": "2"}, "TENSOR_PARALLEL_SIZE is for BACKEND=vllm"),
+        ([], {"BACKEND": "hf", "DATA_PARALLEL_SIZE": "1"}, "DATA_PARALLEL_SIZE is for BACKEND=vllm"),
+        ([], {"BACKEND": "hf", "GPU_MEMORY_UTILIZATION": "0.5"}, "GPU_MEMORY_UTILIZATION is for BACKEND=vllm"),
+        ([], {"CHAT_TEMPLATE": "true"}, "CHAT_TEMPLATE is 'true', expected 1 or 0"),
+        ([], {"FRESH": "yes"}, "FRESH is 'yes', expected 1 or 0"),
     ],
 )
 def test_mistakes(
@@ -64,3 +73,81 @@ def test_plain_and_steered_then_skipped_then_refused(
     assert changed.returncode == 2 and "another SAE" in changed.stderr and changed.stdout.count("skipped") == 1
     other = start(repository, tmp_path, **{**settings, "STRENGTH": "3"})
     assert other.returncode == 2 and "holds a run with other settings" in other.stderr
+
+
+STUB = """#!/usr/bin/env bash
+echo "$@" >>"$CALLS"
+while [[ $1 != --output_path ]]; do shift; done
+mkdir -p "$2/model" "$2/.unfinished" && echo "{}" >"$2/model/results_now.json"
+ls -A "$2/.unfinished" "$2" >>"$CALLS.found"
+echo >"$2/.unfinished/completions"
+exit "$STATUS"
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> dict[str, str]:
+    """Settings of a script whose Python writes a results file and ends with $STATUS, and notes its arguments."""
+    python = tmp_path / "python"
+    python.write_text(STUB)
+    python.chmod(0o755)
+    return {
+        "PYTHON": str(python), "CALLS": str(tmp_path / "calls"), "TASKS": "math-500", "MODEL": "m", "BACKEND": "hf",
+        "OUTPUT_DIR": str(tmp_path / "out"), "STATUS": "0",
+    }  # fmt: skip
+
+
+def test_an_empty_variable_counts_as_unset(repository: Path, tmp_path: Path, stub: dict[str, str]) -> None:
+    empty = {name: "" for name in ("INTERVENTION", "STRENGTH", "SAE_PATH", "TENSOR_PARALLEL_SIZE", "FRESH", "DEVICE")}
+    done = start(repository, tmp_path, **stub, **empty, CHAT_TEMPLATE="")
+    assert done.returncode == 0, done.stderr
+    plain, steered = (tmp_path / "calls").read_text().splitlines()
+    assert "--apply_chat_template" in plain and "tensor_parallel_size" not in plain and "--device" not in plain
+    assert "sae_strength=2.0" in steered and "sae_release=" in steered and "sae_path" not in steered
+
+
+def test_no_chat_template(repository: Path, tmp_path: Path, stub: dict[str, str]) -> None:
+    assert start(repository, tmp_path, **stub, RUNS="plain", CHAT_TEMPLATE="0").returncode == 0
+    assert "--apply_chat_template" not in (tmp_path / "calls").read_text()
+
+
+def test_a_run_whose_judge_stopped_is_kept_and_never_passes_for_finished(
+    repository: Path, tmp_path: Path, stub: dict[str, str]
+) -> None:
+    done = start(repository, tmp_path, **{**stub, "STATUS": "3"})
+    assert done.returncode == 3 and done.stderr.startswith("error: the judge stopped answering in a run")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 2, "the runs after it are done"
+    assert len(list((tmp_path / "out").rglob("results_*.json"))) == 2
+
+    again = start(repository, tmp_path, **{**stub, "STATUS": "3"})
+    assert again.returncode == 3 and again.stdout.count("its completions are there, it is asked again") == 2
+    assert (tmp_path / "calls.found").read_text().count("completions") == 2
+    answered = start(repository, tmp_path, **stub)
+    assert answered.returncode == 0 and answered.stdout.count("it is asked again") == 2
+    assert not list((tmp_path / "out").rglob(".unfinished")) and len(list((tmp_path / "out").rglob("results_*"))) == 2
+    assert start(repository, tmp_path, **stub).stdout.count("finished before, skipped") == 2
+
+
+def test_an_interrupted_run_finds_its_completions_and_nothing_else(
+    repository: Path, tmp_path: Path, stub: dict[str, str]
+) -> None:
+    partial = tmp_path / "out" / "m-math-500.partial"
+    (partial / ".unfinished").mkdir(parents=True)
+    (partial / ".unfinished" / "completions").touch()
+    (partial / "old").mkdir()
+    assert start(repository, tmp_path, **stub, RUNS="plain").returncode == 0
+    assert "completions" in (found := (tmp_path / "calls.found").read_text()) and "old" not in found
+    (tmp_path / "calls.found").unlink()
+    partial.mkdir()
+    (partial / ".unfinished").mkdir()
+    (partial / ".unfinished" / "completions").touch()
+    assert start(repository, tmp_path, **stub, RUNS="plain", FRESH="1").returncode == 0
+    assert "completions" not in (tmp_path / "calls.found").read_text()
+
+
+def test_a_run_that_fails_ends_the_script_with_its_status(
+    repository: Path, tmp_path: Path, stub: dict[str, str]
+) -> None:
+    done = start(repository, tmp_path, **{**stub, "STATUS": "2"})
+    assert done.returncode == 2 and len((tmp_path / "calls").read_text().splitlines()) == 1

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lm_eval.models.huggingface import HFLM
 from safetensors.torch import save_file
 
 from lm_eval_sae.cli import main as run_cli
@@ -180,6 +181,40 @@ def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
     assert len(starts) == 3
 
 
+def test_a_run_whose_judge_stopped_is_done_again_and_nothing_is_generated_anew(
+    sweep: ModuleType, grid: Path, flags: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    runs = sys.modules["sweep_runs"]
+    stopped = {"-sae-40-x1": "402"}
+    execute, kept = runs.execute, []
+
+    def judged(args: Namespace) -> str | None:
+        with monkeypatch.context() as patch:
+            judge = SimpleNamespace(end_run=lambda: next((v for k, v in stopped.items() if k in args.output_path), None))
+            judge.report = lambda: None
+            patch.setattr("lm_eval_sae.cli.get_judge", lambda: judge)
+            return execute(args)
+
+    generate = HFLM._model_generate
+    monkeypatch.setattr(HFLM, "_model_generate", lambda *a, **k: (kept.append(1), generate(*a, **k))[1])
+    monkeypatch.setattr(runs, "execute", judged)
+    command = ["--grid", str(grid), "--output_dir", str(tmp_path / "out"), *flags, "--gen_kwargs", SAMPLED]
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(command)
+    said = capsys.readouterr()
+    assert ended.value.code == 3 and "tiny-llama-quickstart_problems-sae-40-x1; the same command asks" in said.err
+    assert len(kept) == 10 and (tmp_path / "out" / "report" / "report.html").is_file()
+
+    stopped.clear()
+    sweep.main(command)
+    assert "4 finished before" in capsys.readouterr().out
+    assert len(kept) == 10
+    names = [f"tiny-llama-{TASK}{place}" for place in POINTS]
+    assert [texts(tmp_path / "out" / name) for name in names] == [texts(finished / name) for name in names]
+    assert not list((tmp_path / "out").rglob(".unfinished"))
+
+
 def test_other_settings_are_refused(
     sweep: ModuleType, grid: Path, flags: list[str], finished: Path, sae: Path, starts: list[HFSAE],
     monkeypatch: pytest.MonkeyPatch,
@@ -282,6 +317,7 @@ def test_mistakes_in_a_grid(
         (["--grid", "{grid}", "--output_path", "x"], "--output_path is not for a sweep"),
         (["--grid", "{grid}", "--use_cache", "x"], "--use_cache is not for a sweep"),
         (["--grid", "{grid}", "--tasks", "quickstart_problms"], "did you mean 'quickstart_problems'?"),
+        (["--grid", "{grid}", "--tasks", "quickstart_prob*,math-5000*"], "no task 'math-5000*'"),
         (["--grid", "{grid}", "--model", "openai-completions"], "cannot steer; expected hf or vllm"),
         (["--grid", "{grid}", "--gen_kwargs", "max_gen_tokz=3"], "did you mean 'max_gen_toks'?"),
         (["--scores_dir", "{scores}", "--topk", "9"], "has the 3 best features, --topk asks for 9"),
@@ -333,6 +369,12 @@ def test_the_plan_loads_and_writes_nothing(
     said = capsys.readouterr().out
     assert said.startswith("5 runs: 5 per task, plain and steered; 0 finished before\n")
     assert "set 5 to 2 × 2" in said
+
+    sweep.main(
+        ["--grid", str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "out"), "--plan", *flags]
+        + ["--tasks", "quickstart_prob*"]
+    )
+    assert capsys.readouterr().out == said, "a pattern stands for the tasks that it names"
     assert starts == [] and not (tmp_path / "out").exists()
 
 

@@ -1,11 +1,10 @@
 """The command line: lm-eval's own, with this package's models and tasks, and one line for a mistake.
 
-`--model hf` is `hf-sae` here and `--model vllm` is `vllm-sae`: without `sae_*` arguments they do the same, and count
-tokens besides.
+`--model hf` is `hf-sae` here and `--model vllm` is `vllm-sae`: without `sae_*` arguments the engines are lm-eval's own,
+tokens are counted, sampled requests have a seed each in vLLM, and no prompt is cut off.
 """
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -13,7 +12,7 @@ import logging
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,40 +22,85 @@ from lm_eval_sae import TASKS_DIR, register_filters, register_models
 from lm_eval_sae.errors import UserError, did_you_mean
 from lm_eval_sae.generation_checks import check_context, check_generation_arguments, max_gen_toks, require_vllm
 from lm_eval_sae.judge import get_judge
+from lm_eval_sae.model_arguments import (
+    FLAGS,
+    check_flags,
+    check_flags_given_once,
+    check_hf_arguments,
+    check_vllm_arguments,
+)
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
 from lm_eval_sae.steering import check_model, read_steering, split_arguments
+from lm_eval_sae.task_loading import (
+    data_before_the_model,
+    expand_tasks,
+    load_tasks,
+    own_tasks_only,
+    unknown_task,
+    uses_own_tasks,
+)
 from lm_eval_sae.unfinished import kept_in
+
+__all__ = ["check_tasks", "execute", "expand_tasks", "main", "parse", "prepare_run", "read_config", "task_names"]
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
 HF_MODELS = ("hf", "hf-auto", "huggingface", "hf-sae")
 VLLM_MODELS = ("vllm", "vllm-sae")
+JUDGE_STOPPED = 3
+"""Exit status."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `lm_eval` with `argv` (sys.argv by default). Raises UserError for a mistake of the user's."""
+    """Runs `lm_eval` with `argv` (sys.argv by default).
+
+    Raises:
+        UserError: a mistake of the user's.
+        SystemExit: with JUDGE_STOPPED, where the results are written but the judge stopped answering.
+    """
     from lm_eval.utils import setup_logging
 
     setup_logging()
     args = parse(sys.argv[1:] if argv is None else argv)
     if args.command == "run":
         prepare_run(args)
-    execute(args)
+    if stopped := execute(args):
+        print(
+            f"error: the results are written, but the judge stopped answering ({stopped}); config.judge there says how "
+            "many questions are open; run again once it answers: its verdicts and the completions are kept",
+            file=sys.stderr,
+        )
+        raise SystemExit(JUDGE_STOPPED)
 
 
-def execute(args: Namespace) -> None:
-    """Does what `parse` read, after `prepare_run` where it is a run. Raises UserError for an unknown task."""
+def execute(args: Namespace) -> str | None:
+    """Does what `parse` read, after `prepare_run` where it is a run, whose data are loaded before the model.
+
+    Returns why the judge stopped answering, None where it did not. Raises UserError for an unknown task, and for data
+    that cannot be loaded.
+    """
     register_filters()  # the tasks need it under any model, and other commands load them too
-    try:
-        tasks_only = own_tasks_only() if uses_own_tasks(args) else contextlib.nullcontext()
-        with tasks_only, kept_in(getattr(args, "output_path", None)):
+    judge = get_judge() if args.command == "run" else None
+    stopped = None
+    with contextlib.ExitStack() as stack:
+        if uses_own_tasks(args):
+            stack.enter_context(own_tasks_only())
+        if args.command == "run":
+            stack.enter_context(data_before_the_model())
+        kept = stack.enter_context(kept_in(getattr(args, "output_path", None)))
+        try:
             args.func(args)
-    except ValueError as error:
-        if str(error).startswith("Tasks not found"):
-            raise unknown_task(str(error).partition(": ")[2]) from error
-        raise
+        except ValueError as error:
+            if str(error).startswith("Tasks not found"):
+                raise unknown_task(str(error).partition(": ")[2]) from error
+            raise
+        finally:
+            if judge is not None:  # one process may do many runs, each with its own account of the judge
+                stopped = judge.end_run()
+        kept.needed_again = stopped is not None
+    return stopped
 
 
 def parse(argv: Sequence[str], *, more_flags: Iterable[str] = ()) -> Namespace:
@@ -131,6 +175,7 @@ def prepare_run(args: Namespace) -> None:
     tasks = task_names(config)
     if PROBLEMS_TASK in tasks:
         problems_file(config.metadata)
+    check_flags(config)
 
     ours, others = split_arguments(config.model_args)
     if config.model in HF_MODELS:
@@ -141,17 +186,24 @@ def prepare_run(args: Namespace) -> None:
     else:
         if ours:
             raise UserError(f"--model {config.model} cannot steer; expected hf-sae or vllm-sae")
+        _check_judge()
         return
     if "pretrained" not in others:
         raise UserError("--model_args has no pretrained=<Hub id or folder of the model>")
+    check_flags_given_once(others, {name: getattr(config, name) for name in FLAGS})
     steering = read_steering(ours)
     check_generation_arguments(config.gen_kwargs, engine=args.model)
+    if args.model == "vllm-sae":
+        check_vllm_arguments(others, steered=bool(ours))
 
     # transformers is imported from here on.
     from lm_eval_sae.model_files import load_model_config, require_chat_template
 
     name = str(others["pretrained"])
     model_config = load_model_config(name, others)
+    if args.model == "hf-sae":
+        flags = {name: getattr(args, name, None) or _of_config_file(args, name) for name in FLAGS}
+        check_hf_arguments(others, model_config, flags=flags)
     check_context(max_gen_toks(config.gen_kwargs, tasks), others, model_config, name=name)
     if steering is not None:
         check_model(steering, model_config, name=name)
@@ -164,46 +216,24 @@ def prepare_run(args: Namespace) -> None:
     if args.model == "vllm-sae" and "seed" not in others and config.seed and config.seed[2] is not None:
         # One seed for both back ends: transformers draws from torch's generator, vLLM from its own.
         args.model_args = {**config.model_args, "seed": config.seed[2]}
-    if judge := get_judge():
-        judge.check()
+    _check_judge()
     register_models()
 
 
+def _check_judge() -> None:
+    """Raises UserError where there is one and it does not answer a trial question."""
+    if judge := get_judge():
+        judge.check()
+
+
 def check_tasks(args: Namespace) -> None:
-    """Raises UserError for a task that lm-eval would not find."""
-    from lm_eval.tasks import TaskManager
-
+    """Loads the tasks and their data, for who runs them later. Raises UserError as `execute` does, and no tasks."""
     register_filters()
-    manager = TaskManager(include_path=args.include_path, include_defaults=not uses_own_tasks(args))
-    for task in task_names(read_config(args)):
-        if not manager.match_tasks([task]):
-            raise unknown_task(task)
-
-
-def unknown_task(name: str) -> UserError:
-    """The error that says so."""
-    ours = [file.stem for file in TASKS_DIR.glob("[!_]*.yaml")]
-    return UserError(f"no task '{name}'{did_you_mean(name, ours)}; 'python -m lm_eval_sae ls tasks' lists all")
-
-
-def uses_own_tasks(args: Namespace) -> bool:
-    """Whether every task is one of this package's or of --include_path."""
-    from lm_eval.tasks import TaskManager
-
-    tasks = getattr(args, "tasks", None)
-    if args.command != "run" or not isinstance(tasks, list):
-        return False
-    return set(tasks) <= set(TaskManager(include_path=args.include_path, include_defaults=False).all_tasks)
-
-
-@contextlib.contextmanager
-def own_tasks_only() -> Iterator[None]:
-    """lm-eval without its own tasks: it reads their 14,000 files at every start, which takes 7 s."""
-    import lm_eval.tasks
-
-    original = lm_eval.tasks.TaskManager
-    lm_eval.tasks.TaskManager = functools.partial(original, include_defaults=False)
-    try:
-        yield
-    finally:
-        lm_eval.tasks.TaskManager = original
+    config = read_config(args)
+    task_names(config)
+    with own_tasks_only() if uses_own_tasks(args) else contextlib.nullcontext():
+        try:
+            manager = config.process_tasks(config.metadata)
+        except ValueError as error:
+            raise unknown_task(str(error).partition(": ")[2]) from error
+        load_tasks(manager, config)

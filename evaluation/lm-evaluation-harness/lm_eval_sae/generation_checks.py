@@ -1,6 +1,7 @@
 """Checks of what a run asks its engine for, before the engine starts."""
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ OWN = ("until", "max_gen_toks", "do_sample", "cutoff_token")
 SAME_AS = {
     "max_new_tokens": "max_gen_toks", "max_tokens": "max_gen_toks", "max_completion_tokens": "max_gen_toks",
     "max_length": "max_gen_toks", "stop": "until",
+}  # fmt: skip
+NUMBERS = {
+    "temperature": (0, math.inf), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
+    "repetition_penalty": (0, math.inf),
 }  # fmt: skip
 # One text for each request: repeats are the task's.
 NOT_FOR_TASKS = ("n", "num_return_sequences", "detokenize", "output_kind", "prompt_logprobs", "return_dict_in_generate")
@@ -55,6 +60,7 @@ def check_generation_arguments(gen_kwargs: Mapping[str, Any], *, engine: str) ->
             raise UserError(f"generation argument '{key}' is called {SAME_AS[key]} in lm-eval")
         if key not in known:
             raise UserError(f"unknown generation argument '{key}'{did_you_mean(key, known)}")
+    _check_values(gen_kwargs, ranges=engine == "hf-sae")
     values = {key: value for key, value in engine_kwargs.items() if key not in OWN}
     try:
         if engine == "hf-sae":
@@ -63,6 +69,29 @@ def check_generation_arguments(gen_kwargs: Mapping[str, Any], *, engine: str) ->
             SamplingParams(**values)
     except (TypeError, ValueError, *engine_errors) as error:
         raise UserError(f"--gen_kwargs: {str(error).strip().splitlines()[0]}") from error
+
+
+def _check_values(gen_kwargs: Mapping[str, Any], *, ranges: bool) -> None:
+    """Of arguments whose values lm-eval, and with `ranges` transformers, would take as they come."""
+    for key, value in gen_kwargs.items():
+        if value is None:
+            continue
+        expected = None
+        if key == "do_sample" and not isinstance(value, bool):
+            expected = "true or false"
+        elif key == "until" and not isinstance(value, str) and not _are_texts(value):
+            expected = "a text or a list of texts"
+        elif key in NUMBERS:
+            least, most = NUMBERS[key] if ranges else (-math.inf, math.inf)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                expected = "a number" + (f" from {least:g} to {most:g}" if math.isfinite(most) else "")
+                expected += " from 0" if ranges and not math.isfinite(most) else ""
+        if expected:
+            raise UserError(f"--gen_kwargs: {key} is {value!r}, expected {expected}")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def max_gen_toks(gen_kwargs: Mapping[str, Any], tasks: Sequence[str]) -> int | None:

@@ -15,7 +15,6 @@ The prompt is judge_prompt.txt, beside this file.
 import asyncio
 import functools
 import hashlib
-import http
 import json
 import logging
 from collections import Counter
@@ -31,9 +30,11 @@ from urllib.parse import urlsplit
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.judge_cache import VerdictCache
 from lm_eval_sae.judge_environment import CONCURRENCY, MODES, OPENROUTER, is_openrouter, read_settings
+from lm_eval_sae.judge_errors import one_line, reason, refusal, refuses_content
+from lm_eval_sae.judge_retries import ask_again, is_passing
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,10 +45,8 @@ MAX_ANSWER_CHARACTERS = 4000
 """Of a longer answer the end is shown: that is where a solution settles on its result."""
 MAX_REPLY_TOKENS = 1024
 """The verdict is one word; a model that reasons first needs the rest."""
-RETRIED_STATUSES = (408, 409, 429)
-"""Besides 5xx: the statuses after which the client library asks again."""
 QUESTION_STATUSES = (400, 413, 422)
-"""What a server says of a question that is too long for it; or of every request, and then it has never replied."""
+"""What a server says of a question that is too long for it; of the trial question, that it takes none at all."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,11 @@ class JudgeQuestion:
     """The extracted answer, or the end of the completion where none was extracted."""
 
 
+UNANSWERED = {
+    "undecided": "which stay undecided and count as wrong",
+    "all": "where the checker's verdict stands",
+}
+"""By mode: what a question without a verdict comes to."""
 TRIAL = JudgeQuestion(problem="What is 1 + 1?", expected="2", answer="two")
 
 
@@ -69,7 +73,11 @@ class Outcome(StrEnum):
     RIGHT = "right"
     WRONG = "wrong"
     UNDECIDED = "undecided"  # the model replied, but not with a verdict
-    FAILED = "failed"  # no reply after every retry, or no longer asked after too many of those
+    FAILED = "failed"  # no reply after every retry, or not asked any more
+
+
+class Refusal(UserError):
+    """The server will not answer any question: it takes not the key, not the model, or no request at all."""
 
 
 @dataclass(kw_only=True)
@@ -91,7 +99,7 @@ class Judge:
     timeout: float = 60.0
     """Seconds of silence after which a request counts as lost."""
     deadline: float = 300.0
-    """Seconds that one question may take, retries and waiting included."""
+    """Seconds that one question may take, retries and waiting included; a wait that would go beyond is not begun."""
     max_retries: int = 10
     """Further requests after 429, 5xx or a lost connection, 0.5, 1, 2, 4, 8, 8, … s apart or as Retry-After says."""
     stop_after: int = 8
@@ -101,7 +109,7 @@ class Judge:
         self._counts: Counter[str] = Counter()
         self._cost_usd: float | None = None
         self._last_failure = ""
-        self._replied = False
+        self._stopped: str | None = None
         self._prompt = PROMPT_FILE.read_text(encoding="utf-8")
 
     @classmethod
@@ -120,12 +128,10 @@ class Judge:
         """Whether each answer means the same as the expected one; None where the judge could not say.
 
         Equal questions are asked once. A question on which the server fails (429 or 5xx past the retries, no
-        connection, no reply in time) is None and counted, and one line warns of them: an evaluation of hours is not
-        lost. A reply that is neither verdict is None and counted too.
-
-        Raises:
-            UserError: the server refuses the key, the model or, before it has ever replied, the request (4xx).
-                Answers up to then are kept.
+        connection, no reply in time) is None and counted. No more are asked, and the rest is counted likewise, after
+        `stop_after` of those in a row, and at once where the server refuses the key, the model, or for want of
+        credit (401 to 404). Nothing is raised, because an evaluation of hours would be lost: one line says how many
+        questions are open and what to do. A reply that is neither verdict is None and counted too.
         """
         prompts = [self.prompt(question) for question in questions]
         keys = [self._key(prompt) for prompt in prompts]
@@ -135,14 +141,18 @@ class Judge:
                 outcomes[key] = Outcome.RIGHT if verdict else Outcome.WRONG
         to_ask = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in outcomes}
         self._counts["cached"] += len(outcomes)
+        stopped = None
         if to_ask:
-            outcomes |= _run(self._ask_all(to_ask))
+            asked, stopped = _run(self._ask_all(to_ask))
+            outcomes |= asked
+            self._stopped = stopped or self._stopped
         self._counts["questions"] += len(keys)
         self._counts.update(outcomes[key].value for key in keys)
         if failed := sum(outcomes[key] is Outcome.FAILED for key in keys):
-            logger.warning(
-                "The judge gave no answer to %d of %d questions, which stay undecided and count as wrong (%s)",
-                failed, len(keys), self._last_failure,
+            logger.log(
+                logging.WARNING if stopped is None else logging.ERROR,
+                "The judge gave no answer to %d of %d questions, %s (%s); run again once it answers: verdicts are kept",
+                failed, len(keys), UNANSWERED[self.mode], stopped or self._last_failure,
             )  # fmt: skip
         return [{Outcome.RIGHT: True, Outcome.WRONG: False}.get(outcomes[key]) for key in keys]
 
@@ -154,8 +164,8 @@ class Judge:
         """
 
         async def ask() -> Outcome:
-            async with self._client(max_retries=min(self.max_retries, 2)) as client:
-                return await self._ask(client, self.prompt(TRIAL))
+            async with self._client() as client:
+                return await self._ask(client, self.prompt(TRIAL), trial=True)
 
         outcome = _run(ask())
         if outcome is Outcome.FAILED:
@@ -173,8 +183,9 @@ class Judge:
         """What was asked and what it cost, for the results file.
 
         right + wrong + undecided + failed = questions. `asked` counts the distinct questions that went to the server,
-        `cached` those that an earlier answer settled. Tokens and cost are of this process; `cost_usd` is null where
-        the server does not say.
+        `cached` those that an earlier answer settled. `stopped` says why it was asked no more, null where it answered
+        to the end; `cost_usd` is null where the server does not say. All are of the run since the last `end_run`, the
+        tokens and cost of its trial question included.
         """
         counted = ("questions", "asked", "cached", *Outcome, "prompt_tokens", "completion_tokens")
         return {
@@ -184,7 +195,14 @@ class Judge:
             "prompt_sha": hashlib.sha256(self._prompt.encode()).hexdigest(),
             **{str(name): self._counts[name] for name in counted},
             "cost_usd": self._cost_usd,
+            "stopped": self._stopped,
         }
+
+    def end_run(self) -> str | None:
+        """Counts anew from here. Returns why the run that ends asked no more, None where it did not stop."""
+        stopped = self._stopped
+        self._counts, self._cost_usd, self._stopped = Counter(), None, None
+        return stopped
 
     @property
     def host(self) -> str:
@@ -221,7 +239,7 @@ class Judge:
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(json.dumps([self.base_url, self.model, prompt]).encode()).hexdigest()
 
-    def _client(self, max_retries: int) -> "AsyncOpenAI":
+    def _client(self) -> "AsyncOpenAI":
         from openai import AsyncOpenAI
 
         return AsyncOpenAI(
@@ -229,65 +247,65 @@ class Judge:
             # Never None, which would send the key of another service, OPENAI_API_KEY.
             api_key=self.api_key or "none",
             timeout=self.timeout,
-            max_retries=max_retries,
+            max_retries=0,
         )
 
-    async def _ask_all(self, prompts: Mapping[str, str]) -> dict[str, Outcome]:
-        """Asks prompts by key, `concurrency` at once; keeps each verdict as it comes."""
+    async def _ask_all(self, prompts: Mapping[str, str]) -> tuple[dict[str, Outcome], str | None]:
+        """Asks prompts by key, `concurrency` at once; keeps each verdict as it comes. Also returns why it stopped."""
         from tqdm import tqdm
 
         outcomes: dict[str, Outcome] = {}
         waiting = iter(prompts.items())
         failed_in_a_row = 0
-        refused: UserError | None = None
+        stopped: str | None = None
 
         async def work() -> None:
-            nonlocal failed_in_a_row
+            nonlocal failed_in_a_row, stopped
             for key, prompt in waiting:
-                if failed_in_a_row >= self.stop_after:
+                if stopped is not None:
                     outcomes[key] = Outcome.FAILED
                     continue
                 self._counts["asked"] += 1
-                outcome = outcomes[key] = await self._ask(client, prompt)
+                try:
+                    outcome = await self._ask(client, prompt)
+                except Refusal as error:
+                    outcome, stopped = Outcome.FAILED, str(error)
+                outcomes[key] = outcome
                 failed_in_a_row = failed_in_a_row + 1 if outcome is Outcome.FAILED else 0
+                if stopped is None and failed_in_a_row >= self.stop_after:
+                    stopped = self._last_failure
                 if outcome in (Outcome.RIGHT, Outcome.WRONG):
                     self.cache.put(key, outcome is Outcome.RIGHT)
                 progress.update()
 
-        async with self._client(self.max_retries) as client:
+        async with self._client() as client:
             with tqdm(total=len(prompts), desc="judge", unit="question") as progress:
-                try:
-                    async with asyncio.TaskGroup() as group:  # which ends the others where one raises
-                        for _ in range(min(self.concurrency, len(prompts))):
-                            group.create_task(work())
-                except* UserError as errors:
-                    refused = errors.exceptions[0]
-        if refused is not None:
-            raise refused
-        return outcomes
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self.concurrency, len(prompts))):
+                        group.create_task(work())
+        return outcomes, stopped
 
-    async def _ask(self, client: "AsyncOpenAI", prompt: str) -> Outcome:
+    async def _ask(self, client: "AsyncOpenAI", prompt: str, *, trial: bool = False) -> Outcome:
+        """Raises Refusal."""
         from openai import APIStatusError, OpenAIError
 
+        max_retries = min(self.max_retries, 2) if trial else self.max_retries
         try:
-            # The client's own limit is for silence: a server that sends a byte now and then would never reach it.
-            async with asyncio.timeout(self.deadline):
-                response = await client.chat.completions.with_raw_response.create(**self.request(prompt))
+            text = await ask_again(client, self.request(prompt), max_retries=max_retries, deadline=self.deadline)
         except TimeoutError:
             self._last_failure = f"{self.host}: no reply within {self.deadline:g} s"
         except APIStatusError as error:
-            status = error.status_code
-            if _refuses_content(error):
+            if refuses_content(error):
                 return Outcome.UNDECIDED
-            passing = status in RETRIED_STATUSES or status >= 500 or (self._replied and status in QUESTION_STATUSES)
-            if not passing:
-                raise self._refused(error) from None
-            self._last_failure = f"{self.host}: {self._reason(error)}"
+            of_question = error.status_code in QUESTION_STATUSES and not trial
+            if not of_question and not is_passing(error.status_code):
+                message = refusal(error, host=self.host, model=self.model, api_key=self.api_key)
+                raise Refusal(message) from None
+            self._last_failure = f"{self.host}: {reason(error, self.api_key)}"
         except OpenAIError as error:
-            self._last_failure = f"{self.host}: {self._one_line(str(error))}"
+            self._last_failure = f"{self.host}: {one_line(str(error), self.api_key)}"
         else:
-            self._replied = True
-            return self._read(response.text)
+            return self._read(text)
         return Outcome.FAILED
 
     def _read(self, text: str) -> Outcome:
@@ -309,39 +327,6 @@ class Judge:
             return Outcome.UNDECIDED
         verdict = read_verdict(content) if isinstance(content, str) else None
         return Outcome.UNDECIDED if verdict is None else Outcome.RIGHT if verdict else Outcome.WRONG
-
-    def _refused(self, error: "APIStatusError") -> UserError:
-        reason = self._reason(error)
-        if error.status_code in (401, 403):
-            what = "OPENROUTER_API_KEY" + ("" if self.api_key else ", which is not set,")
-            return UserError(
-                f"the judge at {self.host} does not accept {what} for '{self.model}' ({reason}); "
-                "set a key that may use it, or unset PROCESSOR"
-            )
-        return UserError(
-            f"the judge at {self.host} refuses a request for '{self.model}' ({reason}); "
-            "check PROCESSOR and PROCESSOR_BASE_URL, or unset PROCESSOR"
-        )
-
-    def _reason(self, error: "APIStatusError") -> str:
-        """A status with the server's own words, or the status's name where those are not in the protocol's place."""
-        message = error.body.get("message") if isinstance(error.body, dict) else None
-        if not isinstance(message, str):
-            try:
-                message = http.HTTPStatus(error.status_code).phrase
-            except ValueError:
-                message = "unknown status"
-        return f"{error.status_code}: {self._one_line(message)}"
-
-    def _one_line(self, text: str) -> str:
-        """At most 200 characters in one line, without any word that holds a part of the key."""
-        words = "".join(c if c.isprintable() else " " for c in text).split()
-        if self.api_key:
-            width = min(8, len(self.api_key))
-            parts = [self.api_key[i : i + width] for i in range(len(self.api_key) - width + 1)]
-            words = ["***" if any(part in word for part in parts) else word for word in words]
-        line = " ".join(words)
-        return line if len(line) <= 200 else line[:199] + "…"
 
 
 @functools.cache
@@ -366,9 +351,3 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as thread:  # in a notebook, whose own loop is running
         return thread.submit(asyncio.run, work).result()
-
-
-def _refuses_content(error: "APIStatusError") -> bool:
-    """Whether OpenRouter says that a model's provider moderates and flagged this very text: one question's matter."""
-    metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
-    return error.status_code == 403 and isinstance(metadata, dict) and "flagged_input" in metadata

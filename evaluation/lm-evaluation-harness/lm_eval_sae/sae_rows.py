@@ -4,6 +4,7 @@ Steering one feature needs its encoder column, its bias and its decoder row: som
 gigabytes. Both of SAELens' layouts are read: 5.5.2's flat `cfg.json`, and today's with a `metadata` section.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ class FeatureRow:
     bias: float  # b_i, less b_dec·w where the SAE subtracts b_dec from its input
     threshold: float  # 0 for a standard SAE
     decoder: Tensor  # d, [d_in] float32
+    sha256: str = ""  # of what was read, as it is stored: which weights these are, in whatever units
 
     def folded(self) -> "FeatureRow":
         """The same feature with a decoder direction of unit norm: f is scaled by ‖d‖ (SAELens' fold_W_dec_norm)."""
@@ -168,9 +170,9 @@ def read_feature(folder: Path, config: SAEConfig, index: int) -> FeatureRow:
                 raise UserError(f"feature {index} of the SAE in {folder} has a fine-tuned scaling factor")
             encoder = weights.get_slice("W_enc")[:, index : index + 1].float().squeeze(1)
             decoder = weights.get_slice("W_dec")[index : index + 1].float().squeeze(0)
-            bias = entry("b_enc")
+            bias = b_enc = entry("b_enc")
+            b_dec = weights.get_tensor("b_dec").float()
             if config.apply_b_dec_to_input:
-                b_dec = weights.get_tensor("b_dec")
                 bias -= torch.dot(b_dec.double(), encoder.double()).item()
             threshold = 0.0
             if config.architecture == "jumprelu":
@@ -179,4 +181,15 @@ def read_feature(folder: Path, config: SAEConfig, index: int) -> FeatureRow:
                 threshold = entry("threshold")
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
-    return FeatureRow(encoder=encoder, bias=bias, threshold=threshold, decoder=decoder)
+    stored = torch.cat([encoder, decoder, b_dec, torch.tensor([b_enc, threshold])])
+    sha256 = hashlib.sha256(stored.numpy().astype("<f4").tobytes()).hexdigest()
+    return FeatureRow(encoder=encoder, bias=bias, threshold=threshold, decoder=decoder, sha256=sha256)
+
+
+def hub_commit(folder: Path) -> str | None:
+    """The commit of a folder that `find_sae` fetched from the Hub; None for a folder of the user's."""
+    parts = folder.parts
+    if "snapshots" not in parts:
+        return None
+    commit = parts[len(parts) - parts[::-1].index("snapshots")]
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None

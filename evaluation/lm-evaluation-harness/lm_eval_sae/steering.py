@@ -1,5 +1,6 @@
 """From the `sae_*` model arguments to an intervention that was checked against the SAE and the model."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -58,6 +59,10 @@ class FeatureSetting:
     value: float  # strength × max_activation
     mode: str
     units: str
+    max_activation_from: str  # "given", or "auto (<name of the scores folder>)"
+    commit: str | None  # of a SAE from the Hub
+    cfg_sha256: str  # of its cfg.json
+    row_sha256: str  # of the feature's weights and b_dec, as they are stored
     row: "FeatureRow"
 
     def record(self) -> dict[str, Any]:
@@ -141,7 +146,7 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
             raise UserError("sae_stats is read with sae_max_activation=auto only; expected one or the other")
 
     # torch is imported from here on: a mistake above is answered at once.
-    from lm_eval_sae.sae_rows import find_sae, read_config, read_feature
+    from lm_eval_sae.sae_rows import CONFIG_FILE, find_sae, hub_commit, read_config, read_feature
 
     revision = arguments.get("sae_revision")
     if revision is not None and path is not None:
@@ -150,7 +155,9 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
     folder = find_sae(None if path is None else str(path), release=release, sae_id=sae_id, revision=revision)
     config = read_config(folder)
     row = read_feature(folder, config, feature_idx)
+    max_activation_from = "given"
     if max_activation == "auto":
+        max_activation_from = f"auto ({Path(str(stats)).expanduser().resolve().name})"
         check_scores(Path(str(stats)), folder, hook_name=config.hook_name)
         max_activation = read_max_activation(Path(str(stats)), feature_idx, d_sae=config.d_sae)
         if units == "raw":
@@ -168,6 +175,10 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
         value=strength * max_activation,
         mode=mode,
         units=units,
+        max_activation_from=max_activation_from,
+        commit=hub_commit(folder) if path is None else None,
+        cfg_sha256=hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest(),
+        row_sha256=row.sha256,
         row=row.folded() if units == "folded" else row,
     )
 

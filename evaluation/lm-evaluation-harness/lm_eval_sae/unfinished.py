@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,28 @@ _folder: Path | None = None
 _used: set[Path] = set()
 
 
-@contextlib.contextmanager
-def kept_in(output_path: str | None) -> Iterator[None]:
-    """While it lasts, completions are kept below this folder; those of an earlier try go when it ends without an error.
+@dataclass
+class Kept:
+    """Of the completions that a run kept: whether they are left where they are when it ends."""
 
-    None keeps nothing.
+    needed_again: bool = False
+
+
+@contextlib.contextmanager
+def kept_in(output_path: str | None) -> Iterator[Kept]:
+    """While it lasts, completions are kept below this folder, and those of an earlier try are found.
+
+    When it ends without an error they go, unless what it gives says that they are needed again. None keeps nothing.
     """
     global _folder
     before, _folder = _folder, None
     if output_path is not None:  # lm-eval takes a folder, or the name of a file in it
         _folder = (Path(output_path).parent if Path(output_path).suffix == ".json" else Path(output_path)) / FOLDER
     _used.clear()
+    kept = Kept()
     try:
-        yield
-        for file in (file for stem in _used for file in _files(stem)):
+        yield kept
+        for file in (file for stem in _used for file in _files(stem) if not kept.needed_again):
             file.unlink()
         if _folder is not None and _folder.is_dir() and not any(_folder.iterdir()):
             _folder.rmdir()

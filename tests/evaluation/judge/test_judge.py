@@ -294,7 +294,22 @@ def test_tokens_and_cost_are_added_up(server: JudgeServer, make: MakeJudge) -> N
     assert report == {
         "model": MODEL, "host": server.base_url.split("/")[2], "mode": "undecided", "questions": 4, "asked": 4,
         "cached": 0, "right": 2, "wrong": 1, "undecided": 1, "failed": 0, "prompt_tokens": 935, "completion_tokens": 16,
+        "stopped": None,
     }  # fmt: skip
+
+
+def test_each_run_of_a_process_has_its_own_account(server: JudgeServer, make: MakeJudge) -> None:
+    server.usage = {"prompt_tokens": 10, "completion_tokens": 1, "cost": 0.5}
+    judge = make()
+    judge.check()
+    judge.decide(questions(3))
+    first = judge.report()
+    assert (first["questions"], first["prompt_tokens"], first["cost_usd"]) == (3, 40, 2.0)
+    assert judge.end_run() is None
+    judge.decide(questions(4))  # of which three are known
+    second = judge.report()
+    assert (second["questions"], second["asked"], second["cached"]) == (4, 1, 3)
+    assert (second["prompt_tokens"], second["cost_usd"]) == (10, 0.5)
 
 
 @pytest.mark.parametrize(

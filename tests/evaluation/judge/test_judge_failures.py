@@ -2,8 +2,12 @@
 
 import socket
 import sys
+import threading
 import time
+from dataclasses import replace
+from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,28 +18,52 @@ from judge_server import KEY, JudgeServer, Reply, completion  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_key_is_an_error_at_once(
-    server: JudgeServer, make: MakeJudge, status: int, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_a_refusal_after_the_generations_ends_the_questions_and_keeps_the_verdicts(
+    server: JudgeServer, make: MakeJudge, status: int, capfd: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
     body = {"error": {"code": status, "message": f"No credit\nfor key {KEY[:14]}… ({KEY})"}}
-    server.script, server.always = [Reply(body=completion("SAME"))], Reply(status, body)
-    with pytest.raises(UserError) as raised:
-        make(concurrency=1).decide(questions(50))
-    message = str(raised.value)
-    assert len(server.requests) == 2, "nothing is retried, and nothing more is asked"
-    assert "\n" not in message and f"({status}: No credit for key *** ***)" in message
-    assert "OPENROUTER_API_KEY" in message and MODEL in message
-    assert "loopback" not in message + "".join(capfd.readouterr()), "no part of the key is shown"
+    server.script = [Reply(body=completion("SAME"))]
+    server.always = Reply(status, body, {"x-should-retry": "true", **AT_ONCE})
+    judge = make(concurrency=1)
+    assert judge.decide(questions(50)) == [True] + [None] * 49
+    assert len(server.requests) == 2, "nothing is retried, whatever the server says, and nothing more is asked"
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and record.message.isprintable()
+    for part in ("49 of 50 questions", f"({status}: No credit for key *** ***)", MODEL, "run again once it answers"):
+        assert part in record.message
+    report = judge.report()
+    assert (report["right"], report["failed"], report["asked"]) == (1, 49, 2)
+    assert f"{status}: No credit" in report["stopped"]
+    assert "loopback" not in str(report) + caplog.text + "".join(capfd.readouterr()), "no part of the key is shown"
+    assert judge.end_run() == report["stopped"] and judge.end_run() is None
     server.always = None
     assert make().decide(questions(1)) == [True]
     assert len(server.requests) == 2, "what had been answered is kept"
 
 
+def test_verdicts_that_are_under_way_when_one_is_refused_are_kept(server: JudgeServer, make: MakeJudge) -> None:
+    server.barrier = threading.Barrier(3)
+    server.script = [Reply(402, {"error": {"message": "Insufficient credits"}})]
+    judge = make(concurrency=3)
+    assert sorted(map(str, judge.decide(questions(3)))).count("None") == 1
+    assert judge.report()["failed"] == 1
+
+
+def test_the_line_says_what_becomes_of_open_questions(
+    server: JudgeServer, make: MakeJudge, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.always = Reply(402, {"error": {"message": "Insufficient credits"}})
+    for mode in ("undecided", "all"):
+        assert make(mode=mode).decide([HALF]) == [None]
+    undecided, everything = (record.message for record in caplog.records)
+    assert "stay undecided and count as wrong" in undecided and "the checker's verdict stands" in everything
+
+
 def test_a_missing_key_that_the_server_wants_is_said(server: JudgeServer, make: MakeJudge) -> None:
     server.always = Reply(401, {"error": {"message": "Missing key"}})
     with pytest.raises(UserError, match=r"OPENROUTER_API_KEY, which is not set, .*\(401: Missing key\)"):
-        make(api_key=None).decide([HALF])
+        make(api_key=None).check()
 
 
 @pytest.mark.parametrize(
@@ -51,16 +79,22 @@ def test_a_missing_key_that_the_server_wants_is_said(server: JudgeServer, make: 
     ],
     ids=lambda value: str(value.status) if isinstance(value, Reply) else "",
 )
-def test_another_refusal_is_one_line_with_its_reason(
+def test_a_refused_trial_question_is_one_line_with_its_reason(
     server: JudgeServer, make: MakeJudge, reply: Reply, reason: str
 ) -> None:
-    server.always = reply
+    server.always = replace(reply, headers={"x-should-retry": "true", **AT_ONCE})
     with pytest.raises(UserError) as raised:
-        make(concurrency=1).decide([HALF, THIRD])
+        make().check()
     assert len(server.requests) == 1
     message = str(raised.value)
     assert message.isprintable() and len(message) < 500
     assert f"({reason}" in message and MODEL in message
+
+
+def test_questions_that_the_server_never_takes_are_given_up(server: JudgeServer, make: MakeJudge) -> None:
+    server.always = Reply(400, {"error": {"message": "no max_tokens here"}})
+    assert make(concurrency=1, stop_after=4).decide(questions(40)) == [None] * 40
+    assert len(server.requests) == 4
 
 
 def test_one_question_that_is_too_long_loses_no_evaluation(
@@ -88,11 +122,37 @@ def test_retry_after_is_obeyed(server: JudgeServer, make: MakeJudge) -> None:
     assert second - first >= 1
 
 
+def test_retry_after_may_be_a_date(server: JudgeServer, make: MakeJudge) -> None:
+    in_two_seconds = formatdate(time.time() + 2, usegmt=True)  # whole seconds: one at least
+    server.script = [Reply(503, "", {"Retry-After": in_two_seconds})]
+    assert make().decide([HALF]) == [True]
+    first, second = server.times
+    assert second - first >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waited"), [("240", [240.0]), ("301", []), ("nan", [0.5]), ("-5", [0.5]), ("inf", []), ("soon", [0.5])]
+)
+def test_any_wait_within_the_deadline_is_waited(
+    server: JudgeServer, make: MakeJudge, seconds: str, waited: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+
+    async def sleep(wait: float) -> None:
+        waits.append(wait)
+
+    monkeypatch.setattr("lm_eval_sae.judge_retries.asyncio.sleep", sleep)
+    monkeypatch.setattr("lm_eval_sae.judge_retries.random.uniform", lambda _low, high: high)
+    server.script = [Reply(429, {"error": {"message": "slow down"}}, {"Retry-After": seconds})]
+    assert make().decide([HALF]) == [True if waited else None]
+    assert [wait for wait in waits if wait] == waited
+
+
 def test_waits_grow_where_the_server_names_none(server: JudgeServer, make: MakeJudge) -> None:
     server.script = [Reply(500, "oops")] * 2
     assert make().decide([HALF]) == [True]
     first, second, third = server.times
-    assert second - first >= 0.75 * 0.5 and third - second >= 0.75 * 1, "the client takes up to a quarter off"
+    assert second - first >= 0.75 * 0.5 and third - second >= 0.75 * 1, "up to a quarter is taken off"
 
 
 @pytest.mark.parametrize("status", [429, 500])

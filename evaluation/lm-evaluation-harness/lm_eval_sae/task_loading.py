@@ -1,0 +1,202 @@
+"""The tasks of a run: their names, and their data before the model is loaded."""
+
+import contextlib
+import functools
+import glob
+import itertools
+import random
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_sae import TASKS_DIR
+from lm_eval_sae.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
+
+
+def expand_tasks(names: Iterable[str], *, include_path: Sequence[str | Path] = (TASKS_DIR,)) -> list[str]:
+    """The single tasks that lm-eval would run, each once and in its order. No data is loaded.
+
+    A task that only its group defines has the name that lm-eval gives it, "group::task".
+
+    Args:
+        names: of tasks, groups and tags, patterns such as gpqa*, .yaml files, or one folder of those.
+        include_path: folders of tasks besides lm-eval's own.
+
+    Raises:
+        UserError: nothing has such a name, or matches such a pattern.
+    """
+    names = [part for name in names for part in name.split(",")]
+    manager = _manager(names, include_path)
+    if len(names) == 1 and Path(names[0]).is_dir() and not manager.match_tasks(names):
+        names = [str(Path(names[0]) / "*.yaml")]
+    tasks: list[str] = []
+    for name in names:
+        if name.endswith(".yaml"):
+            found = [_leaves_of(_read(file), manager) for file in glob.glob(name)]
+        else:
+            found = [_leaves(match, manager) for match in manager.match_tasks([name])]
+        if not found:
+            raise unknown_task(name)
+        tasks += itertools.chain.from_iterable(found)
+    return list(dict.fromkeys(tasks))
+
+
+def _manager(names: Iterable[str], include_path: Sequence[str | Path]) -> "TaskManager":
+    """One without lm-eval's own tasks, which take 7 s, where none of them can be meant."""
+    from lm_eval.tasks import TaskManager
+
+    folders = list(map(str, include_path))
+    own = TaskManager(include_path=folders, include_defaults=False)
+    return own if set(names) <= set(own.all_tasks) else TaskManager(include_path=folders)
+
+
+def _read(file: str | Path) -> dict[str, Any]:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(file, resolve_func=False)
+
+
+def _leaves(name: str, manager: "TaskManager") -> list[str]:
+    """The tasks that a registered name stands for."""
+    from lm_eval.tasks._index import Kind
+
+    entry = manager.task_index[name]
+    if entry.kind is Kind.TAG:
+        return sorted(task for task in entry.tags if task in manager.task_index)
+    if entry.kind is Kind.GROUP:
+        return _leaves_of(_read(entry.yaml_path) if entry.yaml_path else entry.cfg, manager)
+    return [name]
+
+
+def _leaves_of(config: Mapping[str, Any], manager: "TaskManager") -> list[str]:
+    """The tasks of a group's or a task's configuration."""
+    members, group = config.get("task"), config.get("group")
+    if not isinstance(members, list):
+        return [members] if members else []
+    leaves: list[str] = []
+    for member in members:
+        member = {"task": member} if isinstance(member, str) else member
+        name = member.get("group", member.get("task"))
+        if name in manager.task_index:
+            leaves += _leaves(name, manager)
+        elif "group" in member:
+            leaves += _leaves_of({**member, "group": f"{group}::{name}"}, manager)
+        else:
+            leaves.append(f"{group}::{name}")
+    return leaves
+
+
+def unknown_task(name: str) -> UserError:
+    """The error that says so."""
+    ours = [file.stem for file in TASKS_DIR.glob("[!_]*.yaml")]
+    return UserError(f"no task '{name}'{did_you_mean(name, ours)}; 'python -m lm_eval_sae ls tasks' lists all")
+
+
+def uses_own_tasks(args: Namespace) -> bool:
+    """Whether every task is one of this package's or of --include_path."""
+    from lm_eval.tasks import TaskManager
+
+    tasks = getattr(args, "tasks", None)
+    if args.command != "run" or not isinstance(tasks, list):
+        return False
+    return set(tasks) <= set(TaskManager(include_path=args.include_path, include_defaults=False).all_tasks)
+
+
+@contextlib.contextmanager
+def own_tasks_only() -> Iterator[None]:
+    """lm-eval without its own tasks: it reads their 14,000 files at every start, which takes 7 s."""
+    import lm_eval.tasks
+
+    original = lm_eval.tasks.TaskManager
+    lm_eval.tasks.TaskManager = functools.partial(original, include_defaults=False)
+    try:
+        yield
+    finally:
+        lm_eval.tasks.TaskManager = original
+
+
+@contextlib.contextmanager
+def data_before_the_model() -> Iterator[None]:
+    """lm-eval finds the tasks, loads the model and then the tasks' data; while this lasts it loads the data at once.
+
+    Raises UserError as `load_tasks` does.
+    """
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    original = EvaluatorConfig.process_tasks
+
+    def process_tasks(config: "EvaluatorConfig", metadata: dict | None = None) -> "TaskManager":
+        manager = original(config, metadata)
+        loaded = load_tasks(manager, config)
+        manager.load = lambda _tasks: loaded
+        return manager
+
+    EvaluatorConfig.process_tasks = process_tasks
+    try:
+        yield
+    finally:
+        EvaluatorConfig.process_tasks = original
+
+
+def load_tasks(manager: "TaskManager", config: "EvaluatorConfig") -> "TaskDict":
+    """What lm-eval's manager loads for the tasks of a run, their data included.
+
+    Args:
+        manager: that found the tasks.
+        config: of the run, after lm-eval's process_tasks.
+
+    Raises:
+        UserError: data are gated, not there or out of reach, a package that they need is missing, or two of the tasks
+            contain the same one.
+    """
+    import numpy as np
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
+
+    if config.seed is not None:  # some tasks order choices as they load, and lm-eval has set these seeds then
+        if config.seed[0] is not None:
+            random.seed(config.seed[0])
+        if config.seed[1] is not None:
+            np.random.seed(config.seed[1])
+    objects: list[Any] = []
+    for task in config.tasks:
+        name = task if isinstance(task, str) else task.get("group") or task.get("task")
+        try:
+            loaded = manager.load([task])
+        except (OSError, ValueError, ImportError, RuntimeError, DatasetsError, HTTPError) as error:
+            raise _no_data(name, error) from error
+        groups = loaded.get("groups", {})
+        objects += [groups[name]] if name in groups else loaded["tasks"].values()
+    try:
+        return manager.load(objects)
+    except ValueError as error:  # says which task is there twice
+        raise UserError(f"--tasks: {error}") from error
+
+
+def _no_data(task: str, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    cause: BaseException | None = error
+    causes = []
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any("gated" in str(cause).lower() for cause in causes):
+        what = "are gated: accept the terms on the page of the data set and log in with `hf auth login`"
+    elif isinstance(error, ImportError):
+        what = "need a package that is not installed: install it"
+    elif any(_is_connection_error(cause) for cause in causes):
+        what = "are out of reach: connect to the Hub (huggingface.co), or load them once where there is a network"
+    else:
+        what = "cannot be loaded; expected the data set that its configuration names"
+    return UserError(f"the data of the task {task} {what} ({reason})")
+
+
+def _is_connection_error(error: BaseException) -> bool:
+    words = ("offline", "couldn't reach", "couldn't find cache", "connection")
+    return isinstance(error, ConnectionError | TimeoutError) or any(word in str(error).lower() for word in words)
