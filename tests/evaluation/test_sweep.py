@@ -191,8 +191,8 @@ def test_a_run_whose_judge_stopped_is_done_again_and_nothing_is_generated_anew(
 
     def judged(args: Namespace) -> str | None:
         with monkeypatch.context() as patch:
-            judge = SimpleNamespace(end_run=lambda: next((v for k, v in stopped.items() if k in args.output_path), None))
-            judge.report = lambda: None
+            reason = next((reason for name, reason in stopped.items() if name in args.output_path), None)
+            judge = SimpleNamespace(end_run=lambda: reason, report=lambda: None)
             patch.setattr("lm_eval_sae.cli.get_judge", lambda: judge)
             return execute(args)
 
