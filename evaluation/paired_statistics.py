@@ -17,6 +17,12 @@ MIN_QUESTIONS = 30
 """With fewer questions the intervals cover clearly less than they say (benchmarks/interval_coverage.py)."""
 MIN_DISCORDANT = 6
 """With fewer questions that changed sides the exact McNemar test cannot reach 5 %: 2 · 0.5⁵ = 0.0625."""
+MIN_NOT_ZERO = 10
+"""A relative change has an interval where so many questions have something of the quantity in the plain run, or all do.
+In simulations of rare words, intervals hold the true change in 92 to 97 % of cases from here on, in about 90 % with 8
+expected questions, and in about 70 % with 5; resamples that hold none of it are then below 1 in 20,000 (e⁻¹⁰)."""
+TINY = 1e-9
+"""Differences below this are rounding."""
 ELEMENTS_AT_ONCE = 2**24
 
 
@@ -86,7 +92,7 @@ def bootstrap_differences(plain: ArrayLike, steered: ArrayLike, *, n_resamples: 
     differences = np.asarray(steered, dtype=np.float64) - np.asarray(plain, dtype=np.float64)
     means = resampled_means(differences, n_resamples=n_resamples, seed=seed)
     return [
-        _percentile(value, column, varies=bool(np.ptp(difference) > 0))
+        _percentile(value, column, varies=bool(np.ptp(difference) > TINY))
         for value, column, difference in zip(differences.mean(axis=0), means.T, differences.T, strict=True)
     ]
 
@@ -105,7 +111,8 @@ def bootstrap_relative_changes(
             rate per token whose change is given.
 
     Returns:
-        None for a column whose plain quantity is 0; without an interval where it is 0 in some resample.
+        None for a column whose plain quantity is 0; without an interval where all questions change alike, or the plain
+        quantity is above 0 in fewer than MIN_NOT_ZERO questions but not in all.
     """
     a, b = np.asarray(plain, dtype=np.float64), np.asarray(steered, dtype=np.float64)
     n, m = a.shape
@@ -121,8 +128,10 @@ def bootstrap_relative_changes(
         value = _ratio(exact[None], column, m)[0]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = _ratio(means, column, m)
-        varies = bool(np.isfinite(ratios).all() and np.ptp(ratios) > 0)
-        estimates.append(_percentile(value, ratios, varies=varies))
+        # A resample without any of the plain quantity: its ratio lies above all others.
+        ratios[~np.isfinite(ratios)] = np.inf
+        enough = int((a[:, column] > 0).sum()) >= min(n, MIN_NOT_ZERO)
+        estimates.append(_percentile(value, ratios, varies=enough and bool(ratios.max() - ratios.min() > TINY)))
     return estimates
 
 

@@ -20,12 +20,12 @@ from typing import Any, TextIO
 
 from reasoning_words import WordCounter
 from run_files import Question, Run, answer_texts
+from run_pairs import plural
 from summary_rows import Row
 
 from transformer_lens_r1.files import atomic_file
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-PREVIEW_CHARACTERS = 220
 QUESTION_FIELDS = ("problem", "Question", "question", "query", "text")
 TEXTS_MARK = "$texts"
 
@@ -54,7 +54,7 @@ def write_question_page(path: Path, row: Row, words: WordCounter, *, report: str
     assert pair is not None and pair.plain is not None
     title = f"{row.run.task}: plain and {row.intervention}"
     about = (
-        f"{row.model} · {len(pair.keys)} questions that both runs answered. Reasoning words are marked; "
+        f"{row.model} · {plural(len(pair.keys), 'question')} that both runs answered. Reasoning words are marked; "
         "the keys j and k go on and back."
     )
     # The overview comes before the texts in the page, but is only known after them.
@@ -97,10 +97,10 @@ def _overview(
     plain, steered = (next(answer_texts(row), "") for row in rows)
     return {
         "id": rows[0]["doc_id"],
-        "preview": _question_text(rows[0])[:PREVIEW_CHARACTERS],
+        "question": _question_text(rows[0]),
         "target": str(rows[0].get("target", "")),
         "answers": min(question.n_answers for question in questions),
-        "same": questions[0].digest == questions[1].digest,
+        "same": questions[0].digests == questions[1].digests,
         "differs": len(os.path.commonprefix([plain, steered])),
         **{
             side: {

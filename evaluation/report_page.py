@@ -9,10 +9,15 @@ from string import Template
 
 from question_pages import asset
 from report_figures import Picture
+from run_pairs import plural
 from summary_rows import Row
 from summary_text import NOTHING, WHO, by_k_cell, by_k_names, change, method, numbered_warnings, shown_columns
 
 from transformer_lens_r1.files import atomic_file
+
+HEADING = "Plain and steered evaluation"
+REPORT_TITLE = f"<title>{HEADING}</title>"
+"""By which an earlier report is known: it stands in the first lines of every page."""
 
 
 def write_report_page(
@@ -37,12 +42,16 @@ def write_report_page(
         seed: of the bootstrap.
     """
     steered = sum(row.run.steered for row in rows)
-    tasks = len({row.run.task for row in rows})
-    about = f"{len(rows) - steered} plain and {steered} steered runs of {tasks} task{'s' * (tasks != 1)}"
+    tasks = plural(len({row.run.task for row in rows}), "task")
+    about = f"{len(rows) - steered} plain and {plural(steered, 'steered run')} of {tasks}"
     sections = [_main_table(rows, question_pages), _warnings(rows), _figures(pictures, left_out)]
     sections += [_by_k_table(rows), _words_table(rows), _method(rows, n_resamples, seed)]
     page = Template(asset("report.html")).substitute(
-        style=asset("report.css"), about=html.escape(about), sections="\n".join(filter(None, sections))
+        title=REPORT_TITLE,
+        heading=HEADING,
+        style=asset("report.css"),
+        about=html.escape(about),
+        sections="\n".join(filter(None, sections)),
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -55,7 +64,7 @@ def _main_table(rows: Sequence[Row], question_pages: Mapping[int, str]) -> str:
     for place, row in enumerate(rows):
         numbers = [warnings.index(warning) + 1 for warning in row.warnings]
         beside = ", ".join(f'<a href="#warning-{n}">{n}</a>' for n in numbers)
-        who = html.escape(row.intervention) if row.run.steered else "plain"
+        who = _title(row)
         if numbers:
             who += f' <span class="warned" title="{html.escape("; ".join(row.warnings))}">⚠ {beside}</span>'
         if place in question_pages:
@@ -66,7 +75,9 @@ def _main_table(rows: Sequence[Row], question_pages: Mapping[int, str]) -> str:
 
 
 def _header(name: str) -> str:
-    return f'<th scope="col" class="number">{html.escape(name)}</th>'
+    # "[95 %]" stays on one line, and so do the two sides of "→".
+    name = html.escape(name).replace("[95 %]", "[95\u00a0%]").replace(" / ", "\u00a0/ ")
+    return f'<th scope="col" class="number">{name}</th>'
 
 
 def _cell(text: str) -> str:
@@ -86,7 +97,7 @@ def _table(columns: Iterable[str], lines: Sequence[tuple[Row, str]]) -> str:
         if group != (row.run.task, row.model):
             group = (row.run.task, row.model)
             name = f"{html.escape(row.run.task)} · {html.escape(row.model)}"
-            parts.append(f'<tr class="group"><th colspan="100" scope="colgroup">{name}</th></tr>')
+            parts.append(f'<tr class="group"><th colspan="100" scope="colgroup"><span>{name}</span></th></tr>')
         parts.append(f'<tr class="{"steered" if row.run.steered else "plain"}"><th scope="row">{line}</tr>')
     head, *body = parts
     text = "\n".join(body)
@@ -147,7 +158,12 @@ def _words_table(rows: Sequence[Row]) -> str:
 
 
 def _who(row: Row) -> str:
-    return f"{html.escape(row.intervention) if row.run.steered else 'plain'}</th>"
+    return f"{_title(row)}</th>"
+
+
+def _title(row: Row) -> str:
+    # "2 × 5.84" stays on one line.
+    return html.escape(row.title).replace(" × ", "\u00a0×\u00a0")
 
 
 def _method(rows: Sequence[Row], n_resamples: int, seed: int) -> str:

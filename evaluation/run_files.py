@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,8 +20,15 @@ ACCURACY = ("exact_match", "acc")  # a task's own word for it, the first that is
 BACK_ENDS = {"hf-sae": "hf", "hf-auto": "hf", "huggingface": "hf", "vllm-sae": "vllm"}
 # What identifies the model or steers it, is compared under a name of its own, or cannot change what is generated.
 OTHER_MODEL_ARGS = ("pretrained", "model", "revision", "dtype", "gpu_memory_utilization")
+SCORING_CODE = "scoring code"
+"""The setting that says which code checked the answers (lm_eval_sae.scoring_identity); older runs have none."""
 JUDGE_SETTINGS = ("model", "host", "mode", "prompt_sha")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+GPU = re.compile(r"^(?:GPU models and configuration: *)?GPU \d+: ([^(\n]+)", re.MULTILINE)
+FEATURE_FIELDS = {"sae": str, "hook_name": str, "feature_idx": int, "mode": str, "units": str, "value": int | float}
+"""What a report needs of the record of a steered feature."""
+FOREIGN_STEERING = ("sae_", "steer")
+"""How the arguments of other code that steers begin, and the names of its models."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +37,16 @@ class Question:
 
     metrics: Mapping[str, float]
     """Of the task's metrics those that are numbers; means over the answers where there are several."""
-    n_answers: int
-    digest: bytes
-    """Of the texts."""
+    digests: tuple[bytes, ...]
+    """Of the text of each answer."""
     word_counts: tuple[int, ...]
     """How often each reasoning word occurs in all of its texts."""
     offset: int
     """Where its row begins in the samples file, in bytes."""
+
+    @property
+    def n_answers(self) -> int:
+        return len(self.digests)
 
 
 @dataclass(frozen=True)
@@ -43,13 +54,18 @@ class Run:
     """One task of one results file."""
 
     file: Path
+    root: Path
+    """The folder of results below which the file was found."""
     date: str
+    """As in the name of the file."""
     task: str
     model: str
     """Hub id or folder, as it was given."""
     revision: str
     features: tuple[Mapping[str, Any], ...] | None
-    """The intervention, one record per feature; None for a plain run."""
+    """The intervention, one record per feature; None for a plain run, empty where it was not recorded."""
+    unrecorded: Mapping[str, Any]
+    """What other code was given to steer with, where it recorded no intervention; else empty."""
     steered_positions: int | None
     n_questions: int
     metrics: Mapping[str, float]
@@ -77,9 +93,14 @@ class Run:
 
     @property
     def identity(self) -> tuple:
-        """Runs with the same one are repetitions of one another."""
-        record = json.dumps([self.features, self.requirements, self.settings], sort_keys=True, default=str)
-        return self.task, self.model, self.revision, record
+        """Runs with the same one are repetitions of one another, on the same questions."""
+        return *self.identity_without_samples, hashlib.sha256("\n".join(sorted(self.questions)).encode()).digest()
+
+    @property
+    def identity_without_samples(self) -> tuple:
+        """The identity, as far as it is known of a run whose answers were not logged."""
+        everything = [self.features, self.unrecorded, self.requirements, self.settings]
+        return self.task, self.model, self.revision, json.dumps(everything, sort_keys=True, default=str)
 
     def row(self, question: Question) -> dict[str, Any]:
         """The row of the samples file."""
@@ -91,9 +112,12 @@ class Run:
 def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> list[Run]:
     """Every run below the folders; of several that differ in nothing but their date, the latest.
 
+    Without its answers a run does not say which questions it answered: it gives way to a later one of the same settings
+    that logged them, and replaces none.
+
     Raises UserError for a missing folder, a broken file, or where there are no results at all.
     """
-    files: set[Path] = set()
+    files: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"no folder of results at {folder}; expected what evaluation/evaluate.sh wrote")
@@ -101,46 +125,69 @@ def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> l
         for file in root.rglob("results_*.json"):
             # Runs in progress lie in *.partial
             if not any(part.endswith(".partial") for part in file.relative_to(root).parts):
-                files.add(file)
+                files.setdefault(file, root)
     latest: dict[tuple, Run] = {}
+    silent: dict[tuple, Run] = {}
     for file in sorted(files, key=lambda file: (file.name, file)):  # the name holds the time
-        for run in read_results(file, words=words):
-            latest[run.identity] = run
-    if not latest:
+        for run in read_results(file, root=files[file], words=words):
+            if run.questions:
+                latest[run.identity] = run
+                silent.pop(run.identity_without_samples, None)
+            else:
+                silent[run.identity_without_samples] = run
+    if not latest and not silent:
         raise UserError(f"no results_*.json below {', '.join(map(str, folders))}")
-    return list(latest.values())
+    return [*latest.values(), *silent.values()]
 
 
-def read_results(file: Path, *, words: WordCounter | None = None) -> list[Run]:
-    """The runs, one per task, of one results file and the samples beside it. Raises UserError for a broken file."""
+def read_results(file: Path, *, root: Path | None = None, words: WordCounter | None = None) -> list[Run]:
+    """The runs, one per task, of one results file and the samples beside it.
+
+    Args:
+        file: results_*.json.
+        root: the folder of results that it belongs to; its own by default.
+        words: what to count in the answers.
+
+    Raises:
+        UserError: the file is broken, or holds a number or an intervention that no report can be made of.
+    """
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         return [
-            _run(file, results, task, words)
+            _run(file, root or file.parent, results, task, words)
             for task in results["results"]
             if task in results.get("n-samples", {})  # else it is a group's mean
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a results file of lm-eval: {error!r}") from error
+        what = str(error) if type(error) is ValueError else repr(error)
+        raise UserError(
+            f"{file} is not a results file of lm-eval: {what}; move it elsewhere, or run that evaluation again"
+        ) from error
 
 
-def _run(file: Path, results: Mapping[str, Any], task: str, words: WordCounter | None) -> Run:
+def _run(file: Path, root: Path, results: Mapping[str, Any], task: str, words: WordCounter | None) -> Run:
     config = results["config"]
     model_args = _model_args(config.get("model_args"))
     model = str(results.get("model_name") or model_args.get("pretrained") or "unknown")
     date = file.stem.removeprefix("results_")
     samples_file = file.with_name(f"samples_{task}_{date}.jsonl")
     features, positions = _intervention(config.get("sae"))
+    unrecorded = {} if features else _unrecorded_steering(config, model_args)
+    n_questions = results["n-samples"][task]["effective"]
+    if not isinstance(n_questions, int) or n_questions < 1:
+        raise ValueError(f"{task} has {n_questions!r} questions, expected a whole number of at least 1")
     task_config = results.get("configs", {}).get(task, {})
     return Run(
         file=file,
+        root=root,
         date=date,
         task=task,
         model=os.path.normpath(model),
         revision=str(config.get("model_revision") or model_args.get("revision") or "main"),
-        features=features,
+        features=() if unrecorded else features,
+        unrecorded=unrecorded,
         steered_positions=positions,
-        n_questions=int(results["n-samples"][task]["effective"]),
+        n_questions=n_questions,
         metrics=_metrics(results["results"][task]),
         requirements={
             "task version": results.get("versions", {}).get(task),
@@ -162,7 +209,10 @@ def _settings(
     back_end = str(config.get("model"))
     generation = task.get("generation_kwargs") or config.get("gen_kwargs") or {}
     judge = config.get("judge")
-    torch = re.search(r"^PyTorch version: (\S+)", str(results.get("pretty_env_info")), re.MULTILINE)
+    environment = str(results.get("pretty_env_info"))
+    torch = re.search(r"^PyTorch version: (\S+)", environment, re.MULTILINE)
+    gpus = sorted({name.strip() for name in GPU.findall(environment)})
+    device = config.get("device")
     return {
         "limit": config.get("limit"),
         "back end": BACK_ENDS.get(back_end, back_end),
@@ -171,14 +221,18 @@ def _settings(
         "transformers version": results.get("transformers_version"),
         "vLLM version": config.get("vllm_version"),
         "torch version": torch and torch.group(1),
+        # cuda:0 and cuda:1 are cards of one machine.
+        "device": device and str(device).partition(":")[0],
+        "GPU": ", ".join(gpus) or None,
         "judge": judge and {name: judge.get(name) for name in JUDGE_SETTINGS},
         "scoring": ADDRESS.sub("", str(task.get("process_results"))),
+        SCORING_CODE: config.get("scoring"),
         "repeats": task.get("repeats"),
         "batch size": config.get("batch_size"),
         "seed": config.get("torch_seed"),
-        **{f"generation argument {name}": value for name, value in sorted(generation.items())},
+        **{f"generation argument {name}": _typed(value) for name, value in sorted(generation.items())},
         **{
-            f"model argument {name}": value
+            f"model argument {name}": _typed(value)
             for name, value in sorted(model_args.items())
             if name not in OTHER_MODEL_ARGS and not name.startswith("sae_")
         },
@@ -193,26 +247,72 @@ def _model_args(recorded: Any) -> dict[str, Any]:
     return dict(recorded or {})
 
 
-def _intervention(record: Mapping[str, Any] | None) -> tuple[tuple[Mapping[str, Any], ...] | None, int | None]:
+def _typed(value: Any) -> Any:
+    """A number or flag that was recorded as it was typed on the command line, as what it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value.lower())
+    except ValueError:
+        return value
+    return found if isinstance(found, int | float) else value
+
+
+def _intervention(record: Any) -> tuple[tuple[Mapping[str, Any], ...] | None, int | None]:
+    """The features and the number of steered positions; None and None for a plain run. Raises ValueError."""
     if record is None:
         return None, None
-    return tuple(record["features"]), record.get("steered_positions")
+    features = record.get("features") if isinstance(record, Mapping) else None
+    if not isinstance(features, list) or not features:
+        raise ValueError(f"config.sae names no feature: {_short(record)}")
+    for feature in features:
+        if not isinstance(feature, Mapping):
+            raise ValueError(f"config.sae has {_short(feature)} in place of a feature")
+        for name, kind in FEATURE_FIELDS.items():
+            if not isinstance(feature.get(name), kind):
+                raise ValueError(f"a feature in config.sae has {name} {_short(feature.get(name))}")
+        for name in ("value", "strength", "max_activation"):
+            if (number := feature.get(name)) is not None:
+                _finite(number, f"{name} of feature {feature['feature_idx']}")
+    return tuple(features), record.get("steered_positions")
+
+
+def _unrecorded_steering(config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """What says that other code steered the run; {} for a plain run."""
+    found = {name: value for name, value in model_args.items() if name.startswith(FOREIGN_STEERING)}
+    if not found and str(config.get("model")).startswith(FOREIGN_STEERING):
+        return {"model": config.get("model")}
+    return found
 
 
 def _metrics(recorded: Mapping[str, Any]) -> dict[str, float]:
-    """lm-eval's key is "<metric>,<filter>", of which the first filter counts; a stderr of one question is "N/A"."""
+    """lm-eval's key is "<metric>,<filter>", of which the first filter counts; a stderr of one question is "N/A".
+
+    Raises ValueError for a mean that is no finite number.
+    """
     metrics: dict[str, float] = {}
     for key, value in recorded.items():
         name, comma, _ = key.partition(",")
         if comma and isinstance(value, int | float):
-            metrics.setdefault(name, float(value))
+            # Nothing is made of lm-eval's own standard errors.
+            metrics.setdefault(name, float(value) if name.endswith("_stderr") else _finite(value, name))
     return metrics
+
+
+def _finite(value: Any, name: str) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {_short(value)}, expected a finite number")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    return "missing" if value is None else f"{value!r:.60}"
 
 
 def read_samples(file: Path, *, words: WordCounter | None = None) -> dict[str, Question]:
     """What was logged of each question, by the hashes of its row and its prompt; {} where there is no such file.
 
-    Raises UserError for a line that is no JSON, which a run that was cut off leaves.
+    Raises UserError for a line that is no JSON, which a run that was cut off leaves, or holds no finite numbers.
     """
     if not file.is_file():
         return {}
@@ -232,17 +332,15 @@ def read_samples(file: Path, *, words: WordCounter | None = None) -> dict[str, Q
 
 
 def _question(row: Mapping[str, Any], offset: int, words: WordCounter | None) -> Question:
-    digest = hashlib.sha256()
+    digests = []
     counts = [0] * (len(words.words) if words else 0)
-    n_answers = 0
     for text in answer_texts(row):
-        n_answers += 1
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        digests.append(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
         if words:
             counts = [a + b for a, b in zip(counts, words.count(text), strict=True)]
-    numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+    numbers = {name: _finite(value, name) for name, value in row.items() if isinstance(value, int | float)}
     numbers.pop("doc_id", None)
-    return Question(numbers, n_answers, digest.digest(), tuple(counts), offset)
+    return Question(numbers, tuple(digests), tuple(counts), offset)
 
 
 def answer_texts(row: Mapping[str, Any]) -> Iterator[str]:

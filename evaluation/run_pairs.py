@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from paired_statistics import MIN_DISCORDANT, MIN_QUESTIONS
-from run_files import Question, Run
+from run_files import SCORING_CODE, Question, Run
 
 MAX_TRUNCATED = 0.05
 """Share of cut-off answers above which their mean length says more about the limit than about the model."""
 SHOWN_CHARACTERS = 40
+SURROUNDINGS = (
+    "lm-eval version", "transformers version", "vLLM version", "torch version", "device", "GPU", "batch size", "limit",
+)  # fmt: skip
+"""Settings that change answers by rounding, or only which questions are answered: of two plain runs one that differs in
+these is the better partner than one that samples or scores differently."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +48,28 @@ class Pair:
 
 
 def pair_runs(runs: Sequence[Run]) -> list[Pair]:
-    """Every steered run with the plain run of the same task and model that differs least from it, then the latest."""
+    """Every steered run with the plain run of the same task and model that fits best.
+
+    That is the one with the fewest reasons against any comparison, then with the most questions in common, the fewest
+    settings of sampling, model and scoring that differ, the fewest versions and other surroundings, and the latest.
+    """
     plain_runs = [run for run in runs if not run.steered]
-    return [_pair(run, plain_runs) for run in runs if run.steered]
+    names = distinct_names(run.model for run in runs)
+    return [_pair(run, plain_runs, names) for run in runs if run.steered]
 
 
-def _pair(steered: Run, plain_runs: Iterable[Run]) -> Pair:
+def _pair(steered: Run, plain_runs: Iterable[Run], names: Mapping[str, str]) -> Pair:
     same_task = [plain for plain in plain_runs if plain.task == steered.task]
     candidates = [plain for plain in same_task if plain.model == steered.model and plain.revision == steered.revision]
     if not candidates:
-        others = sorted({_model_name(plain) for plain in same_task})
-        reason = f"no plain run of {_model_name(steered)} on {steered.task}"
+        others = sorted({_model_name(plain, names) for plain in same_task})
+        reason = f"no plain run of {_model_name(steered, names)} on {steered.task}"
         return Pair(steered, None, (reason + (f", only of {', '.join(others)}" if others else ""),), (), ())
 
-    def distance(plain: Run) -> tuple[int, int]:
-        return len(_refusals(steered, plain)), len(_marks(steered, plain))
+    def distance(plain: Run) -> tuple[int, int, int, int]:
+        differing = differing_settings([steered, plain])
+        around = sum(name in SURROUNDINGS for name in differing)
+        return len(_refusals(steered, plain)), -_shared(steered, plain), len(differing) - around, around
 
     nearest = min(sorted(candidates, key=lambda run: run.date, reverse=True), key=distance)
     refused = _refusals(steered, nearest)
@@ -65,8 +77,23 @@ def _pair(steered: Run, plain_runs: Iterable[Run]) -> Pair:
     return Pair(steered, nearest, refused, () if refused else _marks(steered, nearest), keys)
 
 
-def _model_name(run: Run) -> str:
-    return run.model if run.revision == "main" else f"{run.model}@{run.revision}"
+def _model_name(run: Run, names: Mapping[str, str]) -> str:
+    return names[run.model] + ("" if run.revision == "main" else f"@{run.revision}")
+
+
+def _shared(steered: Run, plain: Run) -> int:
+    return sum(key in plain.questions for key in steered.questions)
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Names of the settings in which runs differ; which code scored the answers only where all say so."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    return [
+        name
+        for name, found in values.items()
+        if any(value != found[0] for value in found) and not (name == SCORING_CODE and None in found)
+    ]
 
 
 def _refusals(steered: Run, plain: Run) -> tuple[str, ...]:
@@ -89,29 +116,36 @@ def _refusals(steered: Run, plain: Run) -> tuple[str, ...]:
 def _marks(steered: Run, plain: Run) -> tuple[str, ...]:
     marks = [
         _difference(name, plain.settings.get(name), steered.settings.get(name))
-        for name in dict.fromkeys([*steered.settings, *plain.settings])
-        if plain.settings.get(name) != steered.settings.get(name)
+        for name in differing_settings([steered, plain])
     ]
-    shared = sum(key in plain.questions for key in steered.questions)
+    shared = _shared(steered, plain)
     if shared < max(len(steered.questions), len(plain.questions)):
-        marks.append(f"compared over the {shared} questions that both runs answered")
-    return tuple(marks)
+        marks.append(f"compared over the {plural(shared, 'question')} that both runs answered")
+    return tuple(dict.fromkeys(marks))
 
 
 def _difference(name: str, plain: Any, steered: Any) -> str:
-    if name == "scoring":
+    if name in ("scoring", SCORING_CODE):
         return "answers are scored by other code"
     if name == "judge" and isinstance(plain, Mapping) and isinstance(steered, Mapping):
         keys = [key for key in plain if plain[key] != steered.get(key)]
         plain, steered = ({key: judge.get(key) for key in keys} for judge in (plain, steered))
-    return f"{name}: {_shown(plain)} (plain), {_shown(steered)} (steered)"
+    paths = distinct_names(value for value in (plain, steered) if isinstance(value, str) and os.path.isabs(value))
+    plain, steered = (paths.get(value, value) if isinstance(value, str) else value for value in (plain, steered))
+    return f"{name}: {shown_value(plain)} (plain), {shown_value(steered)} (steered)"
 
 
-def _shown(value: Any) -> str:
+def plural(number: int, noun: str) -> str:
+    """E.g. "1 question", "2 questions"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def shown_value(value: Any) -> str:
+    """A setting's value in a few words."""
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        text = ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+        text = ", ".join(f"{name} {shown_value(item)}" for name, item in value.items())
     else:
         text = str(value)
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
@@ -121,15 +155,22 @@ def run_warnings(run: Run) -> list[str]:
     """What a run alone cannot support."""
     warnings = []
     if run.n_questions < MIN_QUESTIONS:
-        warnings.append(f"{run.n_questions} questions, fewer than the {MIN_QUESTIONS} that an interval needs")
+        warnings.append(f"{plural(run.n_questions, 'question')}, fewer than the {MIN_QUESTIONS} that an interval needs")
     if run.questions and len(run.questions) != run.n_questions:
-        warnings.append(f"its samples file holds {len(run.questions)} of {run.n_questions} questions")
-    truncated = run.metrics.get("truncated")
-    if truncated is not None and truncated > MAX_TRUNCATED:
-        warnings.append(f"the token limit cut off {truncated:.0%} of the answers: their length is a lower bound")
-    if run.steered and not run.steered_positions:
+        warnings.append(f"its samples file holds {len(run.questions)} of {plural(run.n_questions, 'question')}")
+    if share := _cut_off(run):
+        warnings.append(f"the token limit cut off {share} of the answers: their length is a lower bound")
+    if run.unrecorded:
+        warnings.append("steered by other code: its results file does not record the intervention")
+    elif run.steered and not run.steered_positions:
         warnings.append("nothing in its results file says that any position was steered")
     return warnings
+
+
+def _cut_off(run: Run) -> str | None:
+    """The share of its answers that the token limit cut off; None where that is too small to matter."""
+    truncated = run.metrics.get("truncated", 0.0)
+    return f"{100 * truncated:.0f} %" if truncated > MAX_TRUNCATED else None
 
 
 def pair_warnings(pair: Pair, discordant: int | None) -> list[str]:
@@ -141,11 +182,18 @@ def pair_warnings(pair: Pair, discordant: int | None) -> list[str]:
     """
     warnings = [f"not compared: {reason}" for reason in pair.refused]
     warnings += pair.marked
+    if pair.keys and pair.plain and (share := _cut_off(pair.plain)):
+        warnings.append(
+            f"the token limit cut off {share} of the plain run's answers: its length is a lower bound, and the "
+            "change in length is biased"
+        )
     if pair.keys and len(pair.keys) < min(MIN_QUESTIONS, pair.steered.n_questions):
-        warnings.append(f"{len(pair.keys)} questions compared, fewer than the {MIN_QUESTIONS} that an interval needs")
+        warnings.append(
+            f"{plural(len(pair.keys), 'question')} compared, fewer than the {MIN_QUESTIONS} that an interval needs"
+        )
     if discordant is not None and discordant < MIN_DISCORDANT:
         warnings.append(
-            f"{discordant} questions changed between right and wrong; the exact test cannot reach 5 % with "
+            f"{plural(discordant, 'question')} changed between right and wrong; the exact test cannot reach 5 % with "
             f"fewer than {MIN_DISCORDANT}"
         )
     return warnings

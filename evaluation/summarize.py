@@ -13,13 +13,14 @@ warning beside it; runs that answered different questions are not compared.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from question_pages import write_question_page
 from reasoning_words import WordCounter
 from report_figures import draw_figures
-from report_page import write_report_page
+from report_page import REPORT_TITLE, write_report_page
 from run_files import read_runs
 from summary_rows import summarize
 from summary_text import main_table, markdown, write_csv, write_words_csv
@@ -31,6 +32,36 @@ from transformer_lens_r1.vocabulary import read_vocabulary
 
 VOCABULARY = Path(__file__).resolve().parent.parent / "extraction" / "reason_tokens.json"
 REPORT = "report.html"
+OWN_FILES = (REPORT, "summary.md", "summary.csv", "words.csv", "questions_*.html", "figures", "figures/*.svg")
+"""All that a report's folder can hold."""
+MIN_RESAMPLES = 1000
+"""With fewer, the 2.5 % tails hold fewer than 25 resamples, and the ends of an interval are mostly noise."""
+
+
+def check_report_folder(path: Path, *, name: str = "--output_dir") -> None:
+    """Make sure that a report can be written to the folder ``path`` and replaces nothing but an earlier report.
+
+    Args:
+        path: where the report is to go.
+        name: what the user calls the folder.
+
+    Raises:
+        UserError: it is a file, holds anything that is no report's, or lies where nothing can be written.
+    """
+    check_output_folder(path, REPORT, name=name, own=OWN_FILES)
+    # Another program's report may have the same names, but not the page's first lines.
+    if (path / REPORT).is_file():
+        with (path / REPORT).open(encoding="utf-8", errors="replace") as page:
+            if REPORT_TITLE not in page.read(1000):
+                raise UserError(f"{name} {path} holds another program's {REPORT}; name another folder")
+
+
+def resamples(text: str) -> int:
+    """An integer ≥ MIN_RESAMPLES."""
+    value = positive_int(text)
+    if value < MIN_RESAMPLES:
+        raise argparse.ArgumentTypeError(f"expected at least {MIN_RESAMPLES} for the ends of an interval, got {text}")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tokens_str_path", type=Path, default=VOCABULARY, metavar="FILE", help="reasoning words, a JSON list"
     )
-    parser.add_argument("--n_resamples", type=positive_int, default=10_000, help="resamples of the bootstrap")
+    parser.add_argument(
+        "--n_resamples", type=resamples, default=10_000, help=f"of the bootstrap, at least {MIN_RESAMPLES}"
+    )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap")
     parser.add_argument(
         "--answers_shown", type=positive_int, default=4, help="of a question with several answers, how many to show"
@@ -52,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in args.results:
         if folder.is_dir() and folder.resolve().is_relative_to(args.output_dir.resolve()):
             raise UserError(f"--output_dir {args.output_dir} holds the results {folder}, and is replaced as a whole")
-    check_output_folder(args.output_dir, "summary.csv")
+    check_report_folder(args.output_dir)
     runs = read_runs(args.results, words=words)
 
     draws = {"n_resamples": args.n_resamples, "seed": args.seed}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from interventions import describe
+from interventions import describe, describe_unrecorded, details_of
 from numpy.typing import NDArray
 from paired_statistics import (
     Discordance,
@@ -26,6 +26,8 @@ from run_pairs import Pair, distinct_names, pair_runs, pair_warnings, run_warnin
 LENGTHS = ("completion_tokens", "reasoning_tokens")
 BY_K = re.compile(r"(cov|maj)@\d+")
 ALL_WORDS = "all words"
+CLOCK = re.compile(r"T(\d\d)-(\d\d)-(\d\d)")
+"""In the names of files."""
 
 
 class WordRate(NamedTuple):
@@ -46,6 +48,13 @@ class Row:
     pair: Pair | None
     model: str
     intervention: str
+    """With what tells it from other rows, such as a temperature."""
+    title: str
+    """The intervention where the page names it; "plain" or "plain 2" instead of "none"."""
+    results_file: str
+    """Relative to the folder of results that was given."""
+    date: str
+    """When the evaluation ended, in the time of its machine; ISO 8601."""
     accuracy: float | None
     accuracy_stderr: float | None
     lengths: Mapping[str, float]
@@ -64,6 +73,11 @@ class Row:
     """Relative."""
     by_k_differences: Mapping[str, Estimate] = field(default_factory=dict)
     texts_changed: int | None = None
+    """Answers, not questions."""
+    compared_with: str | None = None
+    """The plain run's results file."""
+    partner: str | None = None
+    """The plain run's title without its settings: "plain", or "plain 2" where there are several."""
     word_rates: tuple[WordRate, ...] = ()
     """All words together first."""
     warnings: tuple[str, ...] = ()
@@ -85,17 +99,40 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
     """
     models = distinct_names(run.model for run in runs)
     saes = distinct_names(str(feature["sae"]) for run in runs for feature in run.features or ())
-    pairs = {id(pair.steered): pair for pair in pair_runs(runs)}
+    runs = sorted(runs, key=_order)
+    files = _file_names(runs)
+    pairs = pair_runs(runs)
+    names = []
+    for run in runs:
+        others = {_sae_names(other) for other in runs if other.features and other.task == run.task}
+        named = describe(run.features, sae_names=saes if len(others) > 1 else None)
+        names.append(describe_unrecorded(run.unrecorded) if run.unrecorded else named)
+    details = details_of(runs, pairs, names, files)
+
+    pair_of = {id(pair.steered): pair for pair in pairs}
     rows = []
-    for run in sorted(runs, key=_order):
-        model = models[run.model] + ("" if run.revision == "main" else f"@{run.revision}")
-        others = {_sae_names(other) for other in runs if other.steered and other.task == run.task}
-        intervention = describe(run.features, sae_names=saes if len(others) > 1 else None)
-        row = _row(run, pairs.get(id(run)), model, intervention)
-        if row.pair:
-            row = _compare(row, row.pair, words, n_resamples=n_resamples, seed=seed)
+    for run, name, more, file in zip(runs, names, details, files, strict=True):
+        row = _row(
+            run,
+            pair_of.get(id(run)),
+            model=models[run.model] + ("" if run.revision == "main" else f"@{run.revision}"),
+            intervention=" · ".join([name, *more]),
+            title=" · ".join([name, *more] if run.steered else more or ["plain"]),
+            results_file=file,
+        )
         rows.append(row)
-    return _adjust(rows)
+    plain_rows = {id(row.run): row for row in rows if not row.run.steered}
+    draws = {"n_resamples": n_resamples, "seed": seed}
+    return _adjust([_compare(row, row.pair, plain_rows, words, **draws) if row.pair else row for row in rows])
+
+
+def _file_names(runs: Sequence[Run]) -> list[str]:
+    """The results file of each run, from its folder of results on; with the folder's name where there are several."""
+    roots = distinct_names(str(run.root) for run in runs)
+    return [
+        (f"{roots[str(run.root)]}/" if len(roots) > 1 else "") + run.file.relative_to(run.root).as_posix()
+        for run in runs
+    ]
 
 
 def _order(run: Run) -> tuple:
@@ -108,7 +145,7 @@ def _sae_names(run: Run) -> tuple[str, ...]:
     return tuple(str(feature["sae"]) for feature in run.features or ())
 
 
-def _row(run: Run, pair: Pair | None, model: str, intervention: str) -> Row:
+def _row(run: Run, pair: Pair | None, **names: str) -> Row:
     questions = list(run.questions.values())
     accuracies = [q.metrics[run.accuracy_name] for q in questions if run.accuracy_name in q.metrics]
     if accuracies:
@@ -118,8 +155,8 @@ def _row(run: Run, pair: Pair | None, model: str, intervention: str) -> Row:
     return Row(
         run=run,
         pair=pair,
-        model=model,
-        intervention=intervention,
+        **names,
+        date=CLOCK.sub(r"T\1:\2:\3", run.date),
         accuracy=accuracy,
         accuracy_stderr=stderr,
         lengths={name: run.metrics[name] for name in LENGTHS if name in run.metrics},
@@ -148,8 +185,11 @@ def _word_rate(questions: Sequence[Question]) -> float | None:
     return PER * sum(sum(question.word_counts) for question in questions) / tokens
 
 
-def _compare(row: Row, pair: Pair, words: Sequence[str], *, n_resamples: int, seed: int) -> Row:
+def _compare(
+    row: Row, pair: Pair, plain_rows: Mapping[int, Row], words: Sequence[str], *, n_resamples: int, seed: int
+) -> Row:
     questions = pair.questions
+    partner = plain_rows[id(pair.plain)] if questions else None
     draws = {"n_resamples": n_resamples, "seed": seed}
     difference = discordance = None
     plain, steered = _both(questions, row.run.accuracy_name)
@@ -174,10 +214,17 @@ def _compare(row: Row, pair: Pair, words: Sequence[str], *, n_resamples: int, se
         discordance=discordance,
         length_changes=changes,
         by_k_differences=differences,
-        texts_changed=sum(a.digest != b.digest for a, b in questions) if questions else None,
+        compared_with=partner and partner.results_file,
+        partner=partner and partner.title.split(" · ")[0],
+        texts_changed=_answers_changed(questions) if questions else None,
         word_rates=_word_rates(questions, words, **draws),
         warnings=tuple(dict.fromkeys([*row.warnings, *pair_warnings(pair, discordant)])),
     )
+
+
+def _answers_changed(questions: Sequence[tuple[Question, Question]]) -> int:
+    """Answers whose text is not the one that the plain run gave in the same place."""
+    return sum(a != b for pair in questions for a, b in zip(*(side.digests for side in pair), strict=False))
 
 
 def _both(

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,33 @@ from transformer_lens_r1.errors import UserError
 PROVENANCE = "provenance.json"
 
 
-def check_output_folder(path: Path, marker: str, *, name: str = "--output_dir") -> None:
+def check_output_folder(
+    path: Path, marker: str, *, name: str = "--output_dir", own: Sequence[str] | None = None
+) -> None:
     """Make sure, before any work, that a result can be written to the folder ``path`` and replaces nothing else.
 
     Args:
         path: where the result is to go; an earlier result there will be replaced as a whole.
         marker: a file that every earlier result of the same script holds, relative to the folder.
         name: what the user calls the folder.
+        own: glob patterns of all that an earlier result can hold, at any depth, where the marker's name alone could
+            be another program's; None where the marker says enough.
 
     Raises:
         UserError: ``path`` is a file, holds other files than an earlier result, or lies where nothing can be written.
     """
     if path.is_dir():
-        if any(path.iterdir()) and not (path / marker).is_file():
-            raise UserError(f"{name} {path} holds other files, which the result would replace; name another folder")
+        foreign = any(path.iterdir()) and not (path / marker).is_file()
+        which = ""
+        if own is not None and not foreign:
+            expected = {file for pattern in own for file in path.glob(pattern)}
+            found = next((file for file in path.rglob("*") if file not in expected), None)
+            if foreign := found is not None:
+                which = f" ({found.relative_to(path)})"
+        if foreign:
+            raise UserError(
+                f"{name} {path} holds other files{which}, which the result would replace; name another folder"
+            )
     elif path.exists():
         raise UserError(f"{name} {path} is a file; give the name of a folder")
     try:

@@ -23,6 +23,7 @@ const escaped = data.forms.map((form) =>
 const wordPattern = escaped.length
   ? new RegExp(`(?<![\\p{L}\\p{N}_])(?:${escaped.join("|")})(?![\\p{L}\\p{N}_])`, "gu")
   : null;
+const PREVIEW_CHARACTERS = 220;
 let filter = "all";
 let shown = [];
 let current = null;
@@ -61,7 +62,7 @@ function listed(question) {
   const line = element("small", [
     `${question.id} · `, verdict(question.plain.accuracy), " → ", verdict(question.steered.accuracy), lengths,
   ]);
-  const button = element("button", [line, element("span", question.preview, { class: "preview" })], { type: "button" });
+  const button = element("button", [line, element("span", question.question.slice(0, PREVIEW_CHARACTERS), { class: "preview" })], { type: "button" });
   button.addEventListener("click", () => select(question));
   return element("li", [button]);
 }
@@ -69,7 +70,7 @@ function listed(question) {
 data.questions.forEach((question, index) => {
   question.index = index;
   question.item = listed(question);
-  question.text = `${question.preview}\n${question.target}`.toLowerCase();
+  question.text = `${question.question}\n${question.target}`.toLowerCase();
 });
 
 function refresh() {
@@ -77,7 +78,7 @@ function refresh() {
   const wanted = search.value.trim().toLowerCase();
   shown = data.questions.filter((q) => accepts(q) && q.text.includes(wanted)).sort(ORDERS[order.value]);
   list.replaceChildren(...shown.map((question) => question.item));
-  document.querySelector("#count").textContent = `${shown.length} of ${data.questions.length} questions`;
+  document.querySelector("#count").textContent = `${shown.length} of ${data.questions.length} question${data.questions.length === 1 ? "" : "s"}`;
   for (const button of document.querySelectorAll("#filters button")) {
     button.setAttribute("aria-pressed", button.dataset.filter === filter);
   }
@@ -105,25 +106,35 @@ function firstDifference(a, b) {
   return i > 0 && /[\uD800-\uDBFF]/.test(a[i - 1]) ? i - 1 : i;
 }
 
-// The text with its reasoning words marked.
-function marked(text) {
+// Where a text has reasoning words, as [start, end]. Words are sought in the whole text: a part of it, cut inside
+// "waiting", would seem to hold a word that it does not.
+function wordsOf(text) {
+  const matches = wordPattern ? text.matchAll(wordPattern) : [];
+  return Array.from(matches, (match) => [match.index, match.index + match[0].length]);
+}
+
+// The part of a text from one place to another, with its reasoning words marked.
+function marked(text, words, from, to) {
   const parts = [];
-  let end = 0;
-  for (const match of wordPattern ? text.matchAll(wordPattern) : []) {
-    parts.push(text.slice(end, match.index), element("mark", match[0]));
-    end = match.index + match[0].length;
+  let end = from;
+  for (const [wordStart, wordEnd] of words) {
+    const [start, stop] = [Math.max(wordStart, from), Math.min(wordEnd, to)];
+    if (start >= stop) continue;
+    parts.push(text.slice(end, start), element("mark", text.slice(start, stop)));
+    end = stop;
   }
-  parts.push(text.slice(end));
+  parts.push(text.slice(end, to));
   return parts;
 }
 
 function answer(text, at, differs) {
   const box = element("div", null, { class: "answer", tabindex: "0" });
-  box.append(element("span", marked(text.slice(0, at)), { class: "same" }));
+  const words = wordsOf(text);
+  box.append(element("span", marked(text, words, 0, at), { class: "same" }));
   if (differs) {
     const word = /^\s*\S{0,40}/u.exec(text.slice(at))[0];
     const mark = element("mark", word || "∎ ends here", { class: "differs", title: "first difference" });
-    box.append(mark, ...marked(text.slice(at + word.length)));
+    box.append(mark, ...marked(text, words, at + word.length, text.length));
   }
   return box;
 }

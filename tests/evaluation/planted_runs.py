@@ -19,6 +19,17 @@ def feature(index: int = 7, *, strength: float = 2.0, **changes: Any) -> dict[st
     return record | changes
 
 
+def setting(*keys: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """An edit of the results file, for `write_run`: one value, found by its keys."""
+
+    def edit(results: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            results = results.setdefault(key, {})
+        results[keys[-1]] = value
+
+    return edit
+
+
 def write_run(
     folder: Path,
     right: Sequence[Sequence[float]],

@@ -110,6 +110,29 @@ def test_there_is_no_interval_where_questions_are_alike(statistics: ModuleType) 
     assert statistics.bootstrap_relative_changes(0 * same, same, n_resamples=100, seed=0) == [None]
 
 
+def test_few_questions_with_a_rare_word_give_no_interval_however_many_resamples_there_are(
+    statistics: ModuleType,
+) -> None:
+    tokens = (np.full(500, 100.0), np.full(500, 100.0))
+    for users in (statistics.MIN_NOT_ZERO - 1, statistics.MIN_NOT_ZERO):
+        plain, steered = (np.arange(500) < users)[:, None], (np.arange(500) % 3 == 0)[:, None]
+        for n_resamples in (200, 50_000):
+            (found,) = statistics.bootstrap_relative_changes(
+                plain, steered, n_resamples=n_resamples, seed=0, per=tokens
+            )
+            assert found.value == pytest.approx(167 / users - 1)
+            assert (found.low is not None) == (users == statistics.MIN_NOT_ZERO)
+    # Where every question has some, few are enough.
+    (found,) = statistics.bootstrap_relative_changes(np.ones((5, 1)), np.arange(5.0)[:, None], n_resamples=200, seed=0)
+    assert found.low < found.value < found.high
+
+
+def test_a_change_that_is_the_same_up_to_rounding_has_no_interval(statistics: ModuleType) -> None:
+    plain = np.arange(100.0, 140)[:, None]
+    assert statistics.bootstrap_relative_changes(plain, 1.2 * plain, n_resamples=200, seed=0)[0].low is None
+    assert statistics.bootstrap_differences(plain / 7, plain / 7 + 0.1, n_resamples=200, seed=0)[0].low is None
+
+
 @pytest.mark.parametrize("kind", ["one answer", "several answers", "length"])
 def test_intervals_hold_the_planted_value_in_95_of_100_cases(kind: str, simulation: ModuleType) -> None:
     n, simulations = 198, 1000

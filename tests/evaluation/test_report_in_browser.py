@@ -17,14 +17,15 @@ PLAIN = [float(i % 2) for i in range(40)]
 STEERED = [float(i % 2 != (i % 10 == 0) and i % 9 > 0) for i in range(40)]
 LOST = [i for i in range(40) if PLAIN[i] > STEERED[i]]
 WON = [i for i in range(40) if PLAIN[i] < STEERED[i]]
+LONG = "words of a long question " * 20
+LENGTHENING = [1 + (i * 7) % 40 for i in range(40)]  # a permutation: every question is lengthened by another factor
 
 
 @pytest.fixture(scope="module")
 def report(load_script_for_module: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a plain run, two features with two strengths, and repeats; model and data are full of elements."""
     folder = tmp_path_factory.mktemp("report")
-    problems = [f"Problem {i} {IMAGE}{SCRIPT}" for i in range(40)]
-    tokens = [[100 + i] for i in range(40)]
+    problems = [f"Problem {i} {IMAGE}{SCRIPT} {LONG} needle{i}." for i in range(40)]
 
     def name_model(results: dict) -> None:
         results["model_name"] = f"hub/{IMAGE}"
@@ -36,8 +37,12 @@ def report(load_script_for_module: Callable[[str], ModuleType], tmp_path_factory
         ]
         if steering:
             texts[3] = ["😀 The same beginning.\nWait, " + f"{IMAGE}{SCRIPT} So, wait. "]  # as plain
+            texts[6] = [f"{texts[3][0]}It ends waiting"]
+        else:
+            texts[6] = [f"😀 The same beginning.\nWait, {IMAGE}{SCRIPT} So, wait. It ends waited"]
+        tokens = [[(100 + i) * (1 if stretch == 1 else stretch * LENGTHENING[i])] for i in range(40)]
         write_run(
-            folder / "runs" / name, [[r] for r in right], tokens=[[stretch * n] for [n] in tokens], texts=texts,
+            folder / "runs" / name, [[r] for r in right], tokens=tokens, texts=texts,
             features=steering, problems=problems, edit=name_model,
         )  # fmt: skip
 
@@ -51,7 +56,7 @@ def report(load_script_for_module: Callable[[str], ModuleType], tmp_path_factory
         texts = [[f"{name} answer {j} to {i}" for j in range(6)] for i in range(30)]
         write_run(folder / "runs" / "repeats" / name, right, texts=texts, features=steering)
     load_script_for_module("evaluation/summarize.py").main(
-        ["--results", str(folder / "runs"), "--output_dir", str(folder / "report"), "--n_resamples", "200"]
+        ["--results", str(folder / "runs"), "--output_dir", str(folder / "report"), "--n_resamples", "1000"]
     )
     return folder / "report"
 
@@ -86,7 +91,7 @@ def test_a_warning_stands_beside_its_row(
     write_run(tmp_path / "runs/plain", [[1.0]] * 10)
     write_run(tmp_path / "runs/steered", [[1.0]] * 10, features=[feature()])
     load_script_for_module("evaluation/summarize.py").main(
-        ["--results", str(tmp_path / "runs"), "--output_dir", str(tmp_path / "report"), "--n_resamples", "50"]
+        ["--results", str(tmp_path / "runs"), "--output_dir", str(tmp_path / "report"), "--n_resamples", "1000"]
     )
     page = open_offline(tmp_path / "report" / "report.html")
     link = page.locator("tr.steered .warned a").first
@@ -110,9 +115,14 @@ def test_questions_are_filtered_ordered_and_searched(open_page: Callable[..., Pa
     filters.get_by_role("button", name="all (40)").click()
     page.fill("#search", "problem 17")
     assert listed(page) == [17]
+    page.fill("#search", "NEEDLE23.")  # far beyond what the list shows
+    assert listed(page) == [23] and "needle" not in page.locator("#list .preview").inner_text()
     page.fill("#search", "")
+    longest_first = sorted(range(40), key=lambda i: -LENGTHENING[i])
     page.select_option("#order", "longer")
-    assert sorted(listed(page)) == list(range(40))
+    assert listed(page) == longest_first
+    page.select_option("#order", "shorter")
+    assert listed(page) == longest_first[::-1]
     page.get_by_role("link", name="all runs").click()
     page.wait_for_url("**/report.html")
 
@@ -129,14 +139,15 @@ def test_answers_stand_side_by_side_from_where_they_part(open_page: Callable[...
     # The page counts characters as the browser does, where an emoji is two.
     assert f"from character {len(same.encode('utf-16-le')) // 2 + 1} on" in page.locator("#difference").inner_text()
     assert [mark.inner_text() for mark in plain.locator("mark:not(.differs)").all()] == ["Wait", "wait"]
+    steered_tokens = 2 * LENGTHENING[5] * 105
     cells = {
         row.locator("th").inner_text(): row.locator("td").all_inner_texts()
         for row in page.locator(".words tbody tr").all()
     }
     assert cells == {
-        "wait": ["2", "1", f"{2000 / 105:.2f}", f"{1000 / 210:.2f}"],
-        "but": ["0", "2", "0.00", f"{2000 / 210:.2f}"],
-        "hmm": ["0", "2", "0.00", f"{2000 / 210:.2f}"],
+        "wait": ["2", "1", f"{2000 / 105:.2f}", f"{1000 / steered_tokens:.2f}"],
+        "but": ["0", "2", "0.00", f"{2000 / steered_tokens:.2f}"],
+        "hmm": ["0", "2", "0.00", f"{2000 / steered_tokens:.2f}"],
     }
     assert page.locator("img").count() == 0 and IMAGE in page.locator(".question").inner_text()
     page.keyboard.press("k")
@@ -145,6 +156,17 @@ def test_answers_stand_side_by_side_from_where_they_part(open_page: Callable[...
     assert page.locator("#difference").inner_text() == "Both texts are the same."
     page.reload()
     page.get_by_role("heading", name="Question 3", exact=True).wait_for()
+
+
+def test_a_word_that_the_first_difference_cuts_is_not_a_reasoning_word(open_page: Callable[..., Page]) -> None:
+    page = open_page("questions_2.html")
+    page.locator("#list button").nth(6).click()
+    page.get_by_role("heading", name="Question 6", exact=True).wait_for()
+    plain, steered = page.locator(".answer").all()
+    assert plain.locator(".same").text_content().endswith("It ends wait")
+    for answer, end in ((plain, "ed"), (steered, "ing")):
+        assert answer.locator("mark.differs").inner_text() == end
+        assert answer.locator("mark:not(.differs)").all_inner_texts() == ["Wait", "wait"]
 
 
 def test_several_answers_to_a_question_are_all_within_reach(open_page: Callable[..., Page]) -> None:
@@ -163,3 +185,8 @@ def test_pages_fit_a_phone(open_page: Callable[..., Page], scheme: str) -> None:
         if name != "report.html":
             page.locator(".answer").nth(1).wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        if name == "report.html":
+            table = page.locator(".wide").first
+            table.evaluate("element => element.scrollLeft = 400")
+            first = table.locator("tr.steered th").first.bounding_box()
+            assert first["x"] >= 0 and first["width"] < 200  # still there, with room for numbers beside it
