@@ -48,7 +48,6 @@ from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.steering import check_model, split_arguments
 from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.errors import run
-from transformer_lens_r1.files import check_output_folder
 
 OVERVIEW = "sweep.json"
 
@@ -160,7 +159,7 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
             "replaces its folder as a whole; name another"
         )
     if not own.plan:  # it makes a folder to see that it can
-        check_output_folder(report_dir(own), "summary.csv", name="--report_dir")
+        summarize.check_report_folder(report_dir(own), name="--report_dir")
     return runs
 
 

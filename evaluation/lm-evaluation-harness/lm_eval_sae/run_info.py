@@ -3,13 +3,17 @@
 from typing import Any
 
 from lm_eval_sae.judge import get_judge
+from lm_eval_sae.scoring_identity import scoring_identity
 from lm_eval_sae.steering import Steering
 
 
 def run_info(steering: Steering | None, *, steered_positions: int) -> dict[str, Any]:
-    """`sae`: the whole intervention, null for a plain run; `judge`: what was asked of it, null where it is off."""
+    """`sae`: the whole intervention, null for a plain run; `judge`: what was asked of it, null where it is off;
+    `scoring`: which code decided what is right (`scoring_identity`).
+    """
     judge = get_judge()
     return {
         "sae": None if steering is None else steering.record() | {"steered_positions": steered_positions},
         "judge": judge.report() if judge else None,
+        "scoring": scoring_identity(),
     }
