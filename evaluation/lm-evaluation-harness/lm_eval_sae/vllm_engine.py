@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -97,7 +98,7 @@ class Engine:
         from vllm import TokensPrompt
 
         tokens = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
-        run = lambda: self.llm.generate(tokens, list(params), lora_request=lora_request, use_tqdm=progress)  # noqa: E731
+        run = partial(self.llm.generate, tokens, list(params), lora_request=lora_request, use_tqdm=progress)
         if keep is None:
             return run()
         keeper = _Keeper(keep, lambda: min((self.steered_positions()[layer] for layer in keep.layers), default=None))
