@@ -11,7 +11,17 @@ from question_pages import asset
 from report_figures import Picture
 from run_pairs import plural
 from summary_rows import Row
-from summary_text import NOTHING, WHO, by_k_cell, by_k_names, change, method, numbered_warnings, shown_columns
+from summary_text import (
+    NOTHING,
+    WHO,
+    by_k_cell,
+    by_k_names,
+    change,
+    method,
+    numbered_warnings,
+    occurring_words,
+    shown_columns,
+)
 
 from transformer_lens_r1.files import atomic_file
 
@@ -141,20 +151,24 @@ def _words_table(rows: Sequence[Row]) -> str:
     compared = [row for row in rows if row.word_rates]
     if not compared:
         return ""
+    places, note = occurring_words(compared)
+    heading = "<h2>Reasoning words per 1,000 tokens</h2>\n"
+    if not places:
+        return f'{heading}<p class="quiet">{html.escape(note)}</p>\n'
     lines = []
     for row in compared:
         cells = "".join(
             f'<td class="number">{rate.plain:.2f} → {rate.steered:.2f}<br><small class="quiet">'
             f"{html.escape(change(rate.change))}</small></td>"
-            for rate in row.word_rates
+            for rate in (row.word_rates[i] for i in places)
         )
         lines.append((row, _who(row) + cells))
     title = (
-        "<h2>Reasoning words per 1,000 tokens</h2>\n"
+        f"{heading}"
         '<p class="quiet">Plain → steered, over all questions compared; below, the relative change with its interval '
-        f"({NOTHING} where the plain run never uses the word).</p>\n"
+        f"({NOTHING} where the plain run never uses the word). {html.escape(note)}</p>\n"
     )
-    return title + _table([rate.word for rate in compared[0].word_rates], lines)
+    return title + _table([compared[0].word_rates[i].word for i in places], lines)
 
 
 def _who(row: Row) -> str:

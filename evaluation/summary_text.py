@@ -10,7 +10,7 @@ from typing import Any
 
 from interventions import strength_of
 from paired_statistics import MIN_DISCORDANT, MIN_NOT_ZERO, MIN_QUESTIONS, Estimate
-from summary_rows import LENGTHS, Row
+from summary_rows import ALL_WORDS, LENGTHS, Row
 
 from transformer_lens_r1.files import atomic_file
 
@@ -175,10 +175,31 @@ def markdown(rows: Sequence[Row], *, n_resamples: int, seed: int) -> str:
         parts.append("Coverage and majority of k answers, with the difference to the plain run in points:\n")
         parts.append(_table([*WHO, *names], lines))
     if compared := [row for row in rows if row.word_rates]:
-        lines = [[*_who(row), *(f"{r.plain:.2f} → {r.steered:.2f}" for r in row.word_rates)] for row in compared]
+        places, note = occurring_words(compared)
+        lines = [
+            [*_who(row), *(f"{r.plain:.2f} → {r.steered:.2f}" for r in map(row.word_rates.__getitem__, places))]
+            for row in compared
+        ]
         parts.append("Reasoning words per 1,000 tokens, plain → steered (words.csv has the intervals):\n")
-        parts.append(_table([*WHO, *(rate.word for rate in compared[0].word_rates)], lines))
+        parts += [f"{note}\n"] if note else []
+        parts += [_table([*WHO, *(compared[0].word_rates[i].word for i in places)], lines)] if places else []
     return "\n".join([*parts, " ".join(method(rows, n_resamples=n_resamples, seed=seed)) + "\n"])
+
+
+def occurring_words(rows: Sequence[Row]) -> tuple[list[int], str]:
+    """Which of the word rates of these rows are to be shown, and a sentence on those that no answer has ("" without).
+
+    Args:
+        rows: that have word rates, all of the same words.
+    """
+    words = [rates[0].word for rates in zip(*(row.word_rates for row in rows), strict=True)]
+    places = [i for i in range(len(words)) if any(r.plain or r.steered for r in (row.word_rates[i] for row in rows))]
+    absent = [word for i, word in enumerate(words) if i not in places and word != ALL_WORDS]
+    if not absent:
+        return places, ""
+    if not places:
+        return places, f"No answer holds any of them: {', '.join(absent)}."
+    return places, f"In no answer: {', '.join(absent)}."
 
 
 def _who(row: Row) -> list[str]:

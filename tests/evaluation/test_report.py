@@ -253,6 +253,30 @@ def test_word_rates_are_per_thousand_tokens(
     assert (hmm.plain, hmm.steered, hmm.change.value) == pytest.approx((1000 * 40 / tokens, 0, -1))
 
 
+@pytest.mark.parametrize(
+    ("text", "head", "note"),
+    [
+        ("wait", "| all words | wait |", "In no answer: hmm."),
+        ("so", None, "No answer holds any of them: wait, hmm."),
+        ("wait hmm", "| all words | wait | hmm |", None),
+    ],
+)
+def test_words_that_no_answer_has_take_no_column(
+    text: str, head: str | None, note: str | None, summarize: ModuleType, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "runs/a", PLAIN, texts=[["so"]] * 40)
+    write_run(tmp_path / "runs/b", PLAIN, texts=[[text]] * 40, features=[feature()])
+    (tmp_path / "words.json").write_text('["wait", "hmm"]')
+    out = tmp_path / "report"
+    arguments = ["--results", str(tmp_path / "runs"), "--output_dir", str(out), "--n_resamples", "1000"]
+    summarize.main([*arguments, "--tokens_str_path", str(tmp_path / "words.json")])
+    written, page = (out / "summary.md").read_text(), (out / "report.html").read_text()
+    assert ("| all words |" in written) == (head is not None) and (head or "") in written
+    for said in ("In no answer", "No answer holds"):
+        assert (said in written) == (said in page) == (note is not None and note.startswith(said))
+    assert note is None or (note in written and note in page)
+
+
 def test_the_files_of_the_report(summarize: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs/plain", PLAIN, tokens=[[100 + i] for i in range(40)])
     for index in (7, 9):
