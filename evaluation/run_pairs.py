@@ -62,8 +62,8 @@ def _pair(steered: Run, plain_runs: Iterable[Run], names: Mapping[str, str]) -> 
     same_task = [plain for plain in plain_runs if plain.task == steered.task]
     candidates = [plain for plain in same_task if plain.model == steered.model and plain.revision == steered.revision]
     if not candidates:
-        others = sorted({_model_name(plain, names) for plain in same_task})
-        reason = f"no plain run of {_model_name(steered, names)} on {steered.task}"
+        others = sorted({model_name(plain, names) for plain in same_task})
+        reason = f"no plain run of {model_name(steered, names)} on {steered.task}"
         return Pair(steered, None, (reason + (f", only of {', '.join(others)}" if others else ""),), (), ())
 
     def distance(plain: Run) -> tuple[int, int, int, int]:
@@ -77,7 +77,13 @@ def _pair(steered: Run, plain_runs: Iterable[Run], names: Mapping[str, str]) -> 
     return Pair(steered, nearest, refused, () if refused else _marks(steered, nearest), keys)
 
 
-def _model_name(run: Run, names: Mapping[str, str]) -> str:
+def model_name(run: Run, names: Mapping[str, str]) -> str:
+    """For people: with the revision where it is not the main one.
+
+    Args:
+        run: whose model.
+        names: what `distinct_names` gave.
+    """
     return names[run.model] + ("" if run.revision == "main" else f"@{run.revision}")
 
 

@@ -21,7 +21,7 @@ from paired_statistics import (
 )
 from reasoning_words import PER
 from run_files import Question, Run
-from run_pairs import Pair, distinct_names, pair_runs, pair_warnings, run_warnings
+from run_pairs import Pair, distinct_names, model_name, pair_runs, pair_warnings, run_warnings
 
 LENGTHS = ("completion_tokens", "reasoning_tokens")
 BY_K = re.compile(r"(cov|maj)@\d+")
@@ -115,7 +115,7 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
         row = _row(
             run,
             pair_of.get(id(run)),
-            model=models[run.model] + ("" if run.revision == "main" else f"@{run.revision}"),
+            model=model_name(run, models),
             intervention=" · ".join([name, *more]),
             title=" · ".join([name, *more] if run.steered else more or ["plain"]),
             results_file=file,

@@ -44,6 +44,7 @@ from sweep_runs import PlannedRun, evaluate_point, plan_runs, write_overview
 from lm_eval_sae import errors as lm_eval_errors
 from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, expand_tasks, parse, prepare_run, read_config, task_names
 from lm_eval_sae.errors import UserError
+from lm_eval_sae.model_arguments import refuse_worker_class
 from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.steering import check_model, split_arguments
 from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
@@ -138,8 +139,7 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
         raise UserError(f"--model {args.model} cannot steer; expected hf or vllm")
     check_tasks(args)
     config = read_config(args)
-    if config.model_args.get("worker_cls") is not None:
-        raise UserError("worker_cls is in --model_args, but steering has a vLLM worker class of its own; leave it out")
+    refuse_worker_class(config.model_args)  # prepare_run saw none of the grid's sae_* arguments
     tasks = expand_tasks(task_names(config), include_path=args.include_path)
     if inner := [task for task in tasks if "::" in task]:
         raise UserError(f"the task {inner[0]} is defined within its group; expected tasks that run by their name")

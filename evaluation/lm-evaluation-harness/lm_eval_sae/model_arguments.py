@@ -81,11 +81,8 @@ def check_vllm_arguments(arguments: Mapping[str, Any], *, steered: bool) -> None
         arguments: of the model, without the `sae_*` ones.
         steered: whether there are any of those.
     """
-    if steered and arguments.get("worker_cls") is not None:
-        raise UserError(
-            "both worker_cls and sae_* arguments are given, but steering has a vLLM worker class of its own; "
-            "leave out worker_cls"
-        )
+    if steered:
+        refuse_worker_class(arguments)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
 
@@ -107,6 +104,15 @@ def check_vllm_arguments(arguments: Mapping[str, Any], *, steered: bool) -> None
     one_machine = arguments.get("distributed_executor_backend") != "ray" and not os.environ.get("RAY_ADDRESS")
     if current_platform.is_cuda_alike() and one_machine and arguments.get("nnodes", 1) == 1:
         require_gpus(arguments, current_platform.device_count())
+
+
+def refuse_worker_class(arguments: Mapping[str, Any]) -> None:
+    """Raises UserError for a `worker_cls` among the model arguments of a steered run."""
+    if arguments.get("worker_cls") is not None:
+        raise UserError(
+            "both worker_cls and sae_* arguments are given, but steering has a vLLM worker class of its own; "
+            "leave out worker_cls"
+        )
 
 
 def require_gpus(arguments: Mapping[str, Any], gpus: int) -> None:

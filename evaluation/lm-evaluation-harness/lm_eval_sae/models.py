@@ -24,7 +24,7 @@ from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.run_info import run_info
 from lm_eval_sae.sampling import with_arguments
 from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
-from lm_eval_sae.unfinished import digest, model_files, unfinished_of
+from lm_eval_sae.unfinished import Unfinished, digest, model_files, unfinished_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class HFSAE(HFLM):
         self._hooks: list[RemovableHandle] = []
         self._steered: dict[int, Tensor | int] = {}
         self._earlier_positions = 0  # of completions that an earlier try of the run left
+        self._unfinished: Unfinished | None = None  # where batches are kept, and what an earlier try left there
+        self._kept: dict[str, Any] = {}
         self._name, self._arguments = pretrained, kwargs
         self.steering: Steering | None = None
         self.set_intervention(steering)
@@ -102,6 +104,8 @@ class HFSAE(HFLM):
         """
         self._lengths = {}
         self._cutoffs = []
+        self._unfinished = unfinished_of(self._identity())
+        self._kept = self._unfinished.read() if self._unfinished else {}
         indexed = []
         for index, request in enumerate(requests):
             context, gen_kwargs, *others = request.args
@@ -122,13 +126,12 @@ class HFSAE(HFLM):
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         """HFLM's, or what an earlier try of the run kept of the batch: [batch, prompt + new]."""
-        unfinished = unfinished_of(self._identity())
-        if unfinished is None:
+        if self._unfinished is None:
             return self._generate(context, max_length, stop, **generation_kwargs)[0]
         plain = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in generation_kwargs.items()}
         # A batch that is drawn again comes with another state of the generator.
         key = digest([context.tolist(), max_length, stop, plain, random_state(context.device)])
-        kept = unfinished.read().get(key)
+        kept = self._kept.get(key)
         if kept is not None:
             logger.info("%s completions are there from an earlier try", len(kept["rows"]))
             set_random_state(kept["random_state"], context.device)
@@ -139,7 +142,7 @@ class HFSAE(HFLM):
         tokens, positions = self._generate(context, max_length, stop, **generation_kwargs)
         rows = tokens[:, context.shape[1] :].tolist()
         state = random_state(context.device)
-        unfinished.add([(key, {"rows": rows, "positions": positions, "random_state": state})])
+        self._unfinished.add([(key, {"rows": rows, "positions": positions, "random_state": state})])
         return tokens
 
     def _generate(

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,6 +44,11 @@ def positions_of(output: Any) -> int:
     """
     cached = output.num_cached_tokens or 0
     return len(output.prompt_token_ids) - cached + len(output.outputs[0].token_ids) - 1
+
+
+def fewest(counts: Mapping[str, int], layers: Iterable[str]) -> int:
+    """Of the positions steered by layer, those of the layer with the fewest."""
+    return min(counts[layer] for layer in layers)
 
 
 def require_steered(steered: int, required: int) -> None:
@@ -101,7 +106,7 @@ class Engine:
         run = partial(self.llm.generate, tokens, list(params), lora_request=lora_request, use_tqdm=progress)
         if keep is None:
             return run()
-        keeper = _Keeper(keep, lambda: min((self.steered_positions()[layer] for layer in keep.layers), default=None))
+        keeper = _Keeper(keep, lambda: fewest(self.steered_positions(), keep.layers) if keep.layers else None)
         with _finished_outputs(self.llm, keeper.see):
             outputs = run()
         keeper.write()

@@ -28,6 +28,7 @@ from lm_eval_sae.vllm_engine import (
     Keep,
     Replicas,
     as_lists,
+    fewest,
     positions_of,
     require_steered,
     split_cores,
@@ -143,8 +144,7 @@ class VLLMSAE(VLLM):
     def _count(self) -> int:
         if self.steering is None:
             return 0
-        counts = self.engine.steered_positions()
-        return min(counts[str(layer)] for layer in self.steering.layers())
+        return fewest(self.engine.steered_positions(), map(str, self.steering.layers()))
 
     def close(self) -> None:
         """Ends the engine and its processes, for who wants to start another."""
