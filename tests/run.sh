@@ -21,4 +21,6 @@ bash setup.sh
 .venv/bin/python -m ruff check .
 # A process for each core, with one thread: many tests wait for scripts, which use one core while they start.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"
+# A process that dies ends the run: pytest-xdist would start another, hand it the files that the first had finished,
+# and wait for ever for their results.
+exec .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"

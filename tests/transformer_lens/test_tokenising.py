@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -281,6 +283,53 @@ def test_a_killed_process_is_one_line(
     monkeypatch.setattr(shards, "_finish_group", kill_this_process)
     with pytest.raises(UserError, match="memory ran out; the same command with a smaller --num_proc"):
         tokenise(shards, documents, tmp_path, num_proc=2)
+
+
+def test_no_process_is_signalled_where_nothing_went_wrong(
+    shards: ModuleType, documents: list[str], tmp_path: Path
+) -> None:
+    """Other libraries (Ray) set a handler, which forked processes have too: not all of them would end by the signal."""
+    signalled = tmp_path / "signalled"
+    before = signal.signal(signal.SIGTERM, lambda *_: signalled.touch())
+    try:
+        rows, _ = tokenise(shards, documents, tmp_path / "whole", num_proc=2)
+        malformed = ["malformed"] * 2300
+        made, faults = shards.tokenise_records(
+            Dataset.from_dict({"text": malformed}),
+            as_text,
+            RowMaker(tokenizer=make_tokenizer("unigram"), context_size=32),
+            folder=tmp_path / "early",
+            num_proc=2,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert rows and not made.files and len(faults) == shards.RECORDS_PER_SCAN
+    assert not signalled.exists()
+
+
+def interrupt_the_parent(group: np.ndarray) -> None:
+    if group[0] == 0:
+        os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(3600)
+
+
+def test_ctrl_c_waits_for_no_process_whatever_handlers_they_have(
+    shards: ModuleType, documents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(shards, "_finish_group", interrupt_the_parent)
+    before = signal.signal(signal.SIGTERM, lambda *_: None), signal.signal(signal.SIGINT, signal.default_int_handler)
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,), daemon=True)
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tokenise(shards, documents, tmp_path, num_proc=2)
+        assert "0 of 3 groups are finished" in capsys.readouterr().err
+        assert multiprocessing.active_children() == [other], "none of its own is left, others are not touched"
+    finally:
+        other.kill()
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_the_hash_of_a_tokenizer_changes_with_its_rules() -> None:

@@ -155,8 +155,11 @@ def _scan(work: Work, num_proc: int, max_bad_rows: float) -> list[tuple[int, str
     n_records = len(work.records)
     faults: list[tuple[int, str]] = []
     starts = range(0, n_records, RECORDS_PER_SCAN)
-    with tqdm(total=n_records, desc="checking records", unit="record", unit_scale=True) as progress:
-        for start, found in zip(starts, _in_processes(_find_faults, starts, work, num_proc), strict=False):
+    with (
+        tqdm(total=n_records, desc="checking records", unit="record", unit_scale=True) as progress,
+        _in_processes(_find_faults, starts, work, num_proc) as results,
+    ):
+        for start, found in zip(starts, results, strict=True):
             faults += found
             progress.update(min(RECORDS_PER_SCAN, n_records - start))
             if too_many_bad_rows(len(faults), n_records, max_bad_rows):
@@ -171,8 +174,11 @@ def _tokenise(work: Work, groups: list[np.ndarray], num_proc: int) -> list[Finis
     made, started = 0, time.monotonic()
     total = sum(map(len, groups))
     try:
-        with tqdm(total=total, desc="tokenising", unit="document", unit_scale=True) as progress:
-            for group, done in zip(groups, _in_processes(_finish_group, groups, work, num_proc), strict=True):
+        with (
+            tqdm(total=total, desc="tokenising", unit="document", unit_scale=True) as progress,
+            _in_processes(_finish_group, groups, work, num_proc) as results,
+        ):
+            for group, done in zip(groups, results, strict=True):
                 finished.append(done)
                 made += 0 if done.reused else done.tokens
                 progress.set_postfix_str(f"{made / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
@@ -193,31 +199,37 @@ def _tokenise(work: Work, groups: list[np.ndarray], num_proc: int) -> list[Finis
 _work: Work | None = None
 
 
-def _in_processes(task: Callable[[Any], Any], items: Iterable[Any], work: Work, num_proc: int) -> Iterator[Any]:
-    """`task` of each item, in their order; the task finds `work` in `_work`."""
+@contextmanager
+def _in_processes(
+    task: Callable[[Any], Any], items: Iterable[Any], work: Work, num_proc: int
+) -> Iterator[Iterator[Any]]:
+    """`task` of each item, in their order; the task finds `work` in `_work`. Whoever has enough may leave early."""
     items = list(items)
     num_proc = min(num_proc, len(items))
     if num_proc <= 1:
         _set_work(work)
         try:
-            yield from map(task, items)
+            yield map(task, items)
         finally:
             _set_work(None)
         return
     # Forked processes have the records and the tokenizer without a copy; where forking is not safe they are sent.
     method = "fork" if sys.platform == "linux" else "spawn"
+    others = active_children()
     pool = ProcessPoolExecutor(num_proc, get_context(method), _start_process, (work, os.getpid()))
     try:
-        yield from pool.map(task, items)
+        yield pool.map(task, items)
     except BrokenProcessPool:
         raise UserError(
             "a process was killed, most likely because memory ran out; the same command with a smaller --num_proc "
             f"goes on from the groups that are finished in {work.folder.parent}"
         ) from None
     except BaseException:
-        # Whoever presses Ctrl-C does not want to wait for a group; half of one is never in its place.
+        # Whoever presses Ctrl-C does not want to wait for a group; half of one is never in its place. Not SIGTERM:
+        # a forked process has this one's handler of it, and the pool would wait for one that does not end by it.
         for process in active_children():
-            process.terminate()
+            if process not in others:
+                process.kill()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
