@@ -10,6 +10,9 @@ evaluation/summarize.py would print holds it. A line of the table is one kind:
   answers to one question are independent given these. Beside it the coverage of what would be wrong: an interval that
   takes every answer for a question of its own.
 - length: log-normal lengths, correlated within a question, relative change of the mean.
+- rate of a word per token: how often questions use a word varies as its logarithm is normal; relative change of the
+  rate. The word is rare enough to be in so many of the plain run's answers on average. Beside it what would be without
+  the rule that an interval needs MIN_NOT_ZERO such answers.
 
 "given" is the share of the simulations in which there is an interval (there is none where no question changed), and
 "covered" the share of those intervals that hold the true value, with the standard error of the simulation.
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ from transformer_lens_r1.arguments import ArgumentParser, non_negative_int, posi
 from transformer_lens_r1.errors import run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "evaluation"))
+import paired_statistics  # noqa: E402
 from paired_statistics import Estimate, bootstrap_differences, bootstrap_relative_changes  # noqa: E402
 
 SIZES = (10, 20, 30, 60, 198, 500)
@@ -37,9 +41,12 @@ REPEATS = (4, 32)
 SHIFTS = (0.0, 0.8)
 """Mean effect of steering on a question's log-odds."""
 LENGTHENINGS = (1.0, 1.2)
+WITH_WORD = (5, 8, 10, 15, 20)
+"""Expected answers of the plain run that have the word."""
+WORD_CHANGES = (1.0, 1.5)
 AT_ONCE = 100
 """Simulations that share their resamples."""
-Samples = tuple[np.ndarray, np.ndarray]
+Samples = tuple[np.ndarray, ...]
 
 
 def one_answer(generator: np.random.Generator, m: int, *, n: int, down: float, up: float) -> Samples:
@@ -62,9 +69,38 @@ def several_answers(generator: np.random.Generator, m: int, *, n: int, repeats: 
 
 def lengths(generator: np.random.Generator, m: int, *, n: int, factor: float) -> Samples:
     """[n, m] tokens."""
-    question = generator.normal(7, 0.7, (n, m))
-    plain, steered = (np.exp(question + generator.normal(0, 0.4, (n, m))) for _ in range(2))
+    plain, steered = _tokens(generator, (n, m))
     return plain, factor * steered
+
+
+def _tokens(generator: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Log-normal lengths, plain and steered, correlated within a question."""
+    question = generator.normal(7, 0.7, shape)
+    plain, steered = (np.exp(question + generator.normal(0, 0.4, shape)) for _ in range(2))
+    return plain, steered
+
+
+def words(generator: np.random.Generator, m: int, *, n: int, rate: float, factor: float) -> Samples:
+    """[n, m] occurrences, plain and steered, and [n] tokens of each, which all evaluations share."""
+    tokens = _tokens(generator, (n,))
+    liking = rate * np.exp(generator.normal(-0.5, 1, (n, m)))
+    plain, steered = (
+        generator.poisson(liking * by * count[:, None]).astype(np.float64)
+        for by, count in zip((1, factor), tokens, strict=True)
+    )
+    return plain, steered, *tokens
+
+
+@cache
+def word_rate(share: float) -> float:
+    """The rate per token at which a share of the answers has the word, by a search on drawn questions."""
+    generator = np.random.default_rng(0)
+    expected = _tokens(generator, (200_000,))[0] * np.exp(generator.normal(-0.5, 1, 200_000))
+    low, high = 1e-9, 1.0
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if (1 - np.exp(-middle * expected)).mean() < share else (low, middle)
+    return low
 
 
 def true_shift(shift: float) -> float:
@@ -91,8 +127,8 @@ def coverage(
     generator = np.random.default_rng(seed)
     given = covered = 0
     for start in range(0, simulations, AT_ONCE):
-        plain, steered = draw(generator, min(AT_ONCE, simulations - start))
-        for found in estimate(plain, steered, n_resamples=n_resamples, seed=seed + start):
+        samples = draw(generator, min(AT_ONCE, simulations - start))
+        for found in estimate(*samples, n_resamples=n_resamples, seed=seed + start):
             if found is not None and found.low is not None:
                 given += 1
                 # Differences of counts are multiples of 1/n: rounding must not decide.
@@ -107,6 +143,18 @@ def _clustered(plain: np.ndarray, steered: np.ndarray, **draws: int) -> Sequence
 def _unclustered(plain: np.ndarray, steered: np.ndarray, **draws: int) -> Sequence[Estimate]:
     flat = [answers.transpose(0, 2, 1).reshape(-1, answers.shape[1]) for answers in (plain, steered)]
     return bootstrap_differences(*flat, **draws)
+
+
+def _rates(
+    plain: np.ndarray, steered: np.ndarray, *tokens: np.ndarray, rule: bool, **draws: int
+) -> Sequence[Estimate | None]:
+    before = paired_statistics.MIN_NOT_ZERO
+    if not rule:
+        paired_statistics.MIN_NOT_ZERO = 1
+    try:
+        return bootstrap_relative_changes(plain, steered, per=(tokens[0], tokens[1]), **draws)
+    finally:
+        paired_statistics.MIN_NOT_ZERO = before
 
 
 def kinds() -> Iterator[tuple[str, int, Callable, Callable, float]]:
@@ -127,6 +175,13 @@ def kinds() -> Iterator[tuple[str, int, Callable, Callable, float]]:
         for factor in LENGTHENINGS:
             draw = partial(lengths, n=n, factor=factor)
             yield f"length, {factor - 1:+.0%}", n, draw, bootstrap_relative_changes, factor - 1
+    for n in (30, 198):
+        for with_word in WITH_WORD:
+            for factor in WORD_CHANGES:
+                draw = partial(words, n=n, rate=word_rate(with_word / n), factor=factor)
+                name = f"rate of a word in {with_word} answers, {factor - 1:+.0%}"
+                yield name, n, draw, partial(_rates, rule=True), factor - 1
+                yield "  … without the rule", n, draw, partial(_rates, rule=False), factor - 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,6 +25,11 @@ LOGARITHMIC_FROM = 8
 """Ratio of the largest to the smallest strength from which their axis is logarithmic."""
 LABEL_WIDTH = 0.07
 """Room that a number below an axis needs, as a share of the axis."""
+MARKER_SIZE = 6
+"""In points."""
+POINTS_PER_INCH = 72
+LABEL_ROUNDS = 500
+"""In which labels are moved apart; a few dozen labels take a second."""
 
 
 class Picture(NamedTuple):
@@ -245,7 +250,7 @@ def _draw(axes: Any, x: float, y: Estimate, style: Style, *, across: Estimate | 
         yerr=_bar(y),
         color=style.colour,
         marker=style.marker,
-        markersize=6,
+        markersize=MARKER_SIZE,
         markerfacecolor=style.colour if whole else "white",
         elinewidth=1,
         capsize=3,
@@ -264,6 +269,8 @@ def _scatter(series: Series, styles: Mapping[str, Style], *, sizes: str) -> Figu
     many = len(series) > len(COLOURS)
     figure, (axes,) = _figure(*((10, 7.5) if many else (7.5, 5.2)), columns=1)
     strengths = {point.strength for points in series.values() for point in points}
+    labels = []
+    places = [(PERCENT * point.length.value, PERCENT * point.accuracy.value) for of in series.values() for point in of]
     for name, points in series.items():
         for point in points:
             _draw(axes, PERCENT * point.length.value, point.accuracy, styles[name], across=point.length)
@@ -272,10 +279,7 @@ def _scatter(series: Series, styles: Mapping[str, Style], *, sizes: str) -> Figu
             text = (name if len(strengths) == 1 else " × ".join(filter(None, (name, strength)))) if many else strength
             if text:
                 place = (PERCENT * point.length.value, PERCENT * point.accuracy.value)
-                axes.annotate(
-                    text, place, xytext=(5, 4), textcoords="offset points", fontsize=7 if many else 8,
-                    color=styles[name].colour if many else "black",
-                )  # fmt: skip
+                labels.append(axes.text(*place, text, fontsize=7 if many else 9, zorder=5))
     axes.axhline(0, color=GREY, linewidth=1, linestyle="--")
     axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
     axes.set_xlabel("change in completion tokens, %")
@@ -284,7 +288,26 @@ def _scatter(series: Series, styles: Mapping[str, Style], *, sizes: str) -> Figu
     axes.set_title(f"against the plain run, {sizes}; {numbers}", fontsize=10)
     axes.grid(alpha=0.25)
     _legend(figure, series, styles, line=False)
+    _move_apart(axes, labels, places)
     return figure
+
+
+def _move_apart(axes: Any, labels: Sequence[Any], places: Sequence[tuple[float, float]]) -> None:
+    """Move labels off one another and off the markers, with a line from those that end up away from theirs."""
+    from adjustText import adjust_text
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # the axes have their final size from here on
+    half = MARKER_SIZE / 2 * axes.figure.dpi / POINTS_PER_INCH
+    markers = [Bbox([[x - half, y - half], [x + half, y + half]]) for x, y in axes.transData.transform(places)]
+    # A limit in rounds, not in seconds: the same runs give the same file.
+    adjust_text(
+        list(labels), objects=markers, ax=axes, iter_lim=LABEL_ROUNDS, expand=(1.4, 1.3), force_static=(0.3, 0.4),
+        arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.6},
+    )  # fmt: skip
+    for label in labels:
+        label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible over the bars
 
 
 def _legend(figure: Figure, series: Series, styles: Mapping[str, Style], *, line: bool) -> None:

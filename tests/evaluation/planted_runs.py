@@ -4,9 +4,18 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 TASK = "planted"
+PLAIN = [[float(i % 2)] for i in range(40)]
+STEERED = [[float(i % 2 or i % 8 == 0)] for i in range(40)]
+"""5 more of the 40 are right than in PLAIN, none is lost."""
+
+
+def rows_of(summarize: ModuleType, folder: Path) -> list[Any]:
+    """The rows of the report about all runs in a folder; ``summarize`` is the script."""
+    return summarize.summarize(summarize.read_runs([folder]), n_resamples=200)
 
 
 def feature(index: int = 7, *, strength: float = 2.0, **changes: Any) -> dict[str, Any]:

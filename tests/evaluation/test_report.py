@@ -14,20 +14,9 @@ import pytest
 import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted_runs import TASK, feature, setting, write_run  # noqa: E402
+from planted_runs import PLAIN, STEERED, TASK, feature, rows_of, setting, write_run  # noqa: E402
 
 ENVIRONMENT = "PyTorch version: 2.13.0+cpu"
-PLAIN = [[float(i % 2)] for i in range(40)]
-STEERED = [[float(i % 2 or i % 8 == 0)] for i in range(40)]  # 5 more are right, none is lost
-
-
-@pytest.fixture
-def summarize(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("evaluation/summarize.py")
-
-
-def rows_of(summarize: ModuleType, folder: Path) -> list[Any]:
-    return summarize.summarize(summarize.read_runs([folder]), n_resamples=200)
 
 
 def test_steered_and_plain_are_compared_question_by_question(summarize: ModuleType, tmp_path: Path) -> None:

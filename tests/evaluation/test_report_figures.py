@@ -9,19 +9,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted_runs import TASK, feature, setting, write_run  # noqa: E402
-
-PLAIN = [[float(i % 2)] for i in range(40)]
-STEERED = [[float(i % 2 or i % 8 == 0)] for i in range(40)]
-
-
-@pytest.fixture
-def summarize(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("evaluation/summarize.py")
-
-
-def rows_of(summarize: ModuleType, folder: Path) -> list[Any]:
-    return summarize.summarize(summarize.read_runs([folder]), n_resamples=200)
+from planted_runs import PLAIN, STEERED, TASK, feature, rows_of, setting, write_run  # noqa: E402
 
 
 def test_figures_are_left_out_with_a_sentence(summarize: ModuleType, tmp_path: Path) -> None:
@@ -130,6 +118,26 @@ def test_each_of_twenty_features_has_one_look_in_all_figures(drawn: Callable, tm
     assert sorted(texts) == sorted(
         [f"{i} × 1" for i in range(20)] + [f"{i} × 2" for i in range(10, 20)]
     )  # the legend alone would not find them
+
+
+def test_labels_of_near_points_do_not_cover_one_another(drawn: Callable, tmp_path: Path) -> None:
+    write_run(tmp_path / "plain", PLAIN, tokens=[[100 + i] for i in range(40)])
+    for index in (7, 8, 9):
+        for strength in (1, 2, 4):
+            tokens = [[110 + i + (i < index) * (i % 3 == 0) + 60 * (strength == 4)] for i in range(40)]
+            steering = [feature(index, strength=strength)]
+            write_run(tmp_path / f"{index}-{strength}", STEERED, tokens=tokens, features=steering)
+    scatter = drawn()[1][-1]
+    scatter.draw_without_rendering()
+    (axes,) = scatter.axes
+    texts = [text for text in axes.texts if text.get_text()]
+    assert sorted(text.get_text() for text in texts) == sorted("124" * 3)
+    boxes = [text.get_window_extent() for text in texts]
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    # where they would stand, were they not moved
+    places = axes.transData.transform([tuple(point.lines[0].get_xydata()[0]) for point in axes.containers])
+    assert min(abs(a - b).max() for i, a in enumerate(places) for b in places[:i]) < boxes[0].height
+    assert all(axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1) for box in boxes)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ from types import ModuleType
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted_runs import feature, write_run  # noqa: E402
-
-PLAIN = [[float(i % 2)] for i in range(40)]
+from planted_runs import PLAIN, feature, write_run  # noqa: E402
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import csv
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,19 +9,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted_runs import TASK, feature, setting, write_run  # noqa: E402
-
-PLAIN = [[float(i % 2)] for i in range(40)]
-STEERED = [[float(i % 2 or i % 8 == 0)] for i in range(40)]
-
-
-@pytest.fixture
-def summarize(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("evaluation/summarize.py")
-
-
-def rows_of(summarize: ModuleType, folder: Path) -> list[Any]:
-    return summarize.summarize(summarize.read_runs([folder]), n_resamples=200)
+from planted_runs import PLAIN, STEERED, TASK, feature, rows_of, setting, write_run  # noqa: E402
 
 
 @pytest.mark.parametrize(

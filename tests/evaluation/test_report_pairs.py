@@ -10,21 +10,11 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted_runs import TASK, feature, setting, write_run  # noqa: E402
+from planted_runs import PLAIN, TASK, feature, rows_of, setting, write_run  # noqa: E402
 
-PLAIN = [[float(i % 2)] for i in range(40)]
 DOWN = [[1 - right] for [right] in PLAIN]  # every question changes sides: no warning of too few
 OTHER_CODE = "answers are scored by other code"
 Edit = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture
-def summarize(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("evaluation/summarize.py")
-
-
-def rows_of(summarize: ModuleType, folder: Path) -> list[Any]:
-    return summarize.summarize(summarize.read_runs([folder]), n_resamples=200)
 
 
 def steered_of(summarize: ModuleType, folder: Path) -> Any:
