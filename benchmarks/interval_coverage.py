@@ -131,8 +131,9 @@ def coverage(
         for found in estimate(*samples, n_resamples=n_resamples, seed=seed + start):
             if found is not None and found.low is not None:
                 given += 1
-                # Differences of counts are multiples of 1/n: rounding must not decide.
-                covered += found.low - 1e-9 <= truth <= found.high + 1e-9
+                # Differences of counts are multiples of 1/n: rounding must not decide. An end that is not a number lies
+                # between resamples without any of the plain quantity, where the interval has no end.
+                covered += found.low - 1e-9 <= truth and not truth > found.high + 1e-9
     return given / simulations, covered / max(given, 1)
 
 
@@ -152,7 +153,8 @@ def _rates(
     if not rule:
         paired_statistics.MIN_NOT_ZERO = 1
     try:
-        return bootstrap_relative_changes(plain, steered, per=(tokens[0], tokens[1]), **draws)
+        with np.errstate(invalid="ignore"):
+            return bootstrap_relative_changes(plain, steered, per=(tokens[0], tokens[1]), **draws)
     finally:
         paired_statistics.MIN_NOT_ZERO = before
 
