@@ -19,8 +19,8 @@ MIN_DISCORDANT = 6
 """With fewer questions that changed sides the exact McNemar test cannot reach 5 %: 2 · 0.5⁵ = 0.0625."""
 MIN_NOT_ZERO = 10
 """A relative change has an interval where so many questions have something of the quantity in the plain run, or all do.
-With fewer, resamples that hold none of it leave intervals without an upper end: with 5 expected, a fifth of those in the
-simulations of benchmarks/interval_coverage.py; with 10, such a resample is one in 20,000 (e⁻¹⁰)."""
+With fewer, resamples that hold none of it leave intervals without an upper end: with 5 expected, a fifth of those that
+benchmarks/interval_coverage.py simulates; with 10, such a resample is one in 20,000 (e⁻¹⁰)."""
 TINY = 1e-9
 """Differences below this are rounding."""
 ELEMENTS_AT_ONCE = 2**24
