@@ -30,6 +30,7 @@ from engines import (  # noqa: E402
 from lm_eval_sae import vllm_engine  # noqa: E402
 from lm_eval_sae.cli import main  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
+from lm_eval_sae.intervention import FeatureIntervention, slot_values  # noqa: E402
 from lm_eval_sae.models import HFSAE  # noqa: E402
 from lm_eval_sae.steering import Steering  # noqa: E402
 from lm_eval_sae.unfinished import FOLDER, Unfinished, kept_in  # noqa: E402
@@ -73,6 +74,36 @@ def test_the_prefix_cache_is_used_and_forgotten_when_the_intervention_changes(
     eager.set_intervention(steerings["set another"])
     eager.generate_until(generations(LONG_PROMPTS[:1]), disable_tqdm=True)
     assert [counts[0] > 0 for counts in cached] == [False, True, False]
+
+
+def test_in_bfloat16_a_layer_is_changed_as_exactly_as_its_output_can_hold(
+    steerings: dict[str, Steering | None],
+) -> None:
+    """Features are read from the sum of the two halves before it is rounded: that is too coarse for a small change."""
+    from lm_eval_sae.vllm_worker import SteeredLayer
+
+    features = [feature for feature in steerings["several"].features if feature.layer == 1]
+    assert [feature.mode for feature in features] == ["set", "add"]
+    intervention = FeatureIntervention(256, 2)
+    intervention.load(slot_values(features, d_in=256, slots=2))
+    generator = torch.Generator().manual_seed(0)
+    halves = torch.randn(2, 500, 256, generator=generator) * torch.tensor([0.1, 30.0])[:, None, None]
+    mlp_out, residual = halves.bfloat16()
+    steered, kept = SteeredLayer(lambda *_: (mlp_out, residual), intervention)()
+    assert steered.dtype == torch.bfloat16 and kept is residual and int(intervention.positions) == 500
+
+    set_, add = (feature.row for feature in features)
+    encoder, decoder, direction = (row.double() for row in (set_.encoder, set_.decoder, add.decoder))
+    active = ((mlp_out.double() + residual.double()) @ encoder + set_.bias).relu()
+    assert 0.2 < (active > 0).double().mean() < 0.8
+    change = (features[0].value - active)[:, None] * decoder + features[1].value * direction / direction.norm()
+    expected = mlp_out.double() + change
+    # Half of the last of bfloat16's 8 bits, and what float32 leaves of sums over the residual stream.
+    allowed = expected.abs() * 2**-8 + 1e-4
+    assert ((steered.double() - expected).abs() <= allowed).all()
+    # The test can tell: read from the rounded sum, the feature's part of the change is another.
+    rounded = ((mlp_out + residual).double() @ encoder + set_.bias).relu()
+    assert (((rounded - active)[:, None] * decoder).abs() > 4 * allowed).any()
 
 
 def test_positions_are_counted(eager: VLLMSAE, steerings: dict[str, Steering | None]) -> None:
