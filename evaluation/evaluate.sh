@@ -118,20 +118,31 @@ for variable in MODEL SAE_PATH SAE_STATS INTERVENTION; do
 done
 
 # ---- what may change behind a path -----------------------------------------------------------------------------------
+READ_INTERVENTION='
+import sys
+from lm_eval_sae.errors import run
+from lm_eval_sae.steering import read_steering
+run(lambda: print(read_steering({"sae_intervention_path": sys.argv[1]}).record()))'
 # Weights are gigabytes: their size and time stand for them.
 changeable() { # changeable <task> <plain|steered>
-    local sae="${SAE_PATH:-}" problems="${QUICKSTART_PROBLEMS:-}" file
+    local sae="${SAE_PATH:-}" problems="${QUICKSTART_PROBLEMS:-}" file record
     sae="${sae/#\~\//$HOME/}"
     for file in "$MODEL"/*.safetensors; do
         if [[ -f "$file" ]]; then printf ' model=%s' "$(stat -L -c '%s %Y' "$file")"; fi
     done
     if [[ $1 == quickstart_problems ]]; then
         printf ' problems=%s' "$problems"
-        if [[ -f "$problems" ]]; then printf ' %s' "$(cksum <"$problems")"; fi
+        problems="${problems/#\~\//$HOME/}"
+        for file in "$problems" "${problems:-.}"/*.{jsonl,json,parquet}; do # a file, or the folder of one
+            if [[ -n "$problems" && -f "$file" ]]; then printf ' %s' "$(cksum <"$file")"; fi
+        done
     fi
     if [[ -n "${PROCESSOR:-}" ]]; then printf ' judge=%s' "$PROCESSOR ${PROCESSOR_BASE_URL:-} ${JUDGE:-}"; fi
     if [[ $2 == plain ]]; then return; fi
-    if [[ -f "${INTERVENTION:-}" ]]; then printf ' intervention=%s' "$(cksum <"$INTERVENTION")"; fi
+    if [[ -n "${INTERVENTION:-}" ]]; then # with the rows of its SAEs, and what its scores say
+        record="$("$PYTHON" -c "$READ_INTERVENTION" "$INTERVENTION")" || exit
+        printf ' intervention=%s' "$(cksum <<<"$record")"
+    fi
     if [[ -f "${SAE_STATS:-}/feature_stats.safetensors" ]]; then
         printf ' scores=%s' "$(cksum <"$SAE_STATS/feature_stats.safetensors")"
     fi
@@ -178,8 +189,9 @@ run_task() { # run_task <task> <plain|steered>
     if [[ -n "$LIMIT" ]]; then arguments+=(--limit "$LIMIT"); fi
     if [[ $CHAT_TEMPLATE == 1 ]]; then arguments+=(--apply_chat_template); fi
     arguments+=(--log_samples)
-    settings="${arguments[*]}"
-    settings+="$(changeable "$task" "$kind")"
+    local inputs # apart from its assignment, which would hide that it failed
+    inputs="$(changeable "$task" "$kind")"
+    settings="${arguments[*]}$inputs"
 
     if [[ -e "$folder" && $FRESH != 1 ]]; then
         if [[ "$(cat "$folder/settings.txt" 2>/dev/null)" == "$settings" ]]; then
@@ -188,8 +200,10 @@ run_task() { # run_task <task> <plain|steered>
                 return
             fi
             echo "== $name: the judge had stopped answering; its completions are there, it is asked again"
+            # Its results stay until there are better ones: the judge may not answer now either.
             rm -rf "$folder.partial"
-            mv "$folder" "$folder.partial"
+            mkdir "$folder.partial"
+            if [[ -d "$folder/$UNFINISHED" ]]; then cp -a "$folder/$UNFINISHED" "$folder.partial/"; fi
         else
             fail "$folder holds a run with other settings or another SAE (see settings.txt); set OUTPUT_DIR, or FRESH=1"
         fi
@@ -205,7 +219,8 @@ run_task() { # run_task <task> <plain|steered>
     local status=0
     "$PYTHON" -m lm_eval_sae run "${arguments[@]}" --output_path "$folder.partial" || status=$?
     ((status == 0 || status == JUDGE_STOPPED)) || exit "$status"
-    compgen -G "$folder.partial/*/results_*.json" >/dev/null || fail "$name ended without results"
+    [[ -n "$(find "$folder.partial" -mindepth 2 -maxdepth 2 -name 'results_*.json' -print -quit)" ]] ||
+        fail "$name ended without results"
     echo "$settings" >"$folder.partial/settings.txt"
     if ((status == JUDGE_STOPPED)); then
         touch "$folder.partial/$OPEN_QUESTIONS"

@@ -22,7 +22,7 @@ from lm_eval_sae.errors import UserError
 from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
-from lm_eval_sae.unfinished import clear_results
+from lm_eval_sae.unfinished import FOLDER, clear_results, model_files
 from transformer_lens_r1.files import hash_file, write_json
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def plan_runs(
     for task in tasks:
         shared = {name: getattr(config, name) for name in RECORDED}
         shared |= {"task": task, "model_args": config.model_args}
+        shared["weights"] = model_files(str(config.model_args["pretrained"]))
         shared["metadata"] = {k: v for k, v in config.metadata.items() if k not in config.model_args}
         shared["judge"] = judge and {name: judge[name] for name in ("model", "host", "mode", "prompt_sha")}
         if task == PROBLEMS_TASK:
@@ -130,9 +131,9 @@ def evaluate_point(run: PlannedRun, args: Namespace, probe: Probe, *, model_star
     """
     begun = time.perf_counter()
     partial = run.folder.with_name(f"{run.folder.name}.partial")
-    if run.folder.exists():  # complete but for the judge
+    if run.folder.exists():  # complete but for the judge; its results stay until there are better ones
         shutil.rmtree(partial, ignore_errors=True)
-        run.folder.rename(partial)
+        shutil.copytree(run.folder / FOLDER, partial / FOLDER)
     clear_results(partial)
     model_args = {**args.model_args, **run.point.arguments}
     own = {"tasks": [run.task], "model_args": model_args, "output_path": str(partial)}
@@ -159,6 +160,8 @@ def evaluate_point(run: PlannedRun, args: Namespace, probe: Probe, *, model_star
         "judge_stopped": stopped,
     }
     write_json(partial / RECORD, {**record, "settings": run.settings})
+    if run.folder.exists():
+        shutil.rmtree(run.folder)
     partial.rename(run.folder)
 
 

@@ -342,6 +342,8 @@ def test_a_last_number() -> None:
     assert last_number(r"\boxed{3} of 4") == "3"
     assert last_number("so .75, or 1.25?") == "1.25"
     assert last_number("it costs $.75.") == ".75"
+    assert last_number("The answer is 3/4.") == "3/4" and last_number("that is -1/2") == "-1/2"
+    assert last_number("on pages 3-5") == "5" and last_number("x = (2)-7") == "7" and last_number("it is -7") == "-7"
     assert last_number("no idea") is None
 
 

@@ -1,6 +1,8 @@
 """The shell script of the paper's runs, as users start it."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 
 def start(repository: Path, cwd: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -127,6 +130,56 @@ def test_a_run_whose_judge_stopped_is_kept_and_never_passes_for_finished(
     assert answered.returncode == 0 and answered.stdout.count("it is asked again") == 2
     assert not list((tmp_path / "out").rglob(".unfinished")) and len(list((tmp_path / "out").rglob("results_*"))) == 2
     assert start(repository, tmp_path, **stub).stdout.count("finished before, skipped") == 2
+
+
+def test_results_stay_while_the_judge_does_not_answer_again(
+    repository: Path, tmp_path: Path, stub: dict[str, str]
+) -> None:
+    assert start(repository, tmp_path, **{**stub, "STATUS": "3"}, RUNS="plain").returncode == 3
+    folder = tmp_path / "out" / "m-math-500"
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    refused = start(repository, tmp_path, **{**stub, "STATUS": "2"}, RUNS="plain")  # the key is refused still
+    assert refused.returncode == 2
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+    assert start(repository, tmp_path, **stub, RUNS="plain").stdout.count("it is asked again") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["m-math-500"]
+
+
+def test_names_that_the_shell_would_take_for_patterns(repository: Path, tmp_path: Path, stub: dict[str, str]) -> None:
+    done = start(repository, tmp_path, **{**stub, "OUTPUT_DIR": str(tmp_path / "out [v2]*?"), "MODEL": "m[1]"})
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out [v2]*?").iterdir())[0] == "m[1]-math-500"
+
+
+def test_what_an_intervention_file_and_a_folder_of_problems_name_is_watched(
+    repository: Path, tmp_path: Path, stub: dict[str, str], make_sae: Callable[..., Path], problems: Path
+) -> None:
+    sae = make_sae("standard")
+    python = Path(stub["PYTHON"])  # the real one reads the file
+    python.write_text(STUB.replace("\n", f'\nif [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi\n', 1))
+    folder = tmp_path / "problems"
+    folder.mkdir()
+    (folder / "p.jsonl").write_bytes(problems.read_bytes())
+    feature = {"sae_path": str(sae), "sae_feature_idx": 3, "sae_strength": 2, "sae_max_activation": 4}
+    (tmp_path / "iv.json").write_text(json.dumps({"features": [feature]}))
+    settings = {
+        **stub, "INTERVENTION": str(tmp_path / "iv.json"), "TASKS": "quickstart_problems",
+        "QUICKSTART_PROBLEMS": str(folder),
+    }  # fmt: skip
+    assert start(repository, tmp_path, **settings).returncode == 0
+    assert start(repository, tmp_path, **settings).stdout.count("finished before, skipped") == 2
+    weights = load_file(sae / "sae_weights.safetensors")
+    weights["W_dec"][3] *= 2  # as if trained again into the same folder
+    save_file(weights, sae / "sae_weights.safetensors")
+    changed = start(repository, tmp_path, **settings)
+    assert changed.returncode == 2 and "another SAE" in changed.stderr and changed.stdout.count("skipped") == 1
+    with (folder / "p.jsonl").open("a") as file:
+        file.write('{"problem": "1 + 1", "answer": "2"}\n')
+    changed = start(repository, tmp_path, **settings)
+    assert changed.returncode == 2 and changed.stdout.count("skipped") == 0
+    shutil.rmtree(sae)
+    gone = start(repository, tmp_path, **settings, RUNS="steered")
+    assert gone.returncode == 2 and len(gone.stderr.splitlines()) == 1 and "iv.json, feature 1" in gone.stderr
 
 
 def test_an_interrupted_run_finds_its_completions_and_nothing_else(

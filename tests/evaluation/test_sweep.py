@@ -181,6 +181,10 @@ def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
     assert len(starts) == 3
 
 
+def interrupted(args: Namespace) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_run_whose_judge_stopped_is_done_again_and_nothing_is_generated_anew(
     sweep: ModuleType, grid: Path, flags: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -205,6 +209,13 @@ def test_a_run_whose_judge_stopped_is_done_again_and_nothing_is_generated_anew(
     said = capsys.readouterr()
     assert ended.value.code == 3 and "tiny-llama-quickstart_problems-sae-40-x1; the same command asks" in said.err
     assert len(kept) == 10 and (tmp_path / "out" / "report" / "report.html").is_file()
+
+    folder = tmp_path / "out" / f"tiny-llama-{TASK}-sae-40-x1"
+    there = sorted(folder.rglob("*"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runs, "execute", interrupted)
+        sweep.main(command)
+    assert sorted(folder.rglob("*")) == there, "its results stay until there are better ones"
 
     stopped.clear()
     sweep.main(command)
@@ -234,6 +245,9 @@ def test_other_settings_are_refused(
             sweep.main([*command, SAMPLED])
     finally:
         os.utime(weights, ns=(time.st_atime_ns, time.st_mtime_ns))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"weights is \[\[\"model.safetensors\", "):
+        patch.setattr(sys.modules["sweep_runs"], "model_files", lambda _: [["model.safetensors", 1, 1]])
+        sweep.main([*command, SAMPLED])  # as if another model lay there
     judge = SimpleNamespace(
         check=lambda: None, report=lambda: {"model": "m", "host": "h", "mode": "all", "prompt_sha": "0", "questions": 3}
     )

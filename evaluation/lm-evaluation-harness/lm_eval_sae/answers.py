@@ -101,7 +101,8 @@ def without_marks(line: str) -> str:
 
 def last_number(text: str) -> str | None:
     """What the last box holds, else the last number of a text: for models that rarely box their answer."""
-    numbers = re.findall(r"-?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)", text)
+    # A hyphen behind a digit or a word is no sign (pages 3-5), and a fraction is one number.
+    numbers = re.findall(r"(?:(?<![\w.)])-)?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|(?<![\w.])\.\d+)", text)
     return last_boxed(text) or (numbers[-1].rstrip(",") if numbers else None)
 
 

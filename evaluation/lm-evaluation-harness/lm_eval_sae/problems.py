@@ -1,7 +1,8 @@
 """Problems from a file of the user's, for the task `quickstart_problems`."""
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 TASK = "quickstart_problems"
 VARIABLE = "QUICKSTART_PROBLEMS"
 COLUMNS = ("problem", "answer")
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+FORMATS = (".jsonl", ".json", ".parquet")
 
 
 def problems_file(metadata: Mapping[str, Any]) -> Path:
@@ -33,18 +34,56 @@ def problems_file(metadata: Mapping[str, Any]) -> Path:
 
 
 def load_problems(**metadata: Any) -> "dict[str, datasets.Dataset]":
-    """lm-eval's `custom_dataset`: {"test": dataset} with columns `problem` and `answer`, all as text.
+    """lm-eval's `custom_dataset`: {"test": dataset} with the columns `problem` and `answer`, as text.
 
-    Raises UserError where the file or one of the columns is missing, or it has no rows.
+    A number is the text that the file writes it with; other columns are left out.
+
+    Raises UserError where the file or one of the columns is missing, it has no rows, or a value is no text or number.
     """
     import datasets
 
     path = problems_file(metadata)
-    read: Callable = getattr(datasets.Dataset, f"from_{FORMATS[path.suffix]}")
-    dataset = read(str(path), keep_in_memory=True)
-    missing = [column for column in COLUMNS if column not in dataset.column_names]
-    if missing:
-        raise UserError(f"{path} has no column '{missing[0]}'; it has {', '.join(dataset.column_names)}")
-    if len(dataset) == 0:
+    rows = [_problem(row, f"{path}, row {number}") for number, row in enumerate(_read_rows(path), 1)]
+    if not rows:
         raise UserError(f"{path} holds no problems")
-    return {"test": dataset.cast_column("answer", datasets.Value("string"))}
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def _read_rows(path: Path) -> list[Any]:
+    """The rows of a file; numbers of a JSON file as text."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]})") from error
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error})") from error
+    if text.lstrip().startswith("["):
+        return _parse(text, str(path))
+    lines = enumerate(text.split("\n"), 1)
+    return [_parse(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        # Arrow would give a column one type: numbers beside text would be quoted, and long ones rounded.
+        return json.loads(text, parse_int=str, parse_float=str)
+    except ValueError as error:
+        raise UserError(f"{where} is no JSON ({error}); expected one row a line, or a list of rows") from error
+
+
+def _problem(row: Any, where: str) -> dict[str, str]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no object; expected one with {', '.join(COLUMNS)}")
+    texts = {}
+    for column in COLUMNS:
+        if column not in row:
+            raise UserError(f"{where} has no column '{column}'; it has {', '.join(map(str, row))}")
+        if isinstance(row[column], bool) or not isinstance(row[column], str | int | float):
+            raise UserError(f"{where}: {column} is {json.dumps(row[column], default=str)}, expected text or a number")
+        texts[column] = str(row[column])
+    return texts
