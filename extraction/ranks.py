@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from transformer_lens_r1.arguments import resolve_device
 from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
@@ -42,16 +43,13 @@ class Ranks:
         """The device for this rank where the user asked for ``name``: of several ranks, each has a GPU of its own.
 
         Raises:
-            UserError: several ranks, but the name of one GPU.
+            UserError: several ranks, but the name of one GPU; or see `resolve_device`.
         """
         if self.size == 1 or name == "cpu":
             return name
         if name.startswith("cuda:"):
             raise UserError(f"--device {name} names one GPU for {self.size} ranks; use --device cuda for one each")
-        if name == "auto":
-            import torch
-
-            name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = resolve_device(name)
         return f"cuda:{self.local_rank}" if name == "cuda" else name
 
     def connect(self, device: str) -> None:
@@ -138,5 +136,5 @@ def _ranks_of_environment() -> Ranks:
         return Ranks()
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(iter(rendezvous("env://")))
+    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
     return Ranks(rank, size, int(os.environ.get("LOCAL_RANK", rank)), store)

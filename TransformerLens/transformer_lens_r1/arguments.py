@@ -1,8 +1,10 @@
 """Command-line arguments that mean the same in every script, and a parser that answers a typo in one line."""
 
 import argparse
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,19 +174,48 @@ def _published(value: Any) -> str:
 def resolve_device(name: str) -> str:
     """The torch device that ``auto`` means here, or ``name`` itself once torch is known to have it.
 
+    ``auto`` is the CPU only on a machine without a card: on one whose card torch cannot use, the work would take a
+    hundred times longer than the user expects.
+
     Raises:
-        UserError: ``name`` is no device, or this machine has none of its kind.
+        UserError: ``name`` is no device, or this machine has none of its kind, or a card that torch cannot use.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        index = int(name.partition(":")[2] or 0)
-        if index >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu"
-            )
-    return name
+    if name == "cpu":
+        return name
+    if torch.cuda.is_available():
+        if int(name.partition(":")[2] or 0) < torch.cuda.device_count():
+            return "cuda" if name == "auto" else name
+    else:
+        fault = unusable_card()
+        if fault is not None:
+            raise UserError(f"{fault}; --device cpu runs on the CPU")
+        if name == "auto":
+            return "cpu"
+    raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu")
+
+
+def unusable_card() -> str | None:
+    """Why torch cannot use the NVIDIA card of this machine; None if there is none, or CUDA_VISIBLE_DEVICES hides it."""
+    import torch
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
+    try:
+        smi = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
+        )
+        driver = re.search(r"\d+\.[\d.]+", smi.stdout) if smi.returncode == 0 else None
+    except OSError:  # there is no such program
+        driver = None
+    if driver is None and torch.cuda.device_count() == 0:
+        return None
+    if torch.version.cuda is None:
+        return f"there is an NVIDIA card, but torch {torch.__version__} is a build for the CPU: run bash setup.sh"
+    return (
+        f"there is an NVIDIA card, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it with driver "
+        f"{driver.group() if driver else '(version unknown)'}: update it (CUDA 13 needs 580 or newer)"
+    )

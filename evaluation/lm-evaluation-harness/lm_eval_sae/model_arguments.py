@@ -5,6 +5,8 @@ import inspect
 import math
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +70,11 @@ def check_hf_arguments(arguments: Mapping[str, Any], model_config: Any, *, flags
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             near = did_you_mean(str(value), ("float32", "float16", "bfloat16"))
             raise UserError(f"{name} is '{value}', expected auto, float32, float16 or bfloat16{near}")
-    if not arguments.get("parallelize"):
-        _check_device(flags.get("device") or arguments.get("device"))
+    device = flags.get("device") or arguments.get("device")
+    if device is None:
+        require_usable_card()
+    elif not arguments.get("parallelize"):
+        _check_device(device)
 
 
 def check_vllm_arguments(arguments: Mapping[str, Any], *, steered: bool) -> None:
@@ -104,6 +109,7 @@ def check_vllm_arguments(arguments: Mapping[str, Any], *, steered: bool) -> None
     one_machine = arguments.get("distributed_executor_backend") != "ray" and not os.environ.get("RAY_ADDRESS")
     if current_platform.is_cuda_alike() and one_machine and arguments.get("nnodes", 1) == 1:
         require_gpus(arguments, current_platform.device_count())
+    require_usable_card(vllm_on_cpu=current_platform.is_cpu())
 
 
 def refuse_worker_class(arguments: Mapping[str, Any]) -> None:
@@ -153,10 +159,38 @@ def _check_values(arguments: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is {arguments[name]!r}, expected a whole number above 0")
 
 
+def require_usable_card(*, vllm_on_cpu: bool = False) -> None:
+    """Raises UserError for an NVIDIA card that would be left idle without a word, and the CPU used in its place.
+
+    A card that CUDA_VISIBLE_DEVICES hides is no mistake.
+
+    Args:
+        vllm_on_cpu: vLLM is to run, in its build for the CPU.
+    """
+    import torch
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    if torch.cuda.is_available():
+        if vllm_on_cpu:
+            raise UserError(
+                "there is an NVIDIA card, but vLLM is installed in its build for the CPU: run bash setup.sh, or set "
+                "CUDA_VISIBLE_DEVICES= to run on the CPU"
+            )
+        return
+    smi = shutil.which("nvidia-smi")
+    query = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    drivers = subprocess.run(query, capture_output=True, text=True).stdout if smi else ""
+    if torch.cuda.device_count() or re.match(r"\d+\.", drivers):
+        raise UserError(
+            f"there is an NVIDIA card, but torch {torch.__version__} cannot use it: update its driver (CUDA 13 needs "
+            "580 or newer), run bash setup.sh if torch is a build for the CPU, or set CUDA_VISIBLE_DEVICES= to run on "
+            "the CPU"
+        )
+
+
 def _check_device(device: Any) -> None:
     """lm-eval would take another device without a word, or fail when the model is loaded."""
-    if device is None:
-        return
     import torch
 
     try:
