@@ -18,6 +18,7 @@
 #   STRENGTHS=1,2,4            of steering, in maximal activations   STEERED=3  best features that are steered
 #   LIMIT=<n>                  problems evaluated (default: all 48 with vLLM, 32 with transformers)
 #   BACKEND=<vllm or hf>       what generates (default: vllm where setup.sh could install it)
+#   DEVICE=cpu                 leave an NVIDIA card alone
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -48,6 +49,7 @@ if [ -d "$RUN" ] && [ ! -f "$RUN/.quickstart" ] && [ -n "$(ls -A "$RUN")" ]; the
 fi
 
 bash setup.sh
+if [ "${DEVICE:-auto}" = cpu ]; then export CUDA_VISIBLE_DEVICES=; fi
 PYTHON=$PWD/.venv/bin/python
 if [ -z "${BACKEND:-}" ]; then
   BACKEND=hf
@@ -65,7 +67,7 @@ STARTED=$SECONDS
 settings="MODEL=${MODEL:-} LAYER=$LAYER TRAINING_TOKENS=$TRAINING_TOKENS N_SAMPLES=$N_SAMPLES"
 settings+=" DASHBOARD_SAMPLES=$DASHBOARD_SAMPLES TOPK=$TOPK STEERED=$STEERED STRENGTHS=$STRENGTHS LIMIT=$LIMIT BACKEND=$BACKEND"
 if [ -n "${FRESH:-}" ]; then
-  for part in model data tokens-lmsys tokens-openthoughts tokens sae sample scores scores.unfinished dashboards \
+  for part in model data tokens-lmsys tokens-openthoughts tokens checkpoints sae sample scores scores.unfinished dashboards \
     dashboards.partial evaluation report wandb; do
     rm -rf "${RUN:?}/$part"
   done
@@ -119,7 +121,7 @@ stage 3c "both, shuffled" "$RUN/tokens" \
   --output_dir "$RUN/tokens"
 
 stage 4 "an SAE on the residual stream of layer $LAYER, $TRAINING_TOKENS tokens, W&B offline" "$RUN/sae" \
-  "$PYTHON" training/train_sae.py training/configs/quickstart.yaml \
+  "$PYTHON" training/train_sae.py training/configs/quickstart.yaml --resume --set checkpoint_path="$RUN/checkpoints" \
   --set model_name="$MODEL" --set dataset_path="$RUN/tokens" --set output_path="$RUN/sae" --set hook_name="$HOOK" \
   --set sae.d_in="$D_IN" --set sae.d_sae=$((8 * D_IN)) --set exclude_special_tokens="[$SPECIAL_IDS]" \
   --set prepend_bos="$HAS_BOS" --set training_tokens="$TRAINING_TOKENS"

@@ -19,6 +19,7 @@ from transformer_lens_r1.files import atomic_file
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from sae_dashboard.utils_fns import RollingCorrCoef
     from sae_lens import SAE
     from torch import Tensor
@@ -39,15 +40,15 @@ class Correlations:
     """Of the features with each other."""
 
     @classmethod
-    def of(cls, features: Sequence[int]) -> Correlations:
-        """Sums over no text."""
+    def of(cls, features: Sequence[int], device: torch.device) -> Correlations:
+        """Sums over no text, on a device."""
         import torch
         from sae_dashboard.utils_fns import RollingCorrCoef
 
         # In the library's default, float32, the differences of large sums that a correlation is would be noise.
         return cls(
-            RollingCorrCoef(dtype=torch.float64),
-            RollingCorrCoef(indices=list(features), with_self=True, dtype=torch.float64),
+            RollingCorrCoef(dtype=torch.float64, device=device),
+            RollingCorrCoef(indices=list(features), with_self=True, dtype=torch.float64, device=device),
         )
 
     def update(self, activations: Tensor, residual: Tensor) -> None:
@@ -65,8 +66,16 @@ class Correlations:
 
     def restore(self, state: dict[str, dict[str, Any]]) -> None:
         """Continue from what `state` gave."""
-        vars(self.neurons).update(state["neurons"])
-        vars(self.features).update(state["features"])
+        for sums, saved in ((self.neurons, state["neurons"]), (self.features, state["features"])):
+            vars(sums).update({k: v.to(sums.device) if hasattr(v, "to") else v for k, v in saved.items()})
+
+    def on_cpu(self) -> Correlations:
+        """The same sums, ready for the tables."""
+        import torch
+
+        copy = Correlations.of(self.features.indices, torch.device("cpu"))
+        copy.restore(self.state())
+        return copy
 
 
 @dataclass
@@ -116,17 +125,17 @@ def store_activations(
 
     from transformer_lens_r1 import residual_stream
 
-    correlations, done = Correlations.of(features), 0
+    correlations, done = Correlations.of(features, torch.device(device)), 0
     shape = (len(features), *tokens.shape)
     if (folder / STATE).is_file():
-        state = torch.load(folder / STATE, weights_only=True)
+        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
         correlations.restore(state["correlations"])
         done = state["rows"]
     values = np.lib.format.open_memmap(
         folder / ACTIVATIONS, mode="r+" if done else "w+", dtype=np.float32, shape=None if done else shape
     )
     if done == len(tokens):
-        return StoredActivations(values, correlations)
+        return StoredActivations(values, correlations.on_cpu())
     if sae.cfg.architecture() not in ELEMENTWISE:  # each block would encode all features
         features_per_block = len(features)
     blocks = [
@@ -138,14 +147,14 @@ def store_activations(
     with torch.no_grad(), tqdm(total=len(tokens), initial=done, desc="activations", unit="row") as bar:
         while done < len(tokens):
             batch = tokens[done : done + rows_per_batch]
-            kept = ~torch.isin(batch, ignored)
+            kept = ~torch.isin(batch, ignored).to(device)
             residual = residual_stream(model, batch.to(device), hook_name)  # [batch, pos, d_in]
-            encoded = torch.cat([encode(residual) for encode in blocks], dim=-1).float().cpu()
+            encoded = torch.cat([encode(residual) for encode in blocks], dim=-1).float()
             encoded.masked_fill_(~kept[..., None], 0)
             if not encoded.isfinite().all():
                 raise UserError("some activations are not finite in these number formats: try --dtype float32")
-            values[:, done : done + len(batch)] = encoded.permute(2, 0, 1).numpy()
-            correlations.update(encoded[kept].T, residual.cpu()[kept].T)
+            values[:, done : done + len(batch)] = encoded.permute(2, 0, 1).cpu().numpy()
+            correlations.update(encoded[kept].T, residual[kept].T)
             done += len(batch)
             bar.update(len(batch))
             if time.monotonic() - saved > SAVE_EVERY or done == len(tokens):
@@ -153,4 +162,4 @@ def store_activations(
                 with atomic_file(folder / STATE) as temporary:
                     torch.save({"rows": done, "correlations": correlations.state()}, temporary)
                 saved = time.monotonic()
-    return StoredActivations(values, correlations)
+    return StoredActivations(values, correlations.on_cpu())

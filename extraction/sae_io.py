@@ -199,9 +199,10 @@ def load_sae(source: SaeSource, *, device: str = "cpu", dtype: str = "float32") 
     """Load the SAE with the decoder norm folded into its features: every decoder direction has unit norm.
 
     Raises:
-        UserError: the weights do not fit the configuration.
+        UserError: the weights are damaged, or do not fit the configuration.
     """
     from sae_lens import SAE
+    from safetensors import SafetensorError
 
     try:
         with warnings.catch_warnings():
@@ -212,7 +213,7 @@ def load_sae(source: SaeSource, *, device: str = "cpu", dtype: str = "float32") 
                 sae = SAE.load_from_disk(folder, device=device, dtype=dtype)
             else:
                 sae = SAE.from_pretrained(source.path, source.sae_id, device=device, dtype=dtype)
-    except (KeyError, *hub_errors()) as error:
+    except (KeyError, SafetensorError, *hub_errors()) as error:
         reason = " ".join((hub_fault(error) if source.folder is None else str(error)).split())[:300]
         raise UserError(f"cannot load the weights of SAE {source}: {reason}") from error
     sae.eval().requires_grad_(False)

@@ -88,6 +88,7 @@ WITHOUT_EFFECT = (
     "sae_lens_training_version",
     "tokens_per_buffer",
 )
+KEYS = (*MOVED, *TRANSLATED, *GONE, *WITHOUT_EFFECT)
 # Defaults of SAELens 5.5.2 that are others in SAELens 6, for keys that both have.
 DEFAULTS: dict[str, Any] = {
     "adam_beta1": 0.0,

@@ -102,7 +102,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         overrides: ``dotted.name=value``, the value read as YAML; of two for the same key the last one counts.
 
     Raises:
-        UserError: there is no such file, it is no YAML mapping, an override has no ``=``, or see `flat_config`.
+        UserError: there is no such file, it is no YAML mapping, an override has no ``=``, a key is misspelt, or see
+            `flat_config`.
     """
     import flat_config
 
@@ -131,6 +132,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
             values.pop({"d_sae": "expansion_factor", "expansion_factor": "d_sae"}.get(old_name), None)
         else:
             sectioned.append((name, value))
+    _refuse_misspelt(values, flat=flat)
     if not flat:
         return values
     translated, notes = flat_config.translate(values, _top_types() | {key: own.type for key, own in OWN_KEYS.items()})
@@ -139,6 +141,19 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     for name, value in sectioned:
         _put(translated, name, value)
     return translated
+
+
+def _refuse_misspelt(values: Mapping[str, Any], *, flat: bool) -> None:
+    import flat_config
+    import sae_lens_keys
+
+    known = [*sae_lens_keys.TOP, *OWN_KEYS]
+    if flat:
+        known += flat_config.KEYS
+    else:
+        known += ["sae", "logger", *dotted("sae", sae_lens_keys.SAE), *dotted("logger", sae_lens_keys.LOGGER)]
+    sections = {name: values[name] for name in ("sae", "logger") if isinstance(values.get(name), dict)}
+    refuse_unknown([*values, *(key for name, keys in sections.items() for key in dotted(name, keys))], known)
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:

@@ -129,3 +129,14 @@ def test_what_is_no_sae_is_refused_in_one_line(
     (folder / "sae_weights.safetensors").unlink()
     with pytest.raises(UserError, match="has no sae_weights.safetensors"):
         sae_io.find_sae(str(folder))
+
+
+@pytest.mark.parametrize("kept", [0.6, 0.0001])
+def test_damaged_weights_are_refused_in_one_line(
+    sae_io: ModuleType, make_sae: Callable[..., Path], kept: float
+) -> None:
+    folder = make_sae("standard")
+    weights = folder / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[: int(weights.stat().st_size * kept)])
+    with pytest.raises(UserError, match="^cannot load the weights of SAE [^\n]+$"):
+        sae_io.load_sae(sae_io.find_sae(str(folder)))

@@ -350,3 +350,17 @@ def test_keys_of_this_project_stand_in_a_flat_file_too(load_script: Load, tmp_pa
         config.own_settings(values)
     )
     config.build_config(values)
+
+
+def test_the_names_that_are_checked_before_saelens_is_imported_are_its_own(load_script: Load) -> None:
+    from sae_lens import LoggingConfig
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    config = load_script("training/training_config.py")
+    import sae_lens_keys
+
+    assert set(sae_lens_keys.TOP) == set(config._top_types())
+    assert set(sae_lens_keys.LOGGER) == set(config._field_types(LoggingConfig))
+    configs = [config_class for _, config_class in SAE_TRAINING_CLASS_REGISTRY.values()]
+    keys = (config._field_types(config_class, leave_out=("metadata",)) for config_class in configs)
+    assert set(sae_lens_keys.SAE) == {"architecture"}.union(*keys)
