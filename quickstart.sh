@@ -149,7 +149,7 @@ if [ "$BACKEND" = vllm ]; then
 fi
 if [ -n "$LIMIT" ]; then flags+=(--limit "$LIMIT"); fi
 stage 8 "answers of the plain model, and of the $STEERED best features × strengths $STRENGTHS ($BACKEND)" "$RUN/report" \
-  env QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" VLLM_LOGGING_LEVEL=ERROR \
+  env QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" \
   "$PYTHON" evaluation/sweep.py --scores_dir "$RUN/scores" --topk "$STEERED" --strengths "$STRENGTHS" \
   --output_dir "$RUN/evaluation" --report_dir "$RUN/report" --tasks quickstart_problems \
   --model "$BACKEND" --model_args "pretrained=$MODEL,sae_path=$RUN/sae,$engine" "${flags[@]}"

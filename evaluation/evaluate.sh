@@ -97,7 +97,7 @@ DEVICE="${DEVICE:-auto}"
 TENSOR_PARALLEL_SIZE="${TENSOR_PARALLEL_SIZE:-1}"
 DATA_PARALLEL_SIZE="${DATA_PARALLEL_SIZE:-1}"
 # On a CPU it would be a share of all memory.
-if command -v nvidia-smi >/dev/null; then utilization=0.85; else utilization=; fi
+if nvidia-smi >/dev/null 2>&1; then utilization=0.85; else utilization=; fi
 GPU_MEMORY_UTILIZATION="${GPU_MEMORY_UTILIZATION-$utilization}"
 GEN_KWARGS="${GEN_KWARGS-max_gen_toks=32768,cutoff_token=128014}"
 SEED="${SEED:-1234}"

@@ -28,13 +28,16 @@ Started again, finished runs are skipped, and those of other settings refused.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import summarize
 from sweep_grid import PLAIN, GridPoint, layers, read_grid, read_scores
@@ -51,6 +54,7 @@ from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.errors import run
 
 OVERVIEW = "sweep.json"
+LOG = "sweep.log"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     left = [run for run in runs if not run.finished]
     if left:
-        evaluate(left[: own.max_runs], args, overview=partial(write_overview, own.output_dir / OVERVIEW, runs))
+        overview = partial(write_overview, own.output_dir / OVERVIEW, runs)
+        evaluate(left[: own.max_runs], args, log=own.output_dir / LOG, overview=overview)
     write_overview(own.output_dir / OVERVIEW, runs)
     if skipped := len(left[own.max_runs :] if own.max_runs else []):
         print(f"{skipped} runs are left (--max_runs); the same command continues")
@@ -173,39 +178,55 @@ def print_plan(runs: Sequence[PlannedRun]) -> None:
         print(f"  {planned.folder.name:<60} {state:<9} {planned.point.label}", flush=True)
 
 
-def evaluate(runs: Sequence[PlannedRun], args: Namespace, *, overview: partial) -> None:
+def evaluate(runs: Sequence[PlannedRun], args: Namespace, *, log: Path, overview: partial) -> None:
     """Starts the model once, proves that every intervention can be told from the others, and does the runs.
 
     Args:
         runs: that are not finished.
         args: of a plain run, after `prepare_run`.
+        log: the file that takes what lm-eval and the engine print.
         overview: called after every run.
     """
+    from tqdm import tqdm
+
     from lm_eval_sae.one_start import instead_of_a_start, start_model
 
-    points = list(dict.fromkeys(planned.point.name for planned in runs))
     by_name = {planned.point.name: planned.point for planned in runs}
     begun = time.perf_counter()
     started = datetime.now().isoformat(timespec="seconds")
-    model = start_model(args, slots=layers(by_name.values()))
-    print(f"model started in {time.perf_counter() - begun:.0f} s", flush=True)
-    try:
-        probe = Probe(model, [by_name[name] for name in points])
-        begun = time.perf_counter()
-        with instead_of_a_start(model):
-            for number, planned in enumerate(runs, 1):
-                evaluate_point(planned, args, probe, model_started=started)
-                overview()
-                spent = time.perf_counter() - begun
-                left = spent / number * (len(runs) - number)
-                print(
-                    f"[{number} of {len(runs)}] {planned.folder.name}: {planned.record['seconds']:.0f} s, "
-                    f"about {duration(left)} left",
-                    flush=True,
-                )
-    finally:
-        if hasattr(model, "close"):
-            model.close()
+    print(f"starting the model; what lm-eval and the engine print goes to {log}", flush=True)
+    with printed_to(log) as console, tqdm(total=len(runs), desc="runs", unit="run", file=console) as bar:
+        model = start_model(args, slots=layers(by_name.values()))
+        bar.write(f"model started in {duration(time.perf_counter() - begun)}", file=console)
+        try:
+            probe = Probe(model, list(by_name.values()))
+            with instead_of_a_start(model):
+                for planned in runs:
+                    evaluate_point(planned, args, probe, model_started=started)
+                    overview()
+                    bar.write(f"{planned.folder.name}: {duration(planned.record['seconds'])}", file=console)
+                    bar.update()
+        finally:
+            if hasattr(model, "close"):
+                model.close()
+
+
+@contextlib.contextmanager
+def printed_to(log: Path) -> Iterator[TextIO]:
+    """Sends what this process, its libraries and its children print to a file; yields the console."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    kept = [os.dup(1), os.dup(2)]
+    with log.open("ab") as file, os.fdopen(os.dup(1), "w") as console:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+        try:
+            yield console
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for descriptor, before in zip((1, 2), kept, strict=True):
+                os.dup2(before, descriptor)
+                os.close(before)
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,7 @@
 #     GEN_KWARGS   of generation               STRENGTHS         times that
 #     TASKS        separated by ,              GRID              YAML of features and strengths, in place of SAE and scores
 #     BATCH_SIZE   sequences at once           OUTPUT_DIR        where runs and report go
+#     GPU_MEMORY_UTILIZATION                   share of the GPU's memory for vLLM, which must be free (0.85)
 #
 # Started again it continues with the runs that are missing. --plan lists them and loads nothing; --help says more.
 set -euo pipefail
@@ -36,6 +37,9 @@ else
     fi
 fi
 if [[ $BACKEND == vllm ]]; then batch=auto; else batch=8; fi
+if [[ $BACKEND == vllm ]] && nvidia-smi >/dev/null 2>&1; then # on a CPU it would be a share of all memory
+    model_args+=",gpu_memory_utilization=${GPU_MEMORY_UTILIZATION:-0.85}"
+fi
 exec "$PYTHON" "$here/sweep.py" "${grid[@]}" \
     --output_dir "${OUTPUT_DIR:-$here/sweep-results}" \
     --tasks "${TASKS:-math-500}" \

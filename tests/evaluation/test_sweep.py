@@ -170,7 +170,7 @@ def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
     capsys.readouterr()
     sweep.main([*command, "--max_runs", "2"])
     assert "2 finished before" in (said := capsys.readouterr().out)
-    assert "[2 of 2]" in said and "1 runs are left (--max_runs)" in said
+    assert "1 runs are left (--max_runs)" in said
     sweep.main(command)
     assert len(starts) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before

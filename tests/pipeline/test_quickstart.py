@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,16 @@ def test_every_stage_runs_and_is_linked_to_the_next(
         assert f" {rank} " in finished.stdout
     assert "Accuracy and length against strength" in (run / "report" / "report.html").read_text()
     assert "summary.md" in finished.stdout
+
+
+def test_the_console_shows_the_sweeps_runs_and_the_log_what_the_libraries_print(
+    finished: subprocess.CompletedProcess[str], settings: dict[str, str]
+) -> None:
+    evaluation = Path(settings["RUN"]) / "evaluation"
+    for folder in (path.parent.name for path in evaluation.glob("*/run.json")):
+        assert re.search(rf"^{folder}: \d+ s$", finished.stdout, re.MULTILINE)
+    said = finished.stdout + finished.stderr
+    assert "lm_eval" not in said and "lm_eval" in (evaluation / "sweep.log").read_text()
 
 
 def test_steering_changes_what_is_written(finished: subprocess.CompletedProcess[str], settings: dict[str, str]) -> None:
