@@ -164,7 +164,7 @@ def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
     assert len(starts) == 1
     names = [f"tiny-llama-{TASK}{place}" for place in POINTS]
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.iterdir()) == sorted([*names[:2], f"{names[2]}.partial", "sweep.json"])
+    assert sorted(p.name for p in out.iterdir()) == sorted([*names[:2], f"{names[2]}.partial", "sweep.json", "sweep.log"])
     before = {path: path.stat().st_mtime_ns for name in names[:2] for path in (out / name).rglob("*")}
 
     capsys.readouterr()
