@@ -39,7 +39,7 @@ fail() {
 
 if (($#)); then
     if [[ $1 == -h || $1 == --help ]]; then
-        sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+        sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
         exit 0
     fi
     fail "unknown argument '$1': evaluate.sh is set by environment variables, see evaluate.sh --help"
@@ -124,11 +124,12 @@ from lm_eval_sae.errors import run
 from lm_eval_sae.steering import read_steering
 run(lambda: print(read_steering({"sae_intervention_path": sys.argv[1]}).record()))'
 # Weights are gigabytes: their size and time stand for them.
+size_and_time() { stat -L -c '%s %Y' "$1" 2>/dev/null || stat -L -f '%z %m' "$1"; } # GNU, BSD
 changeable() { # changeable <task> <plain|steered>
     local sae="${SAE_PATH:-}" problems="${QUICKSTART_PROBLEMS:-}" file record
     sae="${sae/#\~\//$HOME/}"
     for file in "$MODEL"/*.safetensors; do
-        if [[ -f "$file" ]]; then printf ' model=%s' "$(stat -L -c '%s %Y' "$file")"; fi
+        if [[ -f "$file" ]]; then printf ' model=%s' "$(size_and_time "$file")"; fi
     done
     if [[ $1 == quickstart_problems ]]; then
         printf ' problems=%s' "$problems"
@@ -147,7 +148,7 @@ changeable() { # changeable <task> <plain|steered>
         printf ' scores=%s' "$(cksum <"$SAE_STATS/feature_stats.safetensors")"
     fi
     if [[ -f "$sae/cfg.json" && -f "$sae/sae_weights.safetensors" ]]; then
-        printf ' cfg=%s weights=%s' "$(cksum <"$sae/cfg.json")" "$(stat -L -c '%s %Y' "$sae/sae_weights.safetensors")"
+        printf ' cfg=%s weights=%s' "$(cksum <"$sae/cfg.json")" "$(size_and_time "$sae/sae_weights.safetensors")"
     fi
 }
 
