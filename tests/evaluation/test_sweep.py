@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from lm_eval_sae.cli import main as run_cli
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.models import HFSAE
-from transformer_lens_r1.files import hash_file
+from transformer_lens_r1.shared.files import hash_file
 
 SAMPLED = "do_sample=True,temperature=0.8,max_gen_toks=6"
 GREEDY = "max_gen_toks=6"
@@ -164,7 +164,8 @@ def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
     assert len(starts) == 1
     names = [f"tiny-llama-{TASK}{place}" for place in POINTS]
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.iterdir()) == sorted([*names[:2], f"{names[2]}.partial", "sweep.json", "sweep.log"])
+    left = {*names[:2], f"{names[2]}.partial", "sweep.json", "sweep.log"}
+    assert {path.name for path in out.iterdir()} == left
     before = {path: path.stat().st_mtime_ns for name in names[:2] for path in (out / name).rglob("*")}
 
     capsys.readouterr()
