@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformer_lens_r1.arguments import ArgumentParser, add_model_arguments, positive_int, resolve_device
-from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.shared.arguments import ArgumentParser, add_model_arguments, positive_int, resolve_device
+from transformer_lens_r1.shared.errors import UserError, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "extraction"))
 DENSITY = 0.01

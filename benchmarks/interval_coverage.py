@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer_lens_r1.arguments import ArgumentParser, non_negative_int, positive_int
-from transformer_lens_r1.errors import run
+from transformer_lens_r1.shared.arguments import ArgumentParser, non_negative_int, positive_int
+from transformer_lens_r1.shared.errors import run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "evaluation"))
 import paired_statistics  # noqa: E402

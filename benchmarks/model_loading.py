@@ -16,8 +16,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from transformer_lens_r1.arguments import DTYPES, ArgumentParser, int_list, positive_int
-from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.shared.arguments import DTYPES, ArgumentParser, int_list, positive_int
+from transformer_lens_r1.shared.errors import UserError, run
 
 LOAD = """
 import json, resource, sys, time

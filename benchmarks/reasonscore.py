@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 EXTRACTION = Path(__file__).resolve().parent.parent / "extraction"
 sys.path.insert(0, str(EXTRACTION))
 
-from transformer_lens_r1.arguments import DTYPES, ArgumentParser, int_list, positive_int  # noqa: E402
-from transformer_lens_r1.errors import UserError, run  # noqa: E402
+from transformer_lens_r1.shared.arguments import DTYPES, ArgumentParser, int_list, positive_int  # noqa: E402
+from transformer_lens_r1.shared.errors import UserError, run  # noqa: E402
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -113,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from text_rows import sample_rows
 
     from transformer_lens_r1 import load_config, load_model, load_tokenizer, residual_stream
-    from transformer_lens_r1.data import load_rows
-    from transformer_lens_r1.vocabulary import read_vocabulary
+    from transformer_lens_r1.shared.data import load_rows
+    from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
     torch.set_num_threads(args.threads)
     config, tokenizer = load_config(args.model_path), load_tokenizer(args.model_path)

@@ -31,7 +31,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.g
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from lm_eval_sae.errors import UserError, run  # noqa: E402
-from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int  # noqa: E402
+from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int  # noqa: E402
 
 if TYPE_CHECKING:
     from argparse import Namespace

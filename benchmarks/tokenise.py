@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training" / "datasets"))
 
-from transformer_lens_r1.arguments import ArgumentParser, positive_int
 from transformer_lens_r1.chat_format import format_lmsys
-from transformer_lens_r1.errors import run
+from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int
+from transformer_lens_r1.shared.errors import run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +83,7 @@ def ours(records: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
     """Make and write the rows; the number of tokens in all documents and between them."""
     from token_shards import tokenise_records
 
-    from transformer_lens_r1.data import save_rows
+    from transformer_lens_r1.shared.data import save_rows
     from transformer_lens_r1.tokenising import RowMaker
 
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def ours(records: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def compare(name: str, tokenizer: PreTrainedTokenizerBase, *, n_characters: int, rounds: int) -> None:
     """Print tokens per second of both, and the median of the ratios of the turns."""
-    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.shared.data import load_rows
 
     with tempfile.TemporaryDirectory() as folder:
         write_records(Path(folder), n_characters=n_characters, record_length=CHARACTERS[name])
@@ -126,7 +126,7 @@ def compare(name: str, tokenizer: PreTrainedTokenizerBase, *, n_characters: int,
 
 def memory(name: str, tokenizer: PreTrainedTokenizerBase, *, n_characters: int) -> None:
     """Print the peak of all processes' own memory for 1, 2, 4 and 8 times as many records."""
-    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.shared.data import load_rows
 
     for times in (1, 2, 4, 8):
         with tempfile.TemporaryDirectory() as folder:

@@ -24,8 +24,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from transformer_lens_r1.arguments import ArgumentParser, positive_int, resolve_device
-from transformer_lens_r1.errors import run
+from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int, resolve_device
+from transformer_lens_r1.shared.errors import run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 

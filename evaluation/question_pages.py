@@ -23,7 +23,7 @@ from run_files import Question, Run, answer_texts
 from run_pairs import plural
 from summary_rows import Row
 
-from transformer_lens_r1.files import atomic_file
+from transformer_lens_r1.shared.files import atomic_file
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 QUESTION_FIELDS = ("problem", "Question", "question", "query", "text")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from transformer_lens_r1.vocabulary import word_of
+from transformer_lens_r1.shared.vocabulary import word_of
 
 PER = 1000
 """Rates are per so many tokens."""

@@ -23,7 +23,7 @@ from summary_text import (
     shown_columns,
 )
 
-from transformer_lens_r1.files import atomic_file
+from transformer_lens_r1.shared.files import atomic_file
 
 HEADING = "Plain and steered evaluation"
 REPORT_TITLE = f"<title>{HEADING}</title>"

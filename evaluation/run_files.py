@@ -14,7 +14,7 @@ from typing import Any
 
 from reasoning_words import WordCounter
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 ACCURACY = ("exact_match", "acc")  # a task's own word for it, the first that is there
 BACK_ENDS = {"hf-sae": "hf", "hf-auto": "hf", "huggingface": "hf", "vllm-sae": "vllm"}

@@ -25,10 +25,10 @@ from run_files import read_runs
 from summary_rows import summarize
 from summary_text import main_table, markdown, write_csv, write_words_csv
 
-from transformer_lens_r1.arguments import ArgumentParser, non_negative_int, positive_int
-from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import atomic_directory, check_output_folder
-from transformer_lens_r1.vocabulary import read_vocabulary
+from transformer_lens_r1.shared.arguments import ArgumentParser, non_negative_int, positive_int
+from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.files import atomic_directory, check_output_folder
+from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 VOCABULARY = Path(__file__).resolve().parent.parent / "extraction" / "reason_tokens.json"
 REPORT = "report.html"

@@ -12,7 +12,7 @@ from interventions import strength_of
 from paired_statistics import MIN_DISCORDANT, MIN_NOT_ZERO, MIN_QUESTIONS, Estimate
 from summary_rows import ALL_WORDS, LENGTHS, Row
 
-from transformer_lens_r1.files import atomic_file
+from transformer_lens_r1.shared.files import atomic_file
 
 NOTHING = "–"
 SMALL_SAMPLES = (

@@ -50,8 +50,8 @@ from lm_eval_sae.errors import UserError
 from lm_eval_sae.model_arguments import refuse_worker_class
 from lm_eval_sae.model_files import load_model_config
 from lm_eval_sae.steering import check_model, split_arguments
-from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
-from transformer_lens_r1.errors import run
+from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
+from transformer_lens_r1.shared.errors import run
 
 OVERVIEW = "sweep.json"
 LOG = "sweep.log"

@@ -23,7 +23,7 @@ from lm_eval_sae.judge import get_judge
 from lm_eval_sae.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.problems import problems_file
 from lm_eval_sae.unfinished import FOLDER, clear_results, model_files
-from transformer_lens_r1.files import hash_file, write_json
+from transformer_lens_r1.shared.files import hash_file, write_json
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 from inputs import Inputs, add_input_arguments, load_inputs, model_identity
 from sae_io import SaeSource, find_sae, load_sae
 
-from transformer_lens_r1.arguments import ArgumentParser, int_list, positive_int
-from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import atomic_directory, check_output_folder, display_name, write_json
-from transformer_lens_r1.hub import check_hub_access, push_folder
+from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
+from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
+from transformer_lens_r1.shared.hub import check_hub_access, push_folder
 
 if TYPE_CHECKING:
     from dashboard_pages import FeatureFacts, Snippet

@@ -31,7 +31,7 @@ from ranks import Ranks, joined_ranks
 from sae_io import load_sae
 from score_plan import Plan, prepare
 
-from transformer_lens_r1.arguments import (
+from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
     fraction,
     int_pair,
@@ -40,8 +40,8 @@ from transformer_lens_r1.arguments import (
     positive_int,
     resolve_device,
 )
-from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError, run
-from transformer_lens_r1.files import check_output_folder
+from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError, run
+from transformer_lens_r1.shared.files import check_output_folder
 
 if TYPE_CHECKING:
     from reason_score import ActivationSums

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sae_io import ELEMENTWISE, encoder_of
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import atomic_file
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import atomic_file
 
 if TYPE_CHECKING:
     import numpy as np

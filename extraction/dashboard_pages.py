@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dashboard_text import CUT, span_text
 
-from transformer_lens_r1.files import atomic_file
+from transformer_lens_r1.shared.files import atomic_file
 
 if TYPE_CHECKING:
     from sae_dashboard.feature_data import FeatureData

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from sae_io import SaeSource, check_fits, find_sae
 from text_rows import holds_tokens, ignored_ids, sample_rows
 
-from transformer_lens_r1.arguments import (
+from transformer_lens_r1.shared.arguments import (
     DTYPES,
     add_model_arguments,
     int_list,
     positive_int,
     resolve_device,
 )
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,8 +57,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
 
 def model_identity(model_path: str, revision: str | None) -> dict[str, Any]:
     """What tells a model from others, as JSON: for a folder, hashes of samples of its files; else Hub id and commit."""
-    from transformer_lens_r1.hub import cached_commit
     from transformer_lens_r1.loading import WEIGHT_PATTERNS
+    from transformer_lens_r1.shared.hub import cached_commit
 
     folder = Path(model_path)
     if not folder.is_dir():
@@ -99,7 +99,7 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
         UserError: something is missing or does not fit.
     """
     from transformer_lens_r1 import load_config, load_tokenizer
-    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.shared.data import load_rows
 
     device = resolve_device(args.device)
     source = find_sae(args.sae_path, args.sae_id, revision=args.sae_revision)

@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.arguments import (
+from transformer_lens_r1.chat_format import DOMAINS, MalformedRow, format_openthoughts
+from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
     add_output_arguments,
     positive_int,
     public_command,
     require_output,
 )
-from transformer_lens_r1.chat_format import DOMAINS, MalformedRow, format_openthoughts
-from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import display_name
-from transformer_lens_r1.records import add_max_bad_rows, bad_rows_info, check_bad_rows, too_many_bad_rows
+from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.files import display_name
+from transformer_lens_r1.shared.records import add_max_bad_rows, bad_rows_info, check_bad_rows, too_many_bad_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.num_samples < len(DOMAINS):
         raise UserError(f"--num_samples {args.num_samples}: expected at least {len(DOMAINS)}, one for each domain")
 
-    from transformer_lens_r1.data import (
+    from transformer_lens_r1.shared.data import (
         find_destination,
         hub_licence,
         load_rows,

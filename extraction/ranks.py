@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.arguments import resolve_device
-from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError
+from transformer_lens_r1.shared.arguments import resolve_device
+from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
     from torch.distributed import Store

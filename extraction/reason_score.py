@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transformer_lens_r1.vocabulary import word_of
+from transformer_lens_r1.shared.vocabulary import word_of
 
 EPSILON = 1e-12
 N_BLOCKS = 64

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import hash_file
-from transformer_lens_r1.hub import hub_errors, hub_fault
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import hash_file
+from transformer_lens_r1.shared.hub import hub_errors, hub_fault
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -16,8 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import atomic_file
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import atomic_file
 
 if TYPE_CHECKING:
     from reason_score import ActivationSums
@@ -184,7 +184,7 @@ def check_chunk_folder(folder: Path, chunk: int, n_chunks: int) -> None:
     Raises:
         UserError: it holds something else, or cannot be written.
     """
-    from transformer_lens_r1.files import check_output_folder
+    from transformer_lens_r1.shared.files import check_output_folder
 
     held = [path for path in folder.iterdir() if not path.name.startswith(".chunk_")] if folder.is_dir() else []
     chunks = find_chunks(folder)

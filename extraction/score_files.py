@@ -15,8 +15,8 @@ from saved_sums import find_chunks, merge_chunks
 from score_bootstrap import MIN_BLOCKS, Stability, bootstrap_top_features
 from torch import Tensor
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import atomic_directory, write_json
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import atomic_directory, write_json
 
 SCORES, STATS, TABLE, RUN = "feature_scores.pt", "feature_stats.safetensors", "top_features.csv", "run.json"
 

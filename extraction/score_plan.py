@@ -12,9 +12,9 @@ from inputs import Inputs, load_inputs, model_identity
 from sae_io import CONFIG
 from vocabulary import vocabulary_report
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import check_output_folder, hash_file
-from transformer_lens_r1.vocabulary import read_vocabulary
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import check_output_folder, hash_file
+from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from ranks import Ranks

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sae_io import encoder_blocks
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     from ranks import Ranks

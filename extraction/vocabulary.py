@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from transformer_lens_r1.vocabulary import word_of
+from transformer_lens_r1.shared.vocabulary import word_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ For instance `576 1,2 true`. Ends with exit status 2 where the model has no such
 
 from collections.abc import Sequence
 
-from transformer_lens_r1.arguments import ArgumentParser, non_negative_int
-from transformer_lens_r1.errors import UserError, run
+from transformer_lens_r1.shared.arguments import ArgumentParser, non_negative_int
+from transformer_lens_r1.shared.errors import UserError, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

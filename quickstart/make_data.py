@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer_lens_r1.arguments import ArgumentParser, positive_int
-from transformer_lens_r1.errors import run
-from transformer_lens_r1.files import atomic_directory, check_output_folder
+from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int
+from transformer_lens_r1.shared.errors import run
+from transformer_lens_r1.shared.files import atomic_directory, check_output_folder
 
 CARD = """
 {what}
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from datasets import Dataset
 
-    from transformer_lens_r1.data import save_rows
+    from transformer_lens_r1.shared.data import save_rows
 
     sizes = {name: getattr(args, name) for name in ("num_reasoning", "num_conversations", "num_problems")}
     rows = make(args.seed, **sizes)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sae_lens.training.prefetch import PrefetchingIterator
 
-from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.loading import hook_layer, residual_stream
+from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import atomic_directory
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import atomic_directory
 
 MANIFEST = "manifest.json"
 # What may change between the parts of a run without changing its result; `sae.` and `logger.` keys by dotted name.

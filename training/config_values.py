@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from transformer_lens_r1.errors import UserError, did_you_mean, first_line
+from transformer_lens_r1.shared.errors import UserError, did_you_mean, first_line
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -15,7 +15,7 @@ from typing import Any
 
 from config_values import coerce, one_of, refuse_unknown
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 # `decoder_heuristic_init: true` gave decoder rows this norm.

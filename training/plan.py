@@ -11,9 +11,9 @@ import plan_formulas as formulas
 from plan_formulas import BYTES, ModelSize
 from run_checks import norm_estimate_tokens
 
-from transformer_lens_r1.arguments import ArgumentParser, fraction
-from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.loading import hook_layer
+from transformer_lens_r1.shared.arguments import ArgumentParser, fraction
+from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +24,7 @@ def resolve_devices(values: dict[str, Any]) -> None:
     Raises:
         UserError: a device that does not exist, or not here.
     """
-    from transformer_lens_r1.arguments import resolve_device
+    from transformer_lens_r1.shared.arguments import resolve_device
 
     for key in ("device", "llm_device", "act_store_device"):
         if isinstance(values.get(key), str) and values[key] != "with_model":
@@ -106,8 +106,8 @@ def check_tokenizer(cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
     Raises:
         UserError: the tokens were made with another vocabulary.
     """
-    from transformer_lens_r1.data import read_provenance
     from transformer_lens_r1.loading import load_tokenizer
+    from transformer_lens_r1.shared.data import read_provenance
     from transformer_lens_r1.tokenising import vocabulary_hash
 
     provenance = read_provenance(cfg.dataset_path)
@@ -130,8 +130,8 @@ def load_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset:
     """
     import pyarrow.compute as pc
 
-    from transformer_lens_r1.data import load_rows, token_column
     from transformer_lens_r1.loading import load_config
+    from transformer_lens_r1.shared.data import load_rows, token_column
 
     rows = load_rows(cfg.dataset_path, columns=("tokens",)).select_columns("tokens")
     column, shortest, longest = token_column(rows, cfg.dataset_path)

@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from trainer import Trainer
 
-from transformer_lens_r1.errors import UserError, first_line
-from transformer_lens_r1.files import atomic_directory, write_json
 from transformer_lens_r1.loading import quiet
+from transformer_lens_r1.shared.errors import UserError, first_line
+from transformer_lens_r1.shared.files import atomic_directory, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -23,9 +23,9 @@ from typing import Any
 
 from plan import add_plan_arguments, print_plan
 
-from transformer_lens_r1.arguments import ArgumentParser
-from transformer_lens_r1.errors import run
-from transformer_lens_r1.files import check_output_folder
+from transformer_lens_r1.shared.arguments import ArgumentParser
+from transformer_lens_r1.shared.errors import run
+from transformer_lens_r1.shared.files import check_output_folder
 
 SAE_CONFIG = "cfg.json"
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from config_values import coerce, dotted, one_of, read_yaml, refuse_unknown
 
-from transformer_lens_r1.arguments import DTYPES
-from transformer_lens_r1.errors import UserError, did_you_mean
+from transformer_lens_r1.shared.arguments import DTYPES
+from transformer_lens_r1.shared.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer_lens_r1.arguments import ArgumentParser
-from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import display_name
+from transformer_lens_r1.shared.arguments import ArgumentParser
+from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.files import display_name
 
 CONFIG, WEIGHTS, SPARSITY, SUMMARY, RUN_CONFIG, CARD = (
     "cfg.json",
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     repo_id = args.hf_repo or f"{args.hf_user}/{shown(metadata(config, 'model_name')).split('/')[-1]}-sae"
 
-    from transformer_lens_r1.hub import check_hub_access
+    from transformer_lens_r1.shared.hub import check_hub_access
 
     check_hub_access(args, repo_id=repo_id, repo_type="model")
     with tempfile.TemporaryDirectory() as staging:
@@ -250,7 +250,7 @@ def push(folder: Path, sae_path: Path, *, repo_id: str, sae_id: str, token: str 
     """
     import huggingface_hub
 
-    from transformer_lens_r1.hub import hub_errors, hub_fault, use_token
+    from transformer_lens_r1.shared.hub import hub_errors, hub_fault, use_token
 
     use_token(token)  # SAELens' uploader takes no token: it finds that one
     api = huggingface_hub.HfApi()

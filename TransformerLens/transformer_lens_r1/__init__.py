@@ -19,7 +19,7 @@ _HOMES = {
     "format_openthoughts": "chat_format",
     "MalformedRow": "chat_format",
     "tokenize_and_concatenate": "tokenising",
-    "UserError": "errors",
+    "UserError": "shared.errors",
 }
 __all__ = list(_HOMES)  # noqa: PLE0604
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 

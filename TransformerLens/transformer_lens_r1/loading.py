@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.arguments import DTYPES
 from transformer_lens_r1.chat_format import ASSISTANT, BOS, END_THINK, EOS, THINK, USER
-from transformer_lens_r1.errors import UserError, did_you_mean, first_line
+from transformer_lens_r1.shared.arguments import DTYPES
+from transformer_lens_r1.shared.errors import UserError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch

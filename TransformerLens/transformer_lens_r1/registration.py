@@ -18,8 +18,8 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.loading import R1_DISTILLS, check_architecture
+from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 BBH = "bbh/cot_fewshot"
 MMLU = "mmlu/flan_cot_fewshot"

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import hash_file
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import hash_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hub_server import TOKEN, HubServer  # noqa: E402
@@ -105,7 +105,7 @@ def test_the_sequences_peak_at_the_features_own_activation_also_at_the_ends_of_r
     from sae_lens import SAE
     from transformers import AutoModelForCausalLM
 
-    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.shared.data import load_rows
 
     features = [362, 175, 49]
     script.main([*flags, "--features", ",".join(map(str, features)), "--dtype", "float32", "--ignore_tokens", ""])

@@ -15,8 +15,8 @@ import torch
 from datasets import Dataset
 from safetensors import safe_open
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import hash_file
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import hash_file
 
 Run = Callable[..., Path]
 
@@ -90,7 +90,7 @@ def test_statistics_are_those_of_transformers_and_the_sae_weights(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.shared.data import load_rows
 
     folder = score(n_samples=8, ignore_tokens="0,1")
     rows = torch.tensor(load_rows(fixture_tokens).shuffle(seed=42)[:8]["tokens"])

@@ -47,7 +47,7 @@ def scores_and_pages(
     """The folders that compute_score.py and compute_dashboard.py wrote for text that is full of planted elements."""
     from datasets import Dataset
 
-    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.shared.data import load_rows
 
     folder = tmp_path_factory.mktemp("dashboards")
     rows = np.array(load_rows(fixture_tokens)[:12]["tokens"])

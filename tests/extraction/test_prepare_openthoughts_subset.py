@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 
 from transformer_lens_r1.chat_format import format_openthoughts
-from transformer_lens_r1.data import load_rows
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.data import load_rows
+from transformer_lens_r1.shared.errors import UserError
 
 SIZES = {"math": 60, "code": 40, "puzzle": 3, "biology": 12, "chemistry": 12, "physics": 12}
 

@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import hash_file
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import hash_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hub_server import HubServer  # noqa: E402

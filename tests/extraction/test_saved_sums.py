@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 RUN = {"--alpha": 0.7, "--expand_range": (1, 2), "the text": {"tokens": "abc"}}
 
@@ -116,7 +116,7 @@ def test_a_process_killed_while_it_writes_leaves_the_last_state(saved: ModuleTyp
     state.save(random_sums(saved, 7), 16)
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from transformer_lens_r1.files import atomic_file\n"
+        "from transformer_lens_r1.shared.files import atomic_file\n"
         "with atomic_file(sys.argv[2]) as half:\n"
         "    half.write_bytes(b'half of it')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

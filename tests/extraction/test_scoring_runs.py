@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from brute_force import reason_scores, sets_of_positions  # noqa: E402
@@ -183,7 +183,7 @@ def test_an_sae_of_any_architecture_is_scored_as_saelens_encodes(
     from sae_lens import SAE
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from transformer_lens_r1.data import load_rows
+    from transformer_lens_r1.shared.data import load_rows
 
     sae_folder = make_sae(architecture, d_in=256)
     folder = tmp_path / "scores"

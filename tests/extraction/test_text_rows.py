@@ -10,8 +10,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from transformer_lens_r1 import load_tokenizer, tokenize_and_concatenate
-from transformer_lens_r1.data import load_rows
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.data import load_rows
+from transformer_lens_r1.shared.errors import UserError
 
 
 @pytest.fixture

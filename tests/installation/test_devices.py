@@ -9,8 +9,8 @@ import pytest
 
 from lm_eval_sae.errors import UserError as LmEvalUserError
 from lm_eval_sae.model_arguments import require_usable_card
-from transformer_lens_r1.arguments import resolve_device
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.arguments import resolve_device
+from transformer_lens_r1.shared.errors import UserError
 
 
 def fake_nvidia_smi(folder: Path, said: str, status: int = 0) -> str:

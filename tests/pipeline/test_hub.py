@@ -13,7 +13,8 @@ OPENTHOUGHTS = "training/datasets/prepare_openthoughts_dataset.py"
 MERGE = "training/datasets/merge_datasets.py"
 UPLOAD = "training/upload_sae.py"
 LOAD_ROWS = (
-    "import json, sys; from transformer_lens_r1.data import load_rows; from transformer_lens_r1.errors import run;"
+    "import json, sys; from transformer_lens_r1.shared.data import load_rows;"
+    "from transformer_lens_r1.shared.errors import run;"
     "run(lambda: print(json.dumps(load_rows(sys.argv[1], columns=['tokens'])['tokens'][:])))"
 )
 CUT = None
@@ -199,7 +200,7 @@ def test_an_sae_is_read_at_a_revision_and_a_cut_connection_is_one_line(
     repository.files[f"{sae_id}/cfg.json"] = b"{}"
     extraction = (
         "import sys; sys.path.insert(0, 'extraction'); from sae_io import find_sae, load_sae;"
-        "from transformer_lens_r1.errors import run; source = find_sae(sys.argv[1], sys.argv[2], revision='v1');"
+        "from transformer_lens_r1.shared.errors import run; source = find_sae(sys.argv[1], sys.argv[2], revision='v1');"
         "run(lambda: print(load_sae(source).W_enc.double().sum().item(), source.weights_hash()))"
     )
     steering = (

@@ -178,7 +178,7 @@ def test_no_credential_is_left_anywhere(
     # a defect keeps its traceback, which shows the code but no values
     hub.faults.clear()
     defect = (
-        "import sys; from pathlib import Path; from transformer_lens_r1.hub import push_folder\n"
+        "import sys; from pathlib import Path; from transformer_lens_r1.shared.hub import push_folder\n"
         "push_folder(Path(sys.argv[2]), 'researcher/defect', repo_type=None, token=sys.argv[1], private='yes', no=1)"
     )
     said.append(client.evaluate(defect, TOKEN, parts[0]))

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 SCRIPT = "quickstart/make_checkpoint.py"
 Load = Callable[[str], ModuleType]

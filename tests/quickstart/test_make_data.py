@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from transformer_lens_r1.chat_format import DOMAINS, format_lmsys, format_openthoughts
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 SCRIPT = "quickstart/make_data.py"
 Load = Callable[[str], ModuleType]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, StandardTrainingSAEConfig
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 CONFIG = "training/training_config.py"
 FLAT = "training/configs/r1-distill-llama-8b-flat.yaml"

@@ -20,7 +20,7 @@ import yaml
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 TRAIN = "training/train_sae.py"
 STEPS = 64

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.loading import load_model, residual_stream
+from transformer_lens_r1.shared.errors import UserError
 
 FORMULAS = "training/plan_formulas.py"
 TRAIN = "training/train_sae.py"

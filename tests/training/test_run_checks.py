@@ -13,8 +13,8 @@ import datasets
 import pytest
 import yaml
 
-from transformer_lens_r1.errors import UserError
 from transformer_lens_r1.loading import load_tokenizer
+from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.tokenising import vocabulary_hash
 
 TRAIN = "training/train_sae.py"

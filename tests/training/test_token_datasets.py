@@ -16,7 +16,7 @@ from transformer_lens.utilities import tokenize_and_concatenate
 from transformers import AutoTokenizer
 
 from transformer_lens_r1.chat_format import ASSISTANT, USER
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 LMSYS = "training/datasets/prepare_lmsys_dataset.py"
 OPENTHOUGHTS = "training/datasets/prepare_openthoughts_dataset.py"

@@ -15,7 +15,7 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 TRAIN = "training/train_sae.py"
 UPLOAD = "training/upload_sae.py"

@@ -15,7 +15,7 @@ from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig, StandardT
 from sae_lens.saes.standard_sae import StandardTrainingSAE
 from safetensors.torch import load_file
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hub_server import TOKEN, USER, HubServer  # noqa: E402
@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from safetensors.torch import save_file
 from sae_lens import SAE
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 from upload_sae import main
 
 trained, legacy, output, user = Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_dataset
 
-from transformer_lens_r1 import arguments, data, hub
-from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import atomic_directory, atomic_file, write_json
+from transformer_lens_r1.shared import arguments, data, hub
+from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.files import atomic_directory, atomic_file, write_json
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_folder(tmp_path: Path) -> None:

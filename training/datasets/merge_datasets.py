@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from token_dataset import make_card, say, versions
 
-from transformer_lens_r1.arguments import ArgumentParser, add_output_arguments, public_command, require_output
-from transformer_lens_r1.errors import UserError, run
-from transformer_lens_r1.files import display_name
+from transformer_lens_r1.shared.arguments import ArgumentParser, add_output_arguments, public_command, require_output
+from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.files import display_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +53,7 @@ def row_length(part: Dataset) -> int:
     Raises:
         UserError: the rows of the part differ among themselves.
     """
-    from transformer_lens_r1.data import token_column
+    from transformer_lens_r1.shared.data import token_column
 
     _, shortest, longest = token_column(part, "a part")
     if shortest != longest:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output_dir is not None and args.output_dir.resolve() in [Path(part).resolve() for part in args.parts]:
         raise UserError(f"--output_dir {args.output_dir} is one of the parts, which it would replace; name another")
 
-    from transformer_lens_r1.data import (
+    from transformer_lens_r1.shared.data import (
         find_destination,
         load_rows,
         loaded_commit,

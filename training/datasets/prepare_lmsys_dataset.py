@@ -13,7 +13,7 @@ from typing import Any
 from token_dataset import prepare
 
 from transformer_lens_r1.chat_format import format_lmsys
-from transformer_lens_r1.errors import run
+from transformer_lens_r1.shared.errors import run
 
 
 def format_record(record: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from token_dataset import prepare
 
 from transformer_lens_r1.chat_format import format_openthoughts
-from transformer_lens_r1.errors import run
+from transformer_lens_r1.shared.errors import run
 
 COLUMNS = ("problem", "deepseek_reasoning", "deepseek_solution", "domain", "test_cases", "starter_code")
 

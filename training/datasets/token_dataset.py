@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.arguments import (
+from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
     add_output_arguments,
     add_revision_arguments,
@@ -21,9 +21,9 @@ from transformer_lens_r1.arguments import (
     public_command,
     require_output,
 )
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import display_name
-from transformer_lens_r1.records import add_max_bad_rows, bad_rows_info, check_bad_rows
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import display_name
+from transformer_lens_r1.shared.records import add_max_bad_rows, bad_rows_info, check_bad_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +83,7 @@ def prepare(
     args = parser.parse_args(argv)
     require_output(args)
 
-    from transformer_lens_r1.data import (
+    from transformer_lens_r1.shared.data import (
         find_destination,
         hub_licence,
         load_rows,
@@ -101,8 +101,8 @@ def prepare(
 
     from token_shards import remove_shards, shard_folder, tokenise_records
 
-    from transformer_lens_r1.hub import cached_commit
     from transformer_lens_r1.loading import load_config, load_tokenizer
+    from transformer_lens_r1.shared.hub import cached_commit
     from transformer_lens_r1.tokenising import RowMaker, vocabulary_hash
 
     hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}

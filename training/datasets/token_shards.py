@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from transformer_lens_r1.chat_format import MalformedRow
-from transformer_lens_r1.errors import UserError
-from transformer_lens_r1.files import atomic_file
-from transformer_lens_r1.records import too_many_bad_rows
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import atomic_file
+from transformer_lens_r1.shared.records import too_many_bad_rows
 from transformer_lens_r1.tokenising import DOCUMENTS_PER_GROUP, RowMaker
 
 if TYPE_CHECKING:

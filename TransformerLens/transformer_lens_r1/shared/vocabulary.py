@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 
 def word_of(spelling: str) -> str:

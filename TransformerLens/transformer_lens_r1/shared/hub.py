@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError, first_line
-from transformer_lens_r1.files import PROVENANCE
+from transformer_lens_r1.shared.errors import UserError, first_line
+from transformer_lens_r1.shared.files import PROVENANCE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

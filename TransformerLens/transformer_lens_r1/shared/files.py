@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.errors import UserError
 
 # Lies beside the rows of every data set that a script of this project wrote.
 PROVENANCE = "provenance.json"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.errors import UserError, did_you_mean, first_line
-from transformer_lens_r1.files import PROVENANCE, atomic_directory, check_output_folder, write_json
-from transformer_lens_r1.hub import check_hub_access, hub_errors, hub_fault, push_folder, use_token
+from transformer_lens_r1.shared.errors import UserError, did_you_mean, first_line
+from transformer_lens_r1.shared.files import PROVENANCE, atomic_directory, check_output_folder, write_json
+from transformer_lens_r1.shared.hub import check_hub_access, hub_errors, hub_fault, push_folder, use_token
 
 if TYPE_CHECKING:
     from datasets import Dataset

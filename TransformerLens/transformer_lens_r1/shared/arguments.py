@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformer_lens_r1.errors import EXIT_USER_ERROR, UserError, did_you_mean
-from transformer_lens_r1.files import PROVENANCE, check_output_folder, display_name
+from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from transformer_lens_r1.shared.files import PROVENANCE, check_output_folder, display_name
 
 DTYPES = ("bfloat16", "float16", "float32")
 # What a published command does not repeat: credentials, and flags of a single run.

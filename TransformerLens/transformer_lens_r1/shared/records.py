@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from transformer_lens_r1.arguments import fraction
-from transformer_lens_r1.errors import UserError
+from transformer_lens_r1.shared.arguments import fraction
+from transformer_lens_r1.shared.errors import UserError
 
 # Beyond these, the lines would push everything else off the terminal.
 NAMED_AT_MOST = 20
