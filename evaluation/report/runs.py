@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasoning_words import WordCounter
+import pandas as pd
 
+from report.reasoning_words import WordCounter
 from transformer_lens_r1.shared.errors import UserError
 
 ACCURACY = ("exact_match", "acc")  # a task's own word for it, the first that is there
@@ -21,62 +22,46 @@ BACK_ENDS = {"hf-sae": "hf", "hf-auto": "hf", "huggingface": "hf", "vllm-sae": "
 # What identifies the model or steers it, is compared under a name of its own, or cannot change what is generated.
 OTHER_MODEL_ARGS = ("pretrained", "model", "revision", "dtype", "gpu_memory_utilization")
 SCORING_CODE = "scoring code"
-"""The setting that says which code checked the answers (lm_eval_sae.scoring_identity); older runs have none."""
+"""The setting that says which code checked the answers (`config.scoring`); older runs do not record it."""
 JUDGE_SETTINGS = ("model", "host", "mode", "prompt_sha")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 GPU = re.compile(r"^(?:GPU models and configuration: *)?GPU \d+: ([^(\n]+)", re.MULTILINE)
-FEATURE_FIELDS = {"sae": str, "hook_name": str, "feature_idx": int, "mode": str, "units": str, "value": int | float}
+FEATURE_FIELDS = ("sae", "hook_name", "feature_idx", "mode", "units", "value")
 """What a report needs of the record of a steered feature."""
 FOREIGN_STEERING = ("sae_", "steer")
 """How the arguments of other code that steers begin, and the names of its models."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a run logged of one question. Its texts stay in the file."""
-
-    metrics: Mapping[str, float]
-    """Of the task's metrics those that are numbers; means over the answers where there are several."""
-    digests: tuple[bytes, ...]
-    """Of the text of each answer."""
-    word_counts: tuple[int, ...]
-    """How often each reasoning word occurs in all of its texts."""
-    offset: int
-    """Where its row begins in the samples file, in bytes."""
-
-    @property
-    def n_answers(self) -> int:
-        return len(self.digests)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One task of one results file."""
 
     file: Path
     root: Path
     """The folder of results below which the file was found."""
-    date: str
-    """As in the name of the file."""
     task: str
     model: str
     """Hub id or folder, as it was given."""
     revision: str
     features: tuple[Mapping[str, Any], ...] | None
-    """The intervention, one record per feature; None for a plain run, empty where it was not recorded."""
+    """The intervention, one record per feature; None for a baseline, empty if it was not recorded."""
     unrecorded: Mapping[str, Any]
-    """What other code was given to steer with, where it recorded no intervention; else empty."""
+    """What other code was given to steer with, if it recorded no intervention; else empty."""
     steered_positions: int | None
     n_questions: int
     metrics: Mapping[str, float]
     """Means of the results file, and "<metric>_stderr"."""
     requirements: Mapping[str, Any]
-    """Without the same of these, two runs did not answer the same questions."""
+    """Unless these are the same, two runs did not answer the same questions."""
     settings: Mapping[str, Any]
-    """Without the same of these, a difference is not the intervention's alone."""
-    samples_file: Path
-    questions: Mapping[str, Question] = field(repr=False, default_factory=dict)
-    """By the hashes of row and prompt; empty where lm-eval did not log them."""
+    """Unless these are the same, a difference is not the intervention's alone."""
+    questions: pd.DataFrame = field(repr=False)
+    """A row for each question (see `read_samples`); empty if lm-eval did not log them."""
+
+    @property
+    def date(self) -> str:
+        """As in the name of the file."""
+        return self.file.stem.removeprefix("results_")
 
     @property
     def steered(self) -> bool:
@@ -89,24 +74,20 @@ class Run:
     @property
     def n_answers(self) -> int:
         """Answers per question."""
-        return max((question.n_answers for question in self.questions.values()), default=1)
+        return int(self.questions["n_answers"].max()) if len(self.questions) else 1
 
     @property
     def identity(self) -> tuple:
-        """Runs with the same one are repetitions of one another, on the same questions."""
-        return *self.identity_without_samples, hashlib.sha256("\n".join(sorted(self.questions)).encode()).digest()
-
-    @property
-    def identity_without_samples(self) -> tuple:
-        """The identity, as far as it is known of a run whose answers were not logged."""
+        """Runs with the same one are repetitions of one another, as far as it is known without their questions."""
         everything = [self.features, self.unrecorded, self.requirements, self.settings]
         return self.task, self.model, self.revision, json.dumps(everything, sort_keys=True, default=str)
 
-    def row(self, question: Question) -> dict[str, Any]:
-        """The row of the samples file."""
-        with self.samples_file.open("rb") as file:
-            file.seek(question.offset)
-            return json.loads(file.readline())
+    def samples(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """The rows of the samples file of these questions, one after another: their texts may not fit into memory."""
+        with _samples_file(self.file, self.task).open("rb") as file:
+            for offset in self.questions.loc[keys, "offset"]:
+                file.seek(offset)
+                yield json.loads(file.readline())
 
 
 def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> list[Run]:
@@ -115,7 +96,12 @@ def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> l
     Without its answers a run does not say which questions it answered: it gives way to a later one of the same settings
     that logged them, and replaces none.
 
-    Raises UserError for a missing folder, a broken file, or where there are no results at all.
+    Args:
+        folders: of results, searched to any depth.
+        words: what to count in the answers.
+
+    Raises:
+        UserError: a folder is missing, a file is broken, or there are no results at all.
     """
     files: dict[Path, Path] = {}
     for folder in folders:
@@ -127,26 +113,21 @@ def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> l
             if not any(part.endswith(".partial") for part in file.relative_to(root).parts):
                 files.setdefault(file, root)
     latest: dict[tuple, Run] = {}
-    silent: dict[tuple, Run] = {}
+    without_samples: dict[tuple, Run] = {}
     for file in sorted(files, key=lambda file: (file.name, file)):  # the name holds the time
         for run in read_results(file, root=files[file], words=words):
-            if run.questions:
-                latest[run.identity] = run
-                silent.pop(run.identity_without_samples, None)
+            if len(run.questions):
+                latest[*run.identity, *sorted(run.questions.index)] = run
+                without_samples.pop(run.identity, None)
             else:
-                silent[run.identity_without_samples] = run
-    if not latest and not silent:
+                without_samples[run.identity] = run
+    if not latest and not without_samples:
         raise UserError(f"no results_*.json below {', '.join(map(str, folders))}")
-    return [*latest.values(), *silent.values()]
+    return [*latest.values(), *without_samples.values()]
 
 
-def read_results(file: Path, *, root: Path | None = None, words: WordCounter | None = None) -> list[Run]:
+def read_results(file: Path, *, root: Path, words: WordCounter | None = None) -> list[Run]:
     """The runs, one per task, of one results file and the samples beside it.
-
-    Args:
-        file: results_*.json.
-        root: the folder of results that it belongs to; its own by default.
-        words: what to count in the answers.
 
     Raises:
         UserError: the file is broken, or holds a number or an intervention that no report can be made of.
@@ -154,40 +135,31 @@ def read_results(file: Path, *, root: Path | None = None, words: WordCounter | N
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         return [
-            _run(file, root or file.parent, results, task, words)
+            _run(file, root, results, task, words)
             for task in results["results"]
             if task in results.get("n-samples", {})  # else it is a group's mean
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = str(error) if type(error) is ValueError else repr(error)
         raise UserError(
-            f"{file} is not a results file of lm-eval: {what}; move it elsewhere, or run that evaluation again"
+            f"{file} is not a results file of lm-eval ({error!r}); move it elsewhere, or run that evaluation again"
         ) from error
 
 
 def _run(file: Path, root: Path, results: Mapping[str, Any], task: str, words: WordCounter | None) -> Run:
     config = results["config"]
     model_args = _model_args(config.get("model_args"))
-    model = str(results.get("model_name") or model_args.get("pretrained") or "unknown")
-    date = file.stem.removeprefix("results_")
-    samples_file = file.with_name(f"samples_{task}_{date}.jsonl")
-    features, positions = _intervention(config.get("sae"))
-    unrecorded = {} if features else _unrecorded_steering(config, model_args)
-    n_questions = results["n-samples"][task]["effective"]
-    if not isinstance(n_questions, int) or n_questions < 1:
-        raise ValueError(f"{task} has {n_questions!r} questions, expected a whole number of at least 1")
-    task_config = results.get("configs", {}).get(task, {})
+    record = config.get("sae")
+    unrecorded = {} if record else _unrecorded_steering(config, model_args)
     return Run(
         file=file,
         root=root,
-        date=date,
         task=task,
-        model=os.path.normpath(model),
+        model=os.path.normpath(str(results.get("model_name") or model_args.get("pretrained") or "unknown")),
         revision=str(config.get("model_revision") or model_args.get("revision") or "main"),
-        features=() if unrecorded else features,
+        features=_features(record) if record is not None else () if unrecorded else None,
         unrecorded=unrecorded,
-        steered_positions=positions,
-        n_questions=n_questions,
+        steered_positions=record and record.get("steered_positions"),
+        n_questions=int(results["n-samples"][task]["effective"]),
         metrics=_metrics(results["results"][task]),
         requirements={
             "task version": results.get("versions", {}).get(task),
@@ -197,10 +169,13 @@ def _run(file: Path, root: Path, results: Mapping[str, Any], task: str, words: W
             "system instruction": results.get("system_instruction_sha"),
             "few-shot examples": results.get("n-shot", {}).get(task),
         },
-        settings=_settings(results, config, model_args, task_config),
-        samples_file=samples_file,
-        questions=read_samples(samples_file, words=words),
+        settings=_settings(results, config, model_args, results.get("configs", {}).get(task, {})),
+        questions=read_samples(_samples_file(file, task), words=words),
     )
+
+
+def _samples_file(results: Path, task: str) -> Path:
+    return results.with_name(f"samples_{task}_{results.stem.removeprefix('results_')}.jsonl")
 
 
 def _settings(
@@ -208,11 +183,9 @@ def _settings(
 ) -> dict[str, Any]:
     back_end = str(config.get("model"))
     generation = task.get("generation_kwargs") or config.get("gen_kwargs") or {}
-    judge = config.get("judge")
     environment = str(results.get("pretty_env_info"))
     torch = re.search(r"^PyTorch version: (\S+)", environment, re.MULTILINE)
     gpus = sorted({name.strip() for name in GPU.findall(environment)})
-    device = config.get("device")
     return {
         "limit": config.get("limit"),
         "back end": BACK_ENDS.get(back_end, back_end),
@@ -222,11 +195,11 @@ def _settings(
         "vLLM version": config.get("vllm_version"),
         "torch version": torch and torch.group(1),
         # cuda:0 and cuda:1 are cards of one machine.
-        "device": device and str(device).partition(":")[0],
+        "device": str(config["device"]).partition(":")[0] if config.get("device") else None,
         "GPU": ", ".join(gpus) or None,
-        "judge": judge and {name: judge.get(name) for name in JUDGE_SETTINGS},
-        "scoring": ADDRESS.sub("", str(task.get("process_results"))),
-        SCORING_CODE: config.get("scoring"),
+        **{f"judge's {name}": (config.get("judge") or {}).get(name) for name in JUDGE_SETTINGS},
+        "task's scoring": _digest(ADDRESS.sub("", str(task.get("process_results")))),
+        SCORING_CODE: config.get("scoring") and _digest(config["scoring"]),
         "repeats": task.get("repeats"),
         "batch size": config.get("batch_size"),
         "seed": config.get("torch_seed"),
@@ -239,46 +212,35 @@ def _settings(
     }
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
 def _model_args(recorded: Any) -> dict[str, Any]:
     """lm-eval records what it was given: a mapping, or "name=value,name=value"."""
     if isinstance(recorded, str):
-        pairs = (part.partition("=") for part in recorded.split(",") if part)
-        return {name: value for name, _, value in pairs}
+        return dict(part.split("=", 1) for part in recorded.split(",") if part)
     return dict(recorded or {})
 
 
 def _typed(value: Any) -> Any:
     """A number or flag that was recorded as it was typed on the command line, as what it is."""
-    if not isinstance(value, str):
-        return value
     try:
-        found = json.loads(value.lower())
+        found = json.loads(value.lower()) if isinstance(value, str) else value
     except ValueError:
         return value
     return found if isinstance(found, int | float) else value
 
 
-def _intervention(record: Any) -> tuple[tuple[Mapping[str, Any], ...] | None, int | None]:
-    """The features and the number of steered positions; None and None for a plain run. Raises ValueError."""
-    if record is None:
-        return None, None
-    features = record.get("features") if isinstance(record, Mapping) else None
-    if not isinstance(features, list) or not features:
-        raise ValueError(f"config.sae names no feature: {_short(record)}")
-    for feature in features:
-        if not isinstance(feature, Mapping):
-            raise ValueError(f"config.sae has {_short(feature)} in place of a feature")
-        for name, kind in FEATURE_FIELDS.items():
-            if not isinstance(feature.get(name), kind):
-                raise ValueError(f"a feature in config.sae has {name} {_short(feature.get(name))}")
-        for name in ("value", "strength", "max_activation"):
-            if (number := feature.get(name)) is not None:
-                _finite(number, f"{name} of feature {feature['feature_idx']}")
-    return tuple(features), record.get("steered_positions")
+def _features(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    for feature in record["features"]:
+        if missing := [name for name in FEATURE_FIELDS if feature.get(name) is None]:
+            raise ValueError(f"a feature in config.sae has no {missing[0]}")
+    return tuple(record["features"])
 
 
 def _unrecorded_steering(config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """What says that other code steered the run; {} for a plain run."""
+    """What says that other code steered the run; {} for a baseline."""
     found = {name: value for name, value in model_args.items() if name.startswith(FOREIGN_STEERING)}
     if not found and str(config.get("model")).startswith(FOREIGN_STEERING):
         return {"model": config.get("model")}
@@ -286,61 +248,64 @@ def _unrecorded_steering(config: Mapping[str, Any], model_args: Mapping[str, Any
 
 
 def _metrics(recorded: Mapping[str, Any]) -> dict[str, float]:
-    """lm-eval's key is "<metric>,<filter>", of which the first filter counts; a stderr of one question is "N/A".
-
-    Raises ValueError for a mean that is no finite number.
-    """
+    """lm-eval's key is "<metric>,<filter>", of which the first filter counts; a stderr of one question is "N/A"."""
     metrics: dict[str, float] = {}
     for key, value in recorded.items():
         name, comma, _ = key.partition(",")
         if comma and isinstance(value, int | float):
-            # Nothing is made of lm-eval's own standard errors.
-            metrics.setdefault(name, float(value) if name.endswith("_stderr") else _finite(value, name))
+            # Nothing is made of lm-eval's own standard errors, unless the answers were not logged.
+            metrics.setdefault(name, float(value) if name.endswith("_stderr") else _finite(name, value))
     return metrics
 
 
-def _finite(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {_short(value)}, expected a finite number")
+def _finite(name: str, value: float) -> float:
+    # A mean over questions would otherwise leave out the one that is not a number.
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, expected a finite number")
     return float(value)
 
 
-def _short(value: Any) -> str:
-    return "missing" if value is None else f"{value!r:.60}"
+def read_samples(file: Path, *, words: WordCounter | None = None) -> pd.DataFrame:
+    """What was logged of each question, without its texts, by the hashes of its row and its prompt.
 
+    Args:
+        file: samples_*.jsonl; no rows if there is none.
+        words: what to count in the answers.
 
-def read_samples(file: Path, *, words: WordCounter | None = None) -> dict[str, Question]:
-    """What was logged of each question, by the hashes of its row and its prompt; {} where there is no such file.
+    Returns:
+        A column for each metric that is a number (a mean over the answers if there are several), and "n_answers",
+        "digests" of the texts of the answers, "words" (how often each reasoning word occurs in all of them together)
+        and "offset", where the row begins in the file, in bytes.
 
-    Raises UserError for a line that is no JSON, which a run that was cut off leaves, or holds no finite numbers.
+    Raises:
+        UserError: a line is not JSON, which a run that was cut off leaves, or holds a number that is not finite.
     """
     if not file.is_file():
-        return {}
-    questions: dict[str, Question] = {}
+        return pd.DataFrame()
+    found: dict[str, dict[str, Any]] = {}
     offset = 0
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 key = f"{row['doc_id']} {row['doc_hash']} {row['prompt_hash']}"
-                if key not in questions:  # one row per filter: the first counts
-                    questions[key] = _question(row, offset, words)
+                if key not in found:  # one row per filter: the first counts
+                    found[key] = _question(row, words) | {"offset": offset}
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{file} is broken at line {number} ({error!r}); run that evaluation again") from error
             offset += len(line)
-    return questions
+    return pd.DataFrame(list(found.values()), index=list(found))
 
 
-def _question(row: Mapping[str, Any], offset: int, words: WordCounter | None) -> Question:
-    digests = []
-    counts = [0] * (len(words.words) if words else 0)
-    for text in answer_texts(row):
-        digests.append(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
-        if words:
-            counts = [a + b for a, b in zip(counts, words.count(text), strict=True)]
-    numbers = {name: _finite(value, name) for name, value in row.items() if isinstance(value, int | float)}
-    numbers.pop("doc_id", None)
-    return Question(numbers, tuple(digests), tuple(counts), offset)
+def _question(row: Mapping[str, Any], words: WordCounter | None) -> dict[str, Any]:
+    texts = list(answer_texts(row))
+    numbers = {name: _finite(name, value) for name, value in row.items() if isinstance(value, int | float)}
+    counts = [words.count(text) for text in texts] if words else []
+    return numbers | {
+        "n_answers": len(texts),
+        "digests": [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts],
+        "words": [sum(column) for column in zip(*counts, strict=True)],
+    }
 
 
 def answer_texts(row: Mapping[str, Any]) -> Iterator[str]:

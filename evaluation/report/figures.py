@@ -1,0 +1,256 @@
+"""Figures of the report: accuracy and length against strength, and against one another."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from report.labels import distinct_names, plural, setting_text, short_name
+from report.paired_statistics import Estimate
+from report.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; the markers do it without colour.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
+MARKERS = "osD^vPX*"
+LOOK = {
+    "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 10, "lines.markersize": 6, "errorbar.capsize": 3,
+    "legend.frameon": False, "figure.constrained_layout.use": True,
+    "svg.hashsalt": "report", "svg.fonttype": "path",  # the same runs give the same file
+}  # fmt: skip
+PERCENT = 100
+LABEL_ROUNDS = 500
+"""In which labels are moved apart; a few dozen labels take a second."""
+ACCURACY = "change in accuracy, percentage points"
+LENGTH = "change in completion tokens, %"
+
+
+class Picture(NamedTuple):
+    """A figure as SVG, and what it shows in words."""
+
+    name: str
+    caption: str
+    svg: str
+
+    @property
+    def address(self) -> str:
+        """The picture itself as a data: address."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
+
+
+class Point(NamedTuple):
+    """One steered run in a figure."""
+
+    strength: float | None
+    accuracy: Estimate
+    length: Estimate
+
+
+class Series(NamedTuple):
+    """Runs that differ in their strength alone, in its order, and how they look in every figure."""
+
+    name: str
+    points: Sequence[Point]
+    colour: str
+    marker: str
+
+    @property
+    def swept(self) -> bool:
+        """Whether it has several strengths."""
+        return len({point.strength for point in self.points} - {None}) > 1
+
+
+def draw_figures(rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
+    """The pictures of every task and model with at least two features or strengths, and why others are left out.
+
+    Runs that were not compared with a baseline, or whose tokens were not counted, are in no picture.
+    """
+    import matplotlib
+
+    pictures: list[Picture] = []
+    left_out: list[str] = []
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.run.task, row.record["model"]), []).append(row)
+    for number, ((task, model), group) in enumerate(groups.items(), 1):
+        shown = [row for row in group if row.run.features and row.estimate("accuracy_difference")]
+        shown = [row for row in shown if row.estimate("completion_tokens_change")]
+        where, suffix = f"{task}, {model}", "" if len(groups) == 1 else f"_{number}"
+        if len(shown) < 2:
+            left_out.append(f"{where}: no figures, as they need steered runs of at least two features or strengths.")
+            continue
+        series, about = _series(shown), f"{where}; {_about(shown)}."
+        with matplotlib.rc_context(LOOK):
+            if swept := [one for one in series if one.swept]:
+                caption = f"Accuracy and length against strength: {about}"
+                pictures.append(Picture(f"strength{suffix}", caption, _svg(_strengths(swept, shown))))
+            else:
+                left_out.append(f"{where}: no figure against strength, as no feature was steered with two strengths.")
+            caption = f"Change in length against change in accuracy, a point for each steered run: {about}"
+            pictures.append(Picture(f"length_and_accuracy{suffix}", caption, _svg(_scatter(series, shown))))
+    return pictures, left_out
+
+
+def _sizes(rows: Sequence[Row]) -> str:
+    n = sorted({row.compared for row in rows})
+    return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+
+
+def _about(rows: Sequence[Row]) -> str:
+    """The end of a caption: how many questions, what the bars are, and what else differs."""
+    about = (
+        f"{_sizes(rows)} questions; bars are 95 % intervals of the paired bootstrap; a hollow marker has no interval in "
+        "at least one direction, as its questions are all alike"
+    )
+    if marked := sum(bool(row.pair and row.pair.marked) for row in rows):
+        about += f"; {plural(marked, 'run')} with more than the steering between them and the baseline (see the warnings)"
+    return about
+
+
+def _series(rows: Sequence[Row]) -> list[Series]:
+    """Runs that differ in more than their strength are in different series, even of the same feature."""
+    saes = distinct_names(str(feature["sae"]) for row in rows for feature in row.run.features or ())
+    groups: dict[tuple, list[Row]] = {}
+    facts = {}
+    for row in rows:
+        name, known = short_name(row.run.features or ()), _facts(row, saes)
+        key = name, *known.items()
+        facts[key] = known
+        groups.setdefault(key, []).append(row)
+    found = []
+    for key, group in groups.items():
+        alike = [facts[other] for other in groups if other[0] == key[0]]
+        differing = [fact for fact in facts[key] if len({known.get(fact) for known in alike}) > 1]
+        points = [
+            Point(row.record["strength"], row.estimate("accuracy_difference"), row.estimate("completion_tokens_change"))
+            for row in group
+        ]
+        points.sort(key=lambda point: (point.strength is None, point.strength or 0.0))
+        found.append((", ".join([key[0], *(facts[key][fact] for fact in differing)]), points))
+    # Colours and markers step at different paces, so that 64 pairs come before one returns.
+    n, m = len(COLOURS), len(MARKERS)
+    return [Series(*one, COLOURS[i % n], MARKERS[(i + i // n) % m]) for i, one in enumerate(found)]
+
+
+def _facts(row: Row, saes: dict[str, str]) -> dict[str, str]:
+    """What can tell two series of the same features apart, in words."""
+    features = row.run.features or ()
+    maxima = [f"{feature.get('max_activation') or 0:.4g}" for feature in features]
+    return {
+        "SAE": "SAE " + " + ".join(dict.fromkeys(saes[str(feature["sae"])] for feature in features)),
+        "hook": " + ".join(dict.fromkeys(str(feature["hook_name"]) for feature in features)),
+        "units": "units " + " + ".join(dict.fromkeys(str(feature["units"]) for feature in features)),
+        "max": "max " + " + ".join(dict.fromkeys(maxima)),
+        **{name: setting_text(name, value) for name, value in row.run.settings.items()},
+        "partner": f"against {row.partner}",
+    }
+
+
+def _strengths(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
+    figure, (left, right) = _figure(11, 4.4, columns=2)
+    strengths = sorted({p.strength for one in series for p in one.points if p.strength is not None})
+    for number, one in enumerate(series):
+        known = [point for point in one.points if point.strength is not None]
+        # Side by side, so that the bars of different features do not cover one another.
+        aside = 0.5 * (number - (len(series) - 1) / 2) / len(series)
+        places = [strengths.index(point.strength) + aside for point in known]
+        for axes, values in ((left, [p.accuracy for p in known]), (right, [p.length for p in known])):
+            axes.plot(places, [PERCENT * value.value for value in values], color=one.colour, linewidth=1.5)
+            for x, value in zip(places, values, strict=True):
+                _draw(axes, x, value, one)
+    (baseline, *others) = {row.pair.plain for row in rows if row.pair}
+    for axes, label, metric, form in (
+        (left, ACCURACY, baseline.accuracy_name, "{:.1%} accuracy"),
+        (right, LENGTH, "completion_tokens", "{:,.1f} tokens per answer"),
+    ):
+        axes.axhline(0, color="grey", linewidth=1, linestyle="--")
+        # Evenly spaced: strengths are mostly doubled, and every one needs room for its name.
+        axes.set_xticks(range(len(strengths)), [f"{strength:g}" for strength in strengths])
+        axes.set_xlabel("steering strength, in maximal activations")
+        axes.set_ylabel(label)
+        known = None if others else baseline.metrics.get(metric)
+        axes.set_title(_sizes(rows) if known is None else f"baseline: {form.format(known)}, {_sizes(rows)}")
+    _legend(figure, series, linestyle="-")
+    return figure
+
+
+def _draw(axes: Any, x: float, y: Estimate, series: Series, *, across: Estimate | None = None) -> None:
+    """A point with the intervals that it has; hollow if one is missing.
+
+    Args:
+        axes: to draw in.
+        x: its place, in the unit of the axis.
+        y: a share.
+        series: that it belongs to.
+        across: the share that ``x`` is, if it is an estimate too.
+    """
+    whole = y.low is not None and (across is None or across.low is not None)
+    axes.errorbar(
+        x, PERCENT * y.value, xerr=across and _bar(across), yerr=_bar(y), color=series.colour, marker=series.marker,
+        markerfacecolor=series.colour if whole else "white", elinewidth=1, linestyle="none",
+    )  # fmt: skip
+
+
+def _bar(value: Estimate) -> list[list[float]] | None:
+    """[2, 1]: how far the interval reaches below and above; None if there is none."""
+    if value.low is None or value.high is None:
+        return None
+    return [[PERCENT * max(0.0, value.value - value.low)], [PERCENT * max(0.0, value.high - value.value)]]
+
+
+def _scatter(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
+    from adjustText import adjust_text
+
+    many = len(series) > len(COLOURS)
+    figure, (axes,) = _figure(*((10, 7.5) if many else (7.5, 5.2)), columns=1)
+    labels = []
+    for one in series:
+        for point in one.points:
+            x, y = PERCENT * point.length.value, PERCENT * point.accuracy.value
+            _draw(axes, x, point.accuracy, one, across=point.length)
+            strength = None if point.strength is None else f"{point.strength:g}"
+            # With more series than colours, the legend alone does not find them.
+            if text := " × ".join(filter(None, (one.name, strength))) if many else strength:
+                labels.append(axes.text(x, y, text, fontsize=7 if many else 9, zorder=5))
+    axes.axhline(0, color="grey", linewidth=1, linestyle="--")
+    axes.axvline(0, color="grey", linewidth=1, linestyle="--")
+    axes.set_xlabel(LENGTH)
+    axes.set_ylabel(ACCURACY)
+    numbers = "labels are features × strengths" if many else "numbers are strengths"
+    axes.set_title(f"against the baseline, {_sizes(rows)}; {numbers}")
+    _legend(figure, series, linestyle="none")
+    figure.draw_without_rendering()  # the axes have their final size from here on
+    # A limit in rounds, not in seconds: the same runs give the same file.
+    adjust_text(
+        labels, objects=[container.lines[0] for container in axes.containers], ax=axes, iter_lim=LABEL_ROUNDS,
+        expand=(1.4, 1.3), force_static=(0.3, 0.4), arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.6},
+    )  # fmt: skip
+    return figure
+
+
+def _legend(figure: Figure, series: Sequence[Series], *, linestyle: str) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=one.colour, marker=one.marker, linestyle=linestyle) for one in series]
+    figure.legend(
+        handles, [one.name for one in series], loc="outside right upper", title="feature",
+        ncols=1 + (len(series) - 1) // 24, fontsize=8 if max(len(one.name) for one in series) > 12 else 10,
+    )  # fmt: skip
+
+
+def _figure(width: float, height: float, *, columns: int) -> tuple[Any, Any]:
+    # Not pyplot: it looks for a display and keeps figures.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
