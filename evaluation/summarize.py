@@ -13,7 +13,6 @@ warning beside it; runs that answered different questions are not compared.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,8 +32,6 @@ VOCABULARY = Path(__file__).resolve().parent.parent / "extraction" / "reason_tok
 REPORT = "report.html"
 OWN_FILES = (REPORT, "summary.md", "summary.csv", "words.csv", "questions_*.html", "figures", "figures/*.svg")
 """All that a report's folder can hold."""
-MIN_RESAMPLES = 1000
-"""With fewer, the 2.5 % tails hold fewer than 25 resamples, and the ends of an interval are mostly noise."""
 
 
 def check_report_folder(path: Path, *, name: str = "--output_dir") -> None:
@@ -55,14 +52,6 @@ def check_report_folder(path: Path, *, name: str = "--output_dir") -> None:
                 raise UserError(f"{name} {path} holds another program's {REPORT}; name another folder")
 
 
-def resamples(text: str) -> int:
-    """An integer ≥ MIN_RESAMPLES."""
-    value = positive_int(text)
-    if value < MIN_RESAMPLES:
-        raise argparse.ArgumentTypeError(f"expected at least {MIN_RESAMPLES} for the ends of an interval, got {text}")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -72,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tokens_str_path", type=Path, default=VOCABULARY, metavar="FILE", help="reasoning words, a JSON list"
     )
-    parser.add_argument(
-        "--n_resamples", type=resamples, default=10_000, help=f"of the bootstrap, at least {MIN_RESAMPLES}"
-    )
+    parser.add_argument("--n_resamples", type=positive_int, default=10_000, help="of the bootstrap")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap")
     parser.add_argument(
         "--answers_shown", type=positive_int, default=4, help="of a question with several answers, how many to show"

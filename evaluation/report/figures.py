@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from report.labels import distinct_names, plural, setting_text, short_name
 from report.paired_statistics import Estimate
-from report.rows import Row
+from report.rows import LENGTHS, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 MARKERS = "osD^vPX*"
 LOOK = {
-    "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 10, "lines.markersize": 6, "errorbar.capsize": 3,
+    "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 10, "lines.markersize": 6, "lines.linewidth": 1.5,
+    "errorbar.capsize": 3,
     "legend.frameon": False, "figure.constrained_layout.use": True,
     "svg.hashsalt": "report", "svg.fonttype": "path",  # the same runs give the same file
 }  # fmt: skip
 PERCENT = 100
 LABEL_ROUNDS = 500
 """In which labels are moved apart; a few dozen labels take a second."""
-ACCURACY = "change in accuracy, percentage points"
-LENGTH = "change in completion tokens, %"
+MARKER = 5
+"""Half of a marker's size, in pixels."""
+ACCURACY = "accuracy_difference"
+LENGTH = "completion_tokens_change"
+AXES = {ACCURACY: "change in accuracy, percentage points", LENGTH: "change in completion tokens, %"}
 
 
 class Picture(NamedTuple):
@@ -42,26 +46,19 @@ class Picture(NamedTuple):
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
 
 
-class Point(NamedTuple):
-    """One steered run in a figure."""
-
-    strength: float | None
-    accuracy: Estimate
-    length: Estimate
-
-
 class Series(NamedTuple):
-    """Runs that differ in their strength alone, in its order, and how they look in every figure."""
+    """Runs that differ in their strength alone, and how they look in every figure."""
 
     name: str
-    points: Sequence[Point]
+    rows: Sequence[Row]
     colour: str
     marker: str
 
     @property
-    def swept(self) -> bool:
-        """Whether it has several strengths."""
-        return len({point.strength for point in self.points} - {None}) > 1
+    def by_strength(self) -> list[tuple[float, Row]]:
+        """Its runs that have a strength, in its order."""
+        known = [(row.record["strength"], row) for row in self.rows if row.record["strength"] is not None]
+        return sorted(known, key=lambda one: one[0])
 
 
 def draw_figures(rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
@@ -77,15 +74,14 @@ def draw_figures(rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
     for row in rows:
         groups.setdefault((row.run.task, row.record["model"]), []).append(row)
     for number, ((task, model), group) in enumerate(groups.items(), 1):
-        shown = [row for row in group if row.run.features and row.estimate("accuracy_difference")]
-        shown = [row for row in shown if row.estimate("completion_tokens_change")]
+        shown = [row for row in group if row.run.features and row.estimate(ACCURACY) and row.estimate(LENGTH)]
         where, suffix = f"{task}, {model}", "" if len(groups) == 1 else f"_{number}"
         if len(shown) < 2:
             left_out.append(f"{where}: no figures, as they need steered runs of at least two features or strengths.")
             continue
         series, about = _series(shown), f"{where}; {_about(shown)}."
         with matplotlib.rc_context(LOOK):
-            if swept := [one for one in series if one.swept]:
+            if swept := [one for one in series if len(dict(one.by_strength)) > 1]:
                 caption = f"Accuracy and length against strength: {about}"
                 pictures.append(Picture(f"strength{suffix}", caption, _svg(_strengths(swept, shown))))
             else:
@@ -103,12 +99,13 @@ def _sizes(rows: Sequence[Row]) -> str:
 def _about(rows: Sequence[Row]) -> str:
     """The end of a caption: how many questions, what the bars are, and what else differs."""
     about = (
-        f"{_sizes(rows)} questions; bars are 95 % intervals of the paired bootstrap; a hollow marker has no interval in "
-        "at least one direction, as its questions are all alike"
+        f"{_sizes(rows)} questions; bars are 95 % intervals of the paired bootstrap; a hollow marker lacks one, as all "
+        "questions are alike"
     )
-    if marked := sum(bool(row.pair and row.pair.marked) for row in rows):
-        about += f"; {plural(marked, 'run')} with more than the steering between them and the baseline (see the warnings)"
-    return about
+    marked = sum(bool(row.pair and row.pair.marked) for row in rows)
+    return about + (
+        f"; settings of {plural(marked, 'run')} differ from the baseline's (see the warnings)" * (marked > 0)
+    )
 
 
 def _series(rows: Sequence[Row]) -> list[Series]:
@@ -125,12 +122,7 @@ def _series(rows: Sequence[Row]) -> list[Series]:
     for key, group in groups.items():
         alike = [facts[other] for other in groups if other[0] == key[0]]
         differing = [fact for fact in facts[key] if len({known.get(fact) for known in alike}) > 1]
-        points = [
-            Point(row.record["strength"], row.estimate("accuracy_difference"), row.estimate("completion_tokens_change"))
-            for row in group
-        ]
-        points.sort(key=lambda point: (point.strength is None, point.strength or 0.0))
-        found.append((", ".join([key[0], *(facts[key][fact] for fact in differing)]), points))
+        found.append((", ".join([key[0], *(facts[key][fact] for fact in differing)]), group))
     # Colours and markers step at different paces, so that 64 pairs come before one returns.
     n, m = len(COLOURS), len(MARKERS)
     return [Series(*one, COLOURS[i % n], MARKERS[(i + i // n) % m]) for i, one in enumerate(found)]
@@ -151,27 +143,26 @@ def _facts(row: Row, saes: dict[str, str]) -> dict[str, str]:
 
 
 def _strengths(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
-    figure, (left, right) = _figure(11, 4.4, columns=2)
-    strengths = sorted({p.strength for one in series for p in one.points if p.strength is not None})
-    for number, one in enumerate(series):
-        known = [point for point in one.points if point.strength is not None]
-        # Side by side, so that the bars of different features do not cover one another.
-        aside = 0.5 * (number - (len(series) - 1) / 2) / len(series)
-        places = [strengths.index(point.strength) + aside for point in known]
-        for axes, values in ((left, [p.accuracy for p in known]), (right, [p.length for p in known])):
-            axes.plot(places, [PERCENT * value.value for value in values], color=one.colour, linewidth=1.5)
-            for x, value in zip(places, values, strict=True):
-                _draw(axes, x, value, one)
+    figure, panels = _figure(11, 4.4, columns=2)
+    places = {
+        strength: place for place, strength in enumerate(sorted({s for one in series for s, _ in one.by_strength}))
+    }
     (baseline, *others) = {row.pair.plain for row in rows if row.pair}
-    for axes, label, metric, form in (
-        (left, ACCURACY, baseline.accuracy_name, "{:.1%} accuracy"),
-        (right, LENGTH, "completion_tokens", "{:,.1f} tokens per answer"),
-    ):
+    titles = (ACCURACY, baseline.accuracy_name, "{:.1%} accuracy"), (LENGTH, LENGTHS[0], "{:,.1f} tokens per answer")
+    for axes, (quantity, metric, form) in zip(panels, titles, strict=True):
+        for number, one in enumerate(series):
+            # Side by side, so that the bars of different features do not cover one another.
+            aside = 0.5 * (number - (len(series) - 1) / 2) / len(series)
+            xs = [places[strength] + aside for strength, _ in one.by_strength]
+            ys = [row.estimate(quantity) for _, row in one.by_strength]
+            axes.plot(xs, [PERCENT * y.value for y in ys], color=one.colour)
+            for x, y in zip(xs, ys, strict=True):
+                _draw(axes, x, y, one)
         axes.axhline(0, color="grey", linewidth=1, linestyle="--")
-        # Evenly spaced: strengths are mostly doubled, and every one needs room for its name.
-        axes.set_xticks(range(len(strengths)), [f"{strength:g}" for strength in strengths])
+        # Evenly spaced: strengths are mostly doubled, and each needs room for its name.
+        axes.set_xticks(range(len(places)), [f"{strength:g}" for strength in places])
         axes.set_xlabel("steering strength, in maximal activations")
-        axes.set_ylabel(label)
+        axes.set_ylabel(AXES[quantity])
         known = None if others else baseline.metrics.get(metric)
         axes.set_title(_sizes(rows) if known is None else f"baseline: {form.format(known)}, {_sizes(rows)}")
     _legend(figure, series, linestyle="-")
@@ -204,29 +195,34 @@ def _bar(value: Estimate) -> list[list[float]] | None:
 
 def _scatter(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
     from adjustText import adjust_text
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
 
     many = len(series) > len(COLOURS)
     figure, (axes,) = _figure(*((10, 7.5) if many else (7.5, 5.2)), columns=1)
+    over_bars = {"zorder": 5, "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
     labels = []
     for one in series:
-        for point in one.points:
-            x, y = PERCENT * point.length.value, PERCENT * point.accuracy.value
-            _draw(axes, x, point.accuracy, one, across=point.length)
-            strength = None if point.strength is None else f"{point.strength:g}"
+        for row in one.rows:
+            length, accuracy, strength = row.estimate(LENGTH), row.estimate(ACCURACY), row.record["strength"]
+            x, y = PERCENT * length.value, PERCENT * accuracy.value
+            _draw(axes, x, accuracy, one, across=length)
             # With more series than colours, the legend alone does not find them.
-            if text := " × ".join(filter(None, (one.name, strength))) if many else strength:
-                labels.append(axes.text(x, y, text, fontsize=7 if many else 9, zorder=5))
+            parts = ([one.name] if many else []) + ([] if strength is None else [f"{strength:g}"])
+            labels.append(axes.text(x, y, " × ".join(parts), fontsize=7 if many else 9, **over_bars))
     axes.axhline(0, color="grey", linewidth=1, linestyle="--")
     axes.axvline(0, color="grey", linewidth=1, linestyle="--")
-    axes.set_xlabel(LENGTH)
-    axes.set_ylabel(ACCURACY)
+    axes.set_xlabel(AXES[LENGTH])
+    axes.set_ylabel(AXES[ACCURACY])
     numbers = "labels are features × strengths" if many else "numbers are strengths"
     axes.set_title(f"against the baseline, {_sizes(rows)}; {numbers}")
     _legend(figure, series, linestyle="none")
     figure.draw_without_rendering()  # the axes have their final size from here on
+    places = axes.transData.transform([label.get_position() for label in labels])
+    markers = [Bbox([[x - MARKER, y - MARKER], [x + MARKER, y + MARKER]]) for x, y in places]
     # A limit in rounds, not in seconds: the same runs give the same file.
     adjust_text(
-        labels, objects=[container.lines[0] for container in axes.containers], ax=axes, iter_lim=LABEL_ROUNDS,
+        labels, objects=markers, ax=axes, iter_lim=LABEL_ROUNDS,
         expand=(1.4, 1.3), force_static=(0.3, 0.4), arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.6},
     )  # fmt: skip
     return figure

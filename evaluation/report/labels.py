@@ -43,9 +43,7 @@ def distinct_names(names: Iterable[str]) -> dict[str, str]:
         parts = Path(name).parts
         ends[name] = [os.path.join(*parts[-n:]) for n in range(1, len(parts) + 1)]
     return {
-        name: next(
-            (end for end in ends[name] if not any(end in ends[other] for other in names if other != name)), name
-        )
+        name: next((end for end in ends[name] if not any(end in ends[other] for other in names if other != name)), name)
         for name in names
     }
 
@@ -60,22 +58,18 @@ def model_name(run: Run, names: Mapping[str, str]) -> str:
     return names[run.model] + ("" if run.revision == "main" else f"@{run.revision}")
 
 
-def describe(run: Run, *, sae_names: Mapping[str, str] | None = None) -> str:
+def describe(features: Features | None, *, sae_names: Mapping[str, str] | None = None) -> str:
     """E.g. "set 46379 to 2 × 5.84 (blocks.19.hook_resid_post)", or "none".
 
-    Several features of one place name it once: "set 1 to 2 × 5.84; set 2 to 4 × 3.1 (blocks.19.hook_resid_post)". Of an
-    intervention of other code, those arguments are given that name no file.
+    Several features of one place name it once: "set 1 to 2 × 5.84; set 2 to 4 × 3.1 (blocks.19.hook_resid_post)".
 
     Args:
-        run: whose intervention.
+        features: of a run.
         sae_names: what to call the SAEs, if the label must tell them apart.
     """
-    if run.features is None:
-        return "none"
-    if not run.features:
-        numbers = [f"{name} {value}" for name, value in sorted(run.unrecorded.items()) if not os.path.isabs(str(value))]
-        return "steered, not recorded how" + (f" ({', '.join(numbers)})" if numbers else "")
-    groups = groupby(run.features, key=lambda feature: _where(feature, sae_names))
+    if not features:
+        return "none" if features is None else "steered, not recorded how"
+    groups = groupby(features, key=lambda feature: _where(feature, sae_names))
     return "; ".join(f"{'; '.join(map(_change, group))} ({where})" for where, group in groups)
 
 

@@ -105,9 +105,7 @@ def _refusals(steered: Run, plain: Run) -> tuple[str, ...]:
 
 
 def _marks(steered: Run, plain: Run) -> tuple[str, ...]:
-    marks = [
-        _difference(name, plain.settings, steered.settings) for name in differing_settings([steered, plain])
-    ]
+    marks = [_difference(name, plain.settings, steered.settings) for name in differing_settings([steered, plain])]
     shared = len(_shared(steered, plain))
     if shared < max(len(steered.questions), len(plain.questions)):
         marks.append(f"compared over the {plural(shared, 'question')} that both runs answered")

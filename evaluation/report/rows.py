@@ -72,7 +72,7 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
     pairs = pair_runs(runs)
     models = distinct_names(run.model for run in runs)
     saes = distinct_names(str(feature["sae"]) for run in runs for feature in run.features or ())
-    names = {run: describe(run, sae_names=saes if len(saes) > 1 else None) for run in runs}
+    names = {run: describe(run.features, sae_names=saes if len(saes) > 1 else None) for run in runs}
     details, baselines = _details(names, pairs)
     files = _file_names(runs)
     rows = []

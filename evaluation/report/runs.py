@@ -26,8 +26,6 @@ SCORING_CODE = "scoring code"
 JUDGE_SETTINGS = ("model", "host", "mode", "prompt_sha")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 GPU = re.compile(r"^(?:GPU models and configuration: *)?GPU \d+: ([^(\n]+)", re.MULTILINE)
-FEATURE_FIELDS = ("sae", "hook_name", "feature_idx", "mode", "units", "value")
-"""What a report needs of the record of a steered feature."""
 FOREIGN_STEERING = ("sae_", "steer")
 """How the arguments of other code that steers begin, and the names of its models."""
 
@@ -44,9 +42,8 @@ class Run:
     """Hub id or folder, as it was given."""
     revision: str
     features: tuple[Mapping[str, Any], ...] | None
-    """The intervention, one record per feature; None for a baseline, empty if it was not recorded."""
-    unrecorded: Mapping[str, Any]
-    """What other code was given to steer with, if it recorded no intervention; else empty."""
+    """The intervention, one record per feature; None for a baseline, empty if other code steered and
+    did not record it."""
     steered_positions: int | None
     n_questions: int
     metrics: Mapping[str, float]
@@ -78,8 +75,8 @@ class Run:
 
     @property
     def identity(self) -> tuple:
-        """Runs with the same one are repetitions of one another, as far as it is known without their questions."""
-        everything = [self.features, self.unrecorded, self.requirements, self.settings]
+        """Runs with the same one are repetitions of one another, on the same questions."""
+        everything = [self.features, self.requirements, self.settings, sorted(self.questions.index)]
         return self.task, self.model, self.revision, json.dumps(everything, sort_keys=True, default=str)
 
     def samples(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -92,9 +89,6 @@ class Run:
 
 def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> list[Run]:
     """Every run below the folders; of several that differ in nothing but their date, the latest.
-
-    Without its answers a run does not say which questions it answered: it gives way to a later one of the same settings
-    that logged them, and replaces none.
 
     Args:
         folders: of results, searched to any depth.
@@ -112,18 +106,11 @@ def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> l
             # Runs in progress lie in *.partial
             if not any(part.endswith(".partial") for part in file.relative_to(root).parts):
                 files.setdefault(file, root)
-    latest: dict[tuple, Run] = {}
-    without_samples: dict[tuple, Run] = {}
-    for file in sorted(files, key=lambda file: (file.name, file)):  # the name holds the time
-        for run in read_results(file, root=files[file], words=words):
-            if len(run.questions):
-                latest[*run.identity, *sorted(run.questions.index)] = run
-                without_samples.pop(run.identity, None)
-            else:
-                without_samples[run.identity] = run
-    if not latest and not without_samples:
+    if not files:
         raise UserError(f"no results_*.json below {', '.join(map(str, folders))}")
-    return [*latest.values(), *without_samples.values()]
+    in_time = sorted(files, key=lambda file: (file.name, file))  # the name holds the time
+    runs = (run for file in in_time for run in read_results(file, root=files[file], words=words))
+    return list({run.identity: run for run in runs}.values())
 
 
 def read_results(file: Path, *, root: Path, words: WordCounter | None = None) -> list[Run]:
@@ -149,15 +136,16 @@ def _run(file: Path, root: Path, results: Mapping[str, Any], task: str, words: W
     config = results["config"]
     model_args = _model_args(config.get("model_args"))
     record = config.get("sae")
-    unrecorded = {} if record else _unrecorded_steering(config, model_args)
+    foreign = not record and any(name.startswith(FOREIGN_STEERING) for name in (str(config.get("model")), *model_args))
+    if record:  # which says it all
+        model_args = {name: value for name, value in model_args.items() if not name.startswith("sae_")}
     return Run(
         file=file,
         root=root,
         task=task,
         model=os.path.normpath(str(results.get("model_name") or model_args.get("pretrained") or "unknown")),
         revision=str(config.get("model_revision") or model_args.get("revision") or "main"),
-        features=_features(record) if record is not None else () if unrecorded else None,
-        unrecorded=unrecorded,
+        features=tuple(record["features"]) if record else () if foreign else None,
         steered_positions=record and record.get("steered_positions"),
         n_questions=int(results["n-samples"][task]["effective"]),
         metrics=_metrics(results["results"][task]),
@@ -207,7 +195,7 @@ def _settings(
         **{
             f"model argument {name}": _typed(value)
             for name, value in sorted(model_args.items())
-            if name not in OTHER_MODEL_ARGS and not name.startswith("sae_")
+            if name not in OTHER_MODEL_ARGS
         },
     }
 
@@ -230,21 +218,6 @@ def _typed(value: Any) -> Any:
     except ValueError:
         return value
     return found if isinstance(found, int | float) else value
-
-
-def _features(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    for feature in record["features"]:
-        if missing := [name for name in FEATURE_FIELDS if feature.get(name) is None]:
-            raise ValueError(f"a feature in config.sae has no {missing[0]}")
-    return tuple(record["features"])
-
-
-def _unrecorded_steering(config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """What says that other code steered the run; {} for a baseline."""
-    found = {name: value for name, value in model_args.items() if name.startswith(FOREIGN_STEERING)}
-    if not found and str(config.get("model")).startswith(FOREIGN_STEERING):
-        return {"model": config.get("model")}
-    return found
 
 
 def _metrics(recorded: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from report.rows import Row
 
 Record = dict[str, Any]
 NOTHING = "–"
+RATES = ["plain_per_1000_tokens", "steered_per_1000_tokens"]
 WHO = ["task", "model", "intervention"]
 """The columns that say which run a row is."""
 
@@ -95,14 +96,19 @@ def by_k_cells(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def word_cells(rows: Sequence[Row], *, intervals: bool) -> pd.DataFrame:
-    """Reasoning words per 1,000 tokens, baseline → steered, of each compared run; empty without any."""
-    lines = {}
+    """Words that occur, per 1,000 tokens, baseline → steered, of each compared run; empty without any."""
+    rates = pd.concat([pd.DataFrame(columns=["word", *RATES]), *(row.words for row in rows)])
+    occurring = set(rates["word"][rates[RATES].gt(0).any(axis=1)])
+    lines: dict[int, Record] = {}
     for place, row in enumerate(rows):
         if len(row.words):
             lines[place] = {name: row.record[name] for name in WHO}
         for rate in row.words.to_dict("records"):
-            text = f"{rate['plain_per_1000_tokens']:.2f} → {rate['steered_per_1000_tokens']:.2f}"
-            lines[place][rate["word"]] = text + (f"\n{with_interval(rate, 'change', unit=' %')}" if intervals else "")
+            text = " → ".join(f"{rate[name]:.2f}" for name in RATES)
+            if rate["word"] in occurring:
+                lines[place][rate["word"]] = text + (
+                    f"\n{with_interval(rate, 'change', unit=' %')}" if intervals else ""
+                )
     return pd.DataFrame(list(lines.values()), index=list(lines))
 
 
@@ -114,7 +120,7 @@ def numbered_warnings(rows: Sequence[Row]) -> dict[str, int]:
 def method(*, n_resamples: int, seed: int) -> str:
     """How the numbers were made, in sentences."""
     return (
-        "Differences are steered minus baseline over the questions that both runs answered, changes of length relative. "
+        "Differences are steered minus baseline over the questions that both answered, changes of length relative. "
         f"Intervals hold 95 %: a paired percentile bootstrap over questions ({n_resamples:,} resamples, seed {seed}); "
         "where a question was answered several times, its answers are resampled together. No interval is given where "
         "all questions are alike in a difference, nor for a relative change of what fewer than "
@@ -142,10 +148,14 @@ def main_table(rows: Sequence[Row]) -> str:
 def markdown(rows: Sequence[Row], *, n_resamples: int, seed: int) -> str:
     """The report for people to read as text."""
     parts = ["# Baseline and steered evaluation\n", main_table(rows)]
-    if len(cells := by_k_cells(rows)):
-        parts += ["Coverage and majority of k answers, with the difference to the baseline in points:\n", _table(cells)]
-    if len(cells := word_cells(rows, intervals=False)):
-        parts += ["Reasoning words per 1,000 tokens, baseline → steered (words.csv has the intervals):\n", _table(cells)]
+    for title, cells in (
+        ("Coverage and majority of k answers, with the difference to the baseline in points:", by_k_cells(rows)),
+        (
+            "Reasoning words per 1,000 tokens, baseline → steered (words.csv has the intervals):",
+            word_cells(rows, intervals=False),
+        ),
+    ):
+        parts += [f"{title}\n", _table(cells)] if len(cells) else []
     return "\n".join([*parts, method(n_resamples=n_resamples, seed=seed) + "\n"])
 
 
