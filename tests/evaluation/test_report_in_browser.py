@@ -1,15 +1,12 @@
 """The report in a real Chromium without a network: nothing is requested, nothing fails, people see what they should."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import summarize
+from planted_runs import feature, write_run
 from playwright.sync_api import Page
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted_runs import feature, write_run  # noqa: E402
 
 SCRIPT = "</script><script>window.planted=1</script>"
 IMAGE = '<img src="x" onerror="window.planted=1">'
@@ -22,7 +19,7 @@ LENGTHENING = [1 + (i * 7) % 40 for i in range(40)]  # a permutation: every ques
 
 
 @pytest.fixture(scope="module")
-def report(load_script_for_module: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a plain run, two features with two strengths, and repeats; model and data are full of elements."""
     folder = tmp_path_factory.mktemp("report")
     problems = [f"Problem {i} {IMAGE}{SCRIPT} {LONG} needle{i}." for i in range(40)]
@@ -55,9 +52,7 @@ def report(load_script_for_module: Callable[[str], ModuleType], tmp_path_factory
         right = [[float((i + j) % 3 > bool(steering)) for j in range(6)] for i in range(30)]
         texts = [[f"{name} answer {j} to {i}" for j in range(6)] for i in range(30)]
         write_run(folder / "runs" / "repeats" / name, right, texts=texts, features=steering)
-    load_script_for_module("evaluation/summarize.py").main(
-        ["--results", str(folder / "runs"), "--output_dir", str(folder / "report"), "--n_resamples", "1000"]
-    )
+    summarize.main(["--results", str(folder / "runs"), "--output_dir", str(folder / "report"), "--n_resamples", "1000"])
     return folder / "report"
 
 
@@ -85,12 +80,10 @@ def test_the_report_shows_tables_figures_and_warnings(open_page: Callable[..., P
     assert page.locator("img").count() == 2  # none of the planted ones
 
 
-def test_a_warning_stands_beside_its_row(
-    load_script_for_module: Callable[[str], ModuleType], open_offline: Callable[..., Page], tmp_path: Path
-) -> None:
+def test_a_warning_stands_beside_its_row(open_offline: Callable[..., Page], tmp_path: Path) -> None:
     write_run(tmp_path / "runs/plain", [[1.0]] * 10)
     write_run(tmp_path / "runs/steered", [[1.0]] * 10, features=[feature()])
-    load_script_for_module("evaluation/summarize.py").main(
+    summarize.main(
         ["--results", str(tmp_path / "runs"), "--output_dir", str(tmp_path / "report"), "--n_resamples", "1000"]
     )
     page = open_offline(tmp_path / "report" / "report.html")
