@@ -5,14 +5,19 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
+
+import matplotlib
+from adjustText import adjust_text
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot, which looks for a display and keeps figures
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 
 from report.labels import distinct_names, plural, setting_text, short_name
 from report.paired_statistics import Estimate
 from report.rows import LENGTHS, Row
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart; the markers do it without colour.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
@@ -66,8 +71,6 @@ def draw_figures(rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
 
     Runs that were not compared with a baseline, or whose tokens were not counted, are in no picture.
     """
-    import matplotlib
-
     pictures: list[Picture] = []
     left_out: list[str] = []
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -143,7 +146,8 @@ def _facts(row: Row, saes: dict[str, str]) -> dict[str, str]:
 
 
 def _strengths(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
-    figure, panels = _figure(11, 4.4, columns=2)
+    figure = Figure(figsize=(11, 4.4))
+    panels = figure.subplots(1, 2)
     places = {
         strength: place for place, strength in enumerate(sorted({s for one in series for s, _ in one.by_strength}))
     }
@@ -169,7 +173,7 @@ def _strengths(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw(axes: Any, x: float, y: Estimate, series: Series, *, across: Estimate | None = None) -> None:
+def _draw(axes: Axes, x: float, y: Estimate, series: Series, *, across: Estimate | None = None) -> None:
     """A point with the intervals that it has; hollow if one is missing.
 
     Args:
@@ -194,12 +198,9 @@ def _bar(value: Estimate) -> list[list[float]] | None:
 
 
 def _scatter(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
-    from adjustText import adjust_text
-    from matplotlib.patheffects import withStroke
-    from matplotlib.transforms import Bbox
-
     many = len(series) > len(COLOURS)
-    figure, (axes,) = _figure(*((10, 7.5) if many else (7.5, 5.2)), columns=1)
+    figure = Figure(figsize=(10, 7.5) if many else (7.5, 5.2))
+    axes = figure.subplots()
     over_bars = {"zorder": 5, "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
     labels = []
     for one in series:
@@ -229,21 +230,11 @@ def _scatter(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
 
 
 def _legend(figure: Figure, series: Sequence[Series], *, linestyle: str) -> None:
-    from matplotlib.lines import Line2D
-
     handles = [Line2D([], [], color=one.colour, marker=one.marker, linestyle=linestyle) for one in series]
     figure.legend(
         handles, [one.name for one in series], loc="outside right upper", title="feature",
         ncols=1 + (len(series) - 1) // 24, fontsize=8 if max(len(one.name) for one in series) > 12 else 10,
     )  # fmt: skip
-
-
-def _figure(width: float, height: float, *, columns: int) -> tuple[Any, Any]:
-    # Not pyplot: it looks for a display and keeps figures.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def _svg(figure: Figure) -> str:

@@ -25,6 +25,7 @@ from report.runs import Run
 
 LENGTHS = ("completion_tokens", "reasoning_tokens")
 BY_K = re.compile(r"(cov|maj)@\d+")
+RATES = ("plain_per_1000_tokens", "steered_per_1000_tokens")
 ALL_WORDS = "all words"
 CLOCK = re.compile(r"T(\d\d)-(\d\d)-(\d\d)")
 """In the names of files."""
@@ -44,8 +45,8 @@ class Row:
     """The title of its baseline without settings: "baseline", or "baseline 2" if there are several."""
     record: dict[str, Any]
     """The line of summary.csv: numbers as they are, shares as fractions; None for what is unknown or not compared."""
-    words: pd.DataFrame
-    """The lines of words.csv about this run, all words together first."""
+    words: list[dict[str, Any]]
+    """The lines of words.csv about this run, all words together first; empty if it is not compared."""
     warnings: tuple[str, ...]
 
     @property
@@ -96,9 +97,6 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
         tested = numbers["mcnemar_p"] is not None
         discordant = numbers["right_to_wrong"] + numbers["wrong_to_right"] if tested else None
         warnings = [*run_warnings(run), *(pair_warnings(pair, discordant) if pair else ())]
-        who = ("task", "model", "intervention", "results_file")
-        for place, name in enumerate(who if len(rates) else ()):
-            rates.insert(place, name, record[name])
         rows.append(
             Row(
                 run=run,
@@ -165,7 +163,7 @@ def _file_names(runs: Sequence[Run]) -> dict[Run, str]:
 
 def _numbers(
     run: Run, pair: Pair | None, words: Sequence[str], *, n_resamples: int, seed: int
-) -> tuple[dict[str, Any], pd.DataFrame]:
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The numbers of a line of summary.csv, in its order, and the rates of the reasoning words.
 
     Args:
@@ -176,7 +174,7 @@ def _numbers(
         seed: of the bootstrap.
     """
     draws = {"n_resamples": n_resamples, "seed": seed}
-    changes = _word_changes(pair, words, **draws) if pair else []
+    rates = _word_rates(pair, words, **draws) if pair else []
     accuracy, stderr = (run.metrics.get(f"{run.accuracy_name}{suffix}") for suffix in ("", "_stderr"))
     if run.accuracy_name in run.questions:
         accuracy, stderr = mean_and_stderr(run.questions[run.accuracy_name].dropna())
@@ -209,14 +207,10 @@ def _numbers(
     values["reasoning_words_per_1000_tokens"] = (
         float(PER * sum(map(sum, run.questions["words"])) / tokens) if counted else None
     )
-    values |= _fields("reasoning_words_change", changes[0]["estimate"] if changes else None)
+    values |= {f"reasoning_words_{name}": rates[0][name] if rates else None for name in _columns("change")}
     for name in filter(BY_K.fullmatch, run.metrics):
         values |= {name: run.metrics[name], **difference(f"{name}_difference", name)}
-    rates = [
-        {name: value for name, value in rate.items() if name != "estimate"} | _fields("change", rate["estimate"])
-        for rate in changes
-    ]
-    return values, pd.DataFrame(rates, dtype=object)
+    return values, rates
 
 
 def _columns(name: str) -> tuple[str, str, str]:
@@ -237,7 +231,7 @@ def _n_tokens(questions: pd.DataFrame) -> pd.Series:
     return questions.get("completion_tokens", 0.0) * questions["n_answers"]
 
 
-def _word_changes(pair: Pair, words: Sequence[str], *, n_resamples: int, seed: int) -> list[dict[str, Any]]:
+def _word_rates(pair: Pair, words: Sequence[str], *, n_resamples: int, seed: int) -> list[dict[str, Any]]:
     """Rates per 1,000 tokens of all words together and of each, over the questions that both runs answered."""
     both = pair.sides()
     counted = np.logical_and(*(_n_tokens(side).to_numpy() > 0 for side in both))
@@ -249,8 +243,8 @@ def _word_changes(pair: Pair, words: Sequence[str], *, n_resamples: int, seed: i
     found = bootstrap_relative_changes(*counts, n_resamples=n_resamples, seed=seed, per=(tokens[0], tokens[1]))
     plain, steered = (PER * side.sum(axis=0) / n.sum() for side, n in zip(counts, tokens, strict=True))
     return [
-        {"word": word, "plain_per_1000_tokens": float(a), "steered_per_1000_tokens": float(b), "estimate": estimate}
-        for word, a, b, estimate in zip((ALL_WORDS, *words), plain, steered, found, strict=True)
+        {"word": word, RATES[0]: float(a), RATES[1]: float(b), **_fields("change", change)}
+        for word, a, b, change in zip((ALL_WORDS, *words), plain, steered, found, strict=True)
     ]
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import pandas as pd
 
 from report.paired_statistics import MIN_DISCORDANT, MIN_NOT_ZERO, MIN_QUESTIONS
-from report.rows import Row
+from report.rows import BY_K, RATES, Row
 
 Record = dict[str, Any]
 NOTHING = "–"
-RATES = ["plain_per_1000_tokens", "steered_per_1000_tokens"]
 WHO = ["task", "model", "intervention"]
 """The columns that say which run a row is."""
 
@@ -83,9 +82,9 @@ def main_cells(rows: Sequence[Row]) -> pd.DataFrame:
 
 def by_k_cells(rows: Sequence[Row]) -> pd.DataFrame:
     """Coverage and majority of k answers with their differences: cov@1, cov@2, …, maj@1, …; empty without any."""
-    records = {place: row.record for place, row in enumerate(rows) if any("@" in name for name in row.record)}
-    names = {name for record in records.values() for name in record if re.fullmatch(r"\w+@\d+", name)}
+    names = {name for row in rows for name in row.record if BY_K.fullmatch(name)}
     names = sorted(names, key=lambda name: (name.partition("@")[0], int(name.partition("@")[2])))
+    records = {place: row.record for place, row in enumerate(rows) if names and names[0] in row.record}
 
     def cell(record: Record, name: str) -> str:
         difference = with_interval(record, f"{name}_difference")
@@ -97,18 +96,18 @@ def by_k_cells(rows: Sequence[Row]) -> pd.DataFrame:
 
 def word_cells(rows: Sequence[Row], *, intervals: bool) -> pd.DataFrame:
     """Words that occur, per 1,000 tokens, baseline → steered, of each compared run; empty without any."""
-    rates = pd.concat([pd.DataFrame(columns=["word", *RATES]), *(row.words for row in rows)])
-    occurring = set(rates["word"][rates[RATES].gt(0).any(axis=1)])
-    lines: dict[int, Record] = {}
-    for place, row in enumerate(rows):
-        if len(row.words):
-            lines[place] = {name: row.record[name] for name in WHO}
-        for rate in row.words.to_dict("records"):
-            text = " → ".join(f"{rate[name]:.2f}" for name in RATES)
-            if rate["word"] in occurring:
-                lines[place][rate["word"]] = text + (
-                    f"\n{with_interval(rate, 'change', unit=' %')}" if intervals else ""
-                )
+    occurring = {rate["word"] for row in rows for rate in row.words if any(rate[name] for name in RATES)}
+
+    def cell(rate: Record) -> str:
+        text = " → ".join(f"{rate[name]:.2f}" for name in RATES)
+        return text + (f"\n{with_interval(rate, 'change', unit=' %')}" if intervals else "")
+
+    lines = {
+        place: {name: row.record[name] for name in WHO}
+        | {rate["word"]: cell(rate) for rate in row.words if rate["word"] in occurring}
+        for place, row in enumerate(rows)
+        if row.words
+    }
     return pd.DataFrame(list(lines.values()), index=list(lines))
 
 
@@ -172,6 +171,8 @@ def _plain(text: str) -> str:
 def write_tables(folder: Path, rows: Sequence[Row], *, n_resamples: int, seed: int) -> None:
     """Write summary.md, summary.csv, and words.csv: a line for every steered run and reasoning word."""
     (folder / "summary.md").write_text(markdown(rows, n_resamples=n_resamples, seed=seed), encoding="utf-8")
-    records = pd.DataFrame([row.record for row in rows], dtype=object)  # whole numbers stay whole beside empty cells
-    records.to_csv(folder / "summary.csv", index=False, lineterminator="\r\n")
-    pd.concat([row.words for row in rows]).to_csv(folder / "words.csv", index=False, lineterminator="\r\n")
+    who = [*WHO, "results_file"]
+    words = [{name: row.record[name] for name in who} | rate for row in rows for rate in row.words]
+    for name, lines in (("summary.csv", [row.record for row in rows]), ("words.csv", words)):
+        # As objects, so that whole numbers stay whole in columns with empty cells.
+        pd.DataFrame(lines, dtype=object).to_csv(folder / name, index=False, lineterminator="\r\n")
