@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     draws = {"n_resamples": args.n_resamples, "seed": args.seed}
     rows = summarize(runs, words=words.words, **draws)
-    pictures, left_out = draw_figures(rows)
+    pictures = draw_figures(rows)
     with atomic_directory(args.output_dir) as folder:
         compared = [place for place, row in enumerate(rows) if row.compared]
         pages = {place: f"questions_{number}.html" for number, place in enumerate(compared, 1)}
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for picture in pictures:
             (folder / "figures").mkdir(exist_ok=True)
             (folder / "figures" / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
-        write_report_page(folder / REPORT, rows, pictures=pictures, left_out=left_out, question_pages=pages, **draws)
+        write_report_page(folder / REPORT, rows, pictures=pictures, question_pages=pages, **draws)
         write_tables(folder, rows, **draws)
     print(main_table(rows), end="")
     print(f"Written to {args.output_dir / REPORT}, summary.md, summary.csv and words.csv")

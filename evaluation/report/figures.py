@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-from report.labels import distinct_names, plural, setting_text, short_name
+from report.labels import distinct_names, setting_text, short_name
 from report.paired_statistics import Estimate
 from report.rows import LENGTHS, Row
 
@@ -66,49 +66,38 @@ class Series(NamedTuple):
         return sorted(known, key=lambda one: one[0])
 
 
-def draw_figures(rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
-    """The pictures of every task and model with at least two features or strengths, and why others are left out.
+def draw_figures(rows: Sequence[Row]) -> list[Picture]:
+    """The pictures of every task and model with at least two features or strengths.
 
-    Runs that were not compared with a baseline, or whose tokens were not counted, are in no picture.
+    Runs that were not compared with a baseline, or whose tokens were not counted, are in no picture; and without a
+    feature that was steered with two strengths there is none against strength.
     """
-    pictures: list[Picture] = []
-    left_out: list[str] = []
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.run.task, row.record["model"]), []).append(row)
+        if row.run.features and row.estimate(ACCURACY) and row.estimate(LENGTH):
+            groups.setdefault((row.run.task, row.record["model"]), []).append(row)
+    pictures: list[Picture] = []
     for number, ((task, model), group) in enumerate(groups.items(), 1):
-        shown = [row for row in group if row.run.features and row.estimate(ACCURACY) and row.estimate(LENGTH)]
-        where, suffix = f"{task}, {model}", "" if len(groups) == 1 else f"_{number}"
-        if len(shown) < 2:
-            left_out.append(f"{where}: no figures, as they need steered runs of at least two features or strengths.")
+        if len(group) < 2:
             continue
-        series, about = _series(shown), f"{where}; {_about(shown)}."
+        suffix = "" if len(groups) == 1 else f"_{number}"
+        about = (
+            f"{task}, {model}; {_sizes(group)} questions; bars are 95 % intervals of the paired bootstrap; a point "
+            "without one has no interval in that direction, as its questions are all alike."
+        )
+        series = _series(group)
         with matplotlib.rc_context(LOOK):
             if swept := [one for one in series if len(dict(one.by_strength)) > 1]:
                 caption = f"Accuracy and length against strength: {about}"
-                pictures.append(Picture(f"strength{suffix}", caption, _svg(_strengths(swept, shown))))
-            else:
-                left_out.append(f"{where}: no figure against strength, as no feature was steered with two strengths.")
+                pictures.append(Picture(f"strength{suffix}", caption, _svg(_strengths(swept, group))))
             caption = f"Change in length against change in accuracy, a point for each steered run: {about}"
-            pictures.append(Picture(f"length_and_accuracy{suffix}", caption, _svg(_scatter(series, shown))))
-    return pictures, left_out
+            pictures.append(Picture(f"length_and_accuracy{suffix}", caption, _svg(_scatter(series, group))))
+    return pictures
 
 
 def _sizes(rows: Sequence[Row]) -> str:
     n = sorted({row.compared for row in rows})
     return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
-
-
-def _about(rows: Sequence[Row]) -> str:
-    """The end of a caption: how many questions, what the bars are, and what else differs."""
-    about = (
-        f"{_sizes(rows)} questions; bars are 95 % intervals of the paired bootstrap; a hollow marker lacks one, as all "
-        "questions are alike"
-    )
-    marked = sum(bool(row.pair and row.pair.marked) for row in rows)
-    return about + (
-        f"; settings of {plural(marked, 'run')} differ from the baseline's (see the warnings)" * (marked > 0)
-    )
 
 
 def _series(rows: Sequence[Row]) -> list[Series]:
@@ -174,19 +163,10 @@ def _strengths(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
 
 
 def _draw(axes: Axes, x: float, y: Estimate, series: Series, *, across: Estimate | None = None) -> None:
-    """A point with the intervals that it has; hollow if one is missing.
-
-    Args:
-        axes: to draw in.
-        x: its place, in the unit of the axis.
-        y: a share.
-        series: that it belongs to.
-        across: the share that ``x`` is, if it is an estimate too.
-    """
-    whole = y.low is not None and (across is None or across.low is not None)
+    """A point with the intervals that it has; ``across`` is the share that ``x`` is, if it is an estimate too."""
     axes.errorbar(
         x, PERCENT * y.value, xerr=across and _bar(across), yerr=_bar(y), color=series.colour, marker=series.marker,
-        markerfacecolor=series.colour if whole else "white", elinewidth=1, linestyle="none",
+        elinewidth=1, linestyle="none",
     )  # fmt: skip
 
 

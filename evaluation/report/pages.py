@@ -30,12 +30,7 @@ TITLE = "Baseline and steered evaluation"
 TITLE_END = "and steered evaluation</title>"
 """By which an earlier report is known: it stands in the first lines of every page."""
 QUESTION_FIELDS = ("problem", "Question", "question", "query", "text")
-METRICS = {
-    "tokens": "completion_tokens",
-    "reasoning": "reasoning_tokens",
-    "truncated": "truncated",
-    "undecided": "undecided",
-}
+METRICS = {"tokens": "completion_tokens", "reasoning": "reasoning_tokens"} | {n: n for n in ("truncated", "undecided")}
 """What the page of questions calls the metrics."""
 # Whatever a model, a task or a setting is called, none of it becomes an element or a script.
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined)
@@ -46,7 +41,6 @@ def write_report_page(
     rows: Sequence[Row],
     *,
     pictures: Sequence[Picture],
-    left_out: Sequence[str],
     question_pages: Mapping[int, str],
     n_resamples: int,
     seed: int,
@@ -57,7 +51,6 @@ def write_report_page(
         path: of the page.
         rows: what `summarize` gave.
         pictures: shown in the page itself.
-        left_out: why a figure is not there, in sentences.
         question_pages: for the places of rows that have one, the address of the page of their questions.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -89,7 +82,6 @@ def write_report_page(
         words=table(word_cells(rows, intervals=True)),
         warnings=list(warnings),
         pictures=pictures,
-        left_out=left_out,
         method=method(n_resamples=n_resamples, seed=seed),
     )
     path.write_text(page, encoding="utf-8")

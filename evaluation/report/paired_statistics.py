@@ -36,27 +36,6 @@ class Estimate(NamedTuple):
     high: float | None
 
 
-class Discordance(NamedTuple):
-    """Questions that one run answered right and the other wrong."""
-
-    right_to_wrong: int
-    wrong_to_right: int
-    p_value: float
-    """Two-sided, of the exact McNemar test."""
-
-
-def mean_and_stderr(values: ArrayLike) -> tuple[float, float | None]:
-    """The mean over questions and its standard error s / √n, s² with n − 1 (None for one question).
-
-    Args:
-        values: [n], one number per question.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
-        return float(array.mean()), None
-    return float(array.mean()), float(array.std(ddof=1) / len(array) ** 0.5)
-
-
 def bootstrap_differences(plain: ArrayLike, steered: ArrayLike, *, n_resamples: int, seed: int) -> list[Estimate]:
     """Mean of steered − plain for each column, with the percentile interval of a paired bootstrap over questions.
 
@@ -144,7 +123,7 @@ def _bootstrap(
     ]
 
 
-def mcnemar_exact(plain: ArrayLike, steered: ArrayLike) -> Discordance:
+def mcnemar_exact(plain: ArrayLike, steered: ArrayLike) -> tuple[int, int, float]:
     """The exact McNemar test of two runs that answered each question once.
 
     Under the hypothesis of no effect each question that changed sides did so in either direction with probability ½
@@ -153,12 +132,15 @@ def mcnemar_exact(plain: ArrayLike, steered: ArrayLike) -> Discordance:
     Args:
         plain: [n], 1 where the baseline answered the question right, else 0.
         steered: [n].
+
+    Returns:
+        Questions that went from right to wrong, those that went from wrong to right, and the two-sided p.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
     a, b = np.asarray(plain) > 0.5, np.asarray(steered) > 0.5
     table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
-    return Discordance(table[0][1], table[1][0], float(mcnemar(table, exact=True).pvalue))
+    return table[0][1], table[1][0], float(mcnemar(table, exact=True).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -17,7 +17,6 @@ from report.paired_statistics import (
     bootstrap_relative_changes,
     holm,
     mcnemar_exact,
-    mean_and_stderr,
 )
 from report.pairs import Pair, differing_settings, pair_runs, pair_warnings, run_warnings
 from report.reasoning_words import PER
@@ -177,7 +176,8 @@ def _numbers(
     rates = _word_rates(pair, words, **draws) if pair else []
     accuracy, stderr = (run.metrics.get(f"{run.accuracy_name}{suffix}") for suffix in ("", "_stderr"))
     if run.accuracy_name in run.questions:
-        accuracy, stderr = mean_and_stderr(run.questions[run.accuracy_name].dropna())
+        known = run.questions[run.accuracy_name].dropna()
+        accuracy, stderr = float(known.mean()), float(known.sem()) if len(known) > 1 else None
 
     def difference(name: str, metric: str, estimate: Any = bootstrap_differences) -> dict[str, Any]:
         plain, steered = pair.values(metric) if pair else ((), ())
