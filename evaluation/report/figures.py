@@ -157,7 +157,9 @@ def _strengths(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
         axes.set_xlabel("steering strength, in maximal activations")
         axes.set_ylabel(AXES[quantity])
         known = None if others else baseline.metrics.get(metric)
-        axes.set_title(_sizes(rows) if known is None else f"baseline: {form.format(known)}, {_sizes(rows)}")
+        axes.set_title(
+            _sizes(rows) if known is None else f"baseline: {form.format(known).replace('%', ' %')}, {_sizes(rows)}"
+        )
     _legend(figure, series, linestyle="-")
     return figure
 

@@ -38,15 +38,19 @@ class Row:
 
     run: Run
     pair: Pair | None
-    title: str
-    """The intervention, with what tells it from other rows; "baseline" or "baseline 2" instead of "none"."""
     partner: str | None
-    """The title of its baseline without settings: "baseline", or "baseline 2" if there are several."""
+    """Its baseline: "baseline", or "baseline 2" if there are several."""
     record: dict[str, Any]
     """The line of summary.csv: numbers as they are, shares as fractions; None for what is unknown or not compared."""
     words: list[dict[str, Any]]
     """The lines of words.csv about this run, all words together first; empty if it is not compared."""
     warnings: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The intervention where "none" would not say what the row is."""
+        intervention = self.record["intervention"]
+        return "baseline" if intervention == "none" else intervention.removeprefix("none · ")
 
     @property
     def compared(self) -> int:
@@ -79,11 +83,10 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
     for run in runs:
         pair = pairs.get(run)
         partner = pair.plain if pair and len(pair.keys) else None
-        intervention = " · ".join([names[run], *details[run]])
         record = {
             "task": run.task,
             "model": model_name(run, models),
-            "intervention": intervention,
+            "intervention": " · ".join([names[run], *details[run]]),
             "feature_idx": " + ".join(str(feature["feature_idx"]) for feature in run.features or ()),
             "strength": strength_of(run.features) if run.features else None,
             "questions": run.n_questions,
@@ -100,7 +103,6 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
             Row(
                 run=run,
                 pair=pair,
-                title=intervention if run.steered else " · ".join(details[run] or ["baseline"]),
                 partner=partner and baselines.get(partner, "baseline"),
                 record=record | numbers | {"warnings": "; ".join(warnings)},
                 words=rates,

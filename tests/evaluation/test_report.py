@@ -95,6 +95,8 @@ def test_runs_without_samples_or_common_questions_are_refused(tmp_path: Path) ->
         (setting("config", "judge", value=JUDGE | {"mode": "undecided"}), "judge's mode: all .*, undecided"),
         (setting("config", "judge", value=JUDGE | {"questions": 9}), None),  # costs, not settings
         (setting("configs", TASK, "process_results", value="def other(): …"), "task's scoring: "),
+        (setting("config", "scoring", value={"scoring_sha256": "a", "math_verify_version": "2"}), "scoring code: "),
+        (setting("config", "scoring", value=None), None),  # an older run does not say
         (setting("configs", TASK, "generation_kwargs", "temperature", value=0.7), "argument temperature: 0.6 .*, 0.7"),
         (setting("configs", TASK, "generation_kwargs", value={"temperature": "0.6", "max_gen_toks": "1024"}), None),
         (
@@ -107,9 +109,12 @@ def test_runs_without_samples_or_common_questions_are_refused(tmp_path: Path) ->
 def test_runs_with_other_settings_are_compared_and_marked(
     edit: Callable[[dict[str, Any]], None], mark: str | None, tmp_path: Path
 ) -> None:
-    with_judge = setting("config", "judge", value=JUDGE)
-    write_run(tmp_path / "a", PLAIN, edit=with_judge)
-    write_run(tmp_path / "b", DOWN, features=[feature()], edit=lambda results: (with_judge(results), edit(results)))
+
+    def shared(results: dict[str, Any]) -> None:
+        results["config"] |= {"judge": JUDGE, "scoring": {"scoring_sha256": "a", "math_verify_version": "1"}}
+
+    write_run(tmp_path / "a", PLAIN, edit=shared)
+    write_run(tmp_path / "b", DOWN, features=[feature()], edit=lambda results: (shared(results), edit(results)))
     _, steered = rows = rows_of(tmp_path)
     assert steered.record["accuracy_difference"] is not None
     assert len(steered.warnings) == (mark is not None)
@@ -228,7 +233,6 @@ def test_the_files_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--results", "nowhere", "--output_dir", "out"], "no folder of results at nowhere"),
         (["--results", "empty", "--output_dir", "out"], "no results_.*json below empty"),
         (["--results", "runs", "--output_dir", "."], "holds the results runs, and is replaced as a whole"),
-        (["--results", "runs", "--output_dir", "other"], "other holds other files"),
     ],
 )
 def test_mistakes_leave_everything_as_it_was(
@@ -236,9 +240,7 @@ def test_mistakes_leave_everything_as_it_was(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_run(Path("runs"), PLAIN)
-    for folder in ("empty", "other"):
-        Path(folder).mkdir()
-    Path("other/mine.txt").write_text("mine")
+    Path("empty").mkdir()
     before = sorted(Path().rglob("*"))
     with pytest.raises(UserError, match=message):
         summarize.main(arguments)

@@ -74,23 +74,6 @@ def test_of_repeated_baselines_the_latest_that_fits_counts(later: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("plain", "steered", "marked"),
-    [
-        ({"scoring_sha256": "a", "math_verify_version": "1"}, {"scoring_sha256": "a", "math_verify_version": "2"}, 1),
-        ({"scoring_sha256": "a"}, {"scoring_sha256": "a"}, 0),
-        (None, {"scoring_sha256": "b"}, 0),  # an older run does not say
-    ],
-)
-def test_runs_whose_answers_other_code_checked_are_marked(
-    plain: object, steered: object, marked: int, tmp_path: Path
-) -> None:
-    write_run(tmp_path / "plain", PLAIN, edit=setting("config", "scoring", value=plain))
-    write_run(tmp_path / "steered", DOWN, features=[feature()], edit=setting("config", "scoring", value=steered))
-    warnings = steered_of(tmp_path).warnings
-    assert len(warnings) == marked and all(warning.startswith("scoring code: ") for warning in warnings)
-
-
-@pytest.mark.parametrize(
     "edit",
     [
         setting("config", "model_args", value="pretrained=/models/tiny,dtype=float32,sae_path=/saes/x,sae_id=7"),
