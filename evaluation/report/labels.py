@@ -8,8 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from report.runs import Run
-
 Features = Sequence[Mapping[str, Any]]
 SHOWN_CHARACTERS = 40
 
@@ -46,16 +44,6 @@ def distinct_names(names: Iterable[str]) -> dict[str, str]:
         name: next((end for end in ends[name] if not any(end in ends[other] for other in names if other != name)), name)
         for name in names
     }
-
-
-def model_name(run: Run, names: Mapping[str, str]) -> str:
-    """For people: with the revision unless it is the main one.
-
-    Args:
-        run: whose model.
-        names: what `distinct_names` gave.
-    """
-    return names[run.model] + ("" if run.revision == "main" else f"@{run.revision}")
 
 
 def describe(features: Features | None, *, sae_names: Mapping[str, str] | None = None) -> str:

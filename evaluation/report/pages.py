@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from report.figures import Picture
 from report.labels import plural
@@ -34,6 +35,7 @@ METRICS = {"tokens": "completion_tokens", "reasoning": "reasoning_tokens"} | {n:
 """What the page of questions calls the metrics."""
 # Whatever a model, a task or a setting is called, none of it becomes an element or a script.
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined)
+PAGES.globals["asset"] = lambda name: Markup((ASSETS / name).read_text(encoding="utf-8"))
 
 
 def write_report_page(

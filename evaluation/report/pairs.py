@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from report.labels import distinct_names, model_name, plural, shown_value
+from report.labels import distinct_names, plural, shown_value
 from report.paired_statistics import MIN_DISCORDANT, MIN_QUESTIONS
 from report.runs import SCORING_CODE, Run
 
@@ -50,6 +50,11 @@ class Pair:
         return both[:, :1], both[:, 1:]
 
 
+def model_name(run: Run, names: Mapping[str, str]) -> str:
+    """What `distinct_names` calls the model, with the revision unless it is the main one."""
+    return names[run.model] + ("" if run.revision == "main" else f"@{run.revision}")
+
+
 def pair_runs(runs: Sequence[Run]) -> dict[Run, Pair]:
     """Every steered run with the baseline of the same task and model that fits best.
 
@@ -61,7 +66,7 @@ def pair_runs(runs: Sequence[Run]) -> dict[Run, Pair]:
     return {run: _pair(run, [b for b in baselines if b.task == run.task], names) for run in runs if run.steered}
 
 
-def _pair(steered: Run, same_task: Sequence[Run], names: dict[str, str]) -> Pair:
+def _pair(steered: Run, same_task: Sequence[Run], names: Mapping[str, str]) -> Pair:
     def distance(plain: Run) -> tuple[int, int, int, int]:
         differing = differing_settings([steered, plain])
         around = sum(name in SURROUNDINGS for name in differing)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from report.labels import describe, distinct_names, model_name, setting_text, strength_of
+from report.labels import describe, distinct_names, setting_text, strength_of
 from report.paired_statistics import (
     Estimate,
     bootstrap_differences,
@@ -18,7 +18,7 @@ from report.paired_statistics import (
     holm,
     mcnemar_exact,
 )
-from report.pairs import Pair, differing_settings, pair_runs, pair_warnings, run_warnings
+from report.pairs import Pair, differing_settings, model_name, pair_runs, pair_warnings, run_warnings
 from report.reasoning_words import PER
 from report.runs import Run
 
@@ -78,7 +78,6 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
     saes = distinct_names(str(feature["sae"]) for run in runs for feature in run.features or ())
     names = {run: describe(run.features, sae_names=saes if len(saes) > 1 else None) for run in runs}
     details, baselines = _details(names, pairs)
-    files = _file_names(runs)
     rows = []
     for run in runs:
         pair = pairs.get(run)
@@ -92,8 +91,8 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
             "questions": run.n_questions,
             "answers_per_question": run.n_answers,
             "date": CLOCK.sub(r"T\1:\2:\3", run.date),
-            "results_file": files[run],
-            "compared_with": partner and files[partner],
+            "results_file": run.name,
+            "compared_with": partner and partner.name,
         }
         numbers, rates = _numbers(run, pair if partner else None, words, n_resamples=n_resamples, seed=seed)
         tested = numbers["mcnemar_p"] is not None
@@ -151,15 +150,6 @@ def _details(names: dict[Run, str], pairs: dict[Run, Pair]) -> tuple[dict[Run, l
         if len(pair.keys) and pair.plain in baselines:
             details[run] = [*details[run], f"against {baselines[pair.plain]}"]
     return details, baselines
-
-
-def _file_names(runs: Sequence[Run]) -> dict[Run, str]:
-    """The results file of each run, from its folder of results on; with the folder's name if there are several."""
-    roots = distinct_names(str(run.root) for run in runs)
-    return {
-        run: (f"{roots[str(run.root)]}/" if len(roots) > 1 else "") + run.file.relative_to(run.root).as_posix()
-        for run in runs
-    }
 
 
 def _numbers(

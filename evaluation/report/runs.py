@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from report.labels import distinct_names
 from report.reasoning_words import WordCounter
 from transformer_lens_r1.shared.errors import UserError
 
@@ -35,8 +36,8 @@ class Run:
     """One task of one results file."""
 
     file: Path
-    root: Path
-    """The folder of results below which the file was found."""
+    name: str
+    """The file from its folder of results on; with the folder's name if there are several."""
     task: str
     model: str
     """Hub id or folder, as it was given."""
@@ -108,12 +109,16 @@ def read_runs(folders: Iterable[Path], *, words: WordCounter | None = None) -> l
                 files.setdefault(file, root)
     if not files:
         raise UserError(f"no results_*.json below {', '.join(map(str, folders))}")
-    in_time = sorted(files, key=lambda file: (file.name, file))  # the name holds the time
-    runs = (run for file in in_time for run in read_results(file, root=files[file], words=words))
-    return list({run.identity: run for run in runs}.values())
+    roots = distinct_names(str(root) for root in files.values())
+    latest = {}
+    for file in sorted(files, key=lambda file: (file.name, file)):  # the name holds the time
+        name = file.relative_to(files[file]).as_posix()
+        name = name if len(roots) == 1 else f"{roots[str(files[file])]}/{name}"
+        latest |= {run.identity: run for run in read_results(file, name, words=words)}
+    return list(latest.values())
 
 
-def read_results(file: Path, *, root: Path, words: WordCounter | None = None) -> list[Run]:
+def read_results(file: Path, name: str, *, words: WordCounter | None = None) -> list[Run]:
     """The runs, one per task, of one results file and the samples beside it.
 
     Raises:
@@ -122,7 +127,7 @@ def read_results(file: Path, *, root: Path, words: WordCounter | None = None) ->
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         return [
-            _run(file, root, results, task, words)
+            _run(file, name, results, task, words)
             for task in results["results"]
             if task in results.get("n-samples", {})  # else it is a group's mean
         ]
@@ -132,20 +137,22 @@ def read_results(file: Path, *, root: Path, words: WordCounter | None = None) ->
         ) from error
 
 
-def _run(file: Path, root: Path, results: Mapping[str, Any], task: str, words: WordCounter | None) -> Run:
+def _run(file: Path, name: str, results: Mapping[str, Any], task: str, words: WordCounter | None) -> Run:
     config = results["config"]
     model_args = _model_args(config.get("model_args"))
     record = config.get("sae")
-    foreign = not record and any(name.startswith(FOREIGN_STEERING) for name in (str(config.get("model")), *model_args))
-    if record:  # which says it all
-        model_args = {name: value for name, value in model_args.items() if not name.startswith("sae_")}
+    foreign = record is None and any(
+        argument.startswith(FOREIGN_STEERING) for argument in (str(config.get("model")), *model_args)
+    )
+    if record is not None:  # which says it all
+        model_args = {argument: value for argument, value in model_args.items() if not argument.startswith("sae_")}
     return Run(
         file=file,
-        root=root,
+        name=name,
         task=task,
         model=os.path.normpath(str(results.get("model_name") or model_args.get("pretrained") or "unknown")),
         revision=str(config.get("model_revision") or model_args.get("revision") or "main"),
-        features=tuple(record["features"]) if record else () if foreign else None,
+        features=tuple(record["features"]) if record is not None else () if foreign else None,
         steered_positions=record and record.get("steered_positions"),
         n_questions=int(results["n-samples"][task]["effective"]),
         metrics=_metrics(results["results"][task]),
