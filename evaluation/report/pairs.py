@@ -22,7 +22,7 @@ SURROUNDINGS = (
 """Settings that change answers by rounding, or only which questions are answered: of two baselines one that differs in
 these is the better partner than one that samples or scores differently."""
 NOT_ALWAYS_KNOWN = ("model commit", "parameters of the model", SCORING_CODE)
-"""What some runs do not record, for instance without a network: unknown differs from nothing."""
+"""What some runs do not record, for instance without a network; not knowing is no difference."""
 
 
 @dataclass(frozen=True)

@@ -86,19 +86,18 @@ def test_figures_show_the_numbers_of_the_table(drawn: Drawn, tmp_path: Path) -> 
     assert list(legend(scatter)) == ["7", "9"]
 
 
-def test_each_of_twenty_features_has_one_look_in_all_figures(drawn: Drawn, tmp_path: Path) -> None:
+def test_each_of_ten_features_has_one_look_in_all_figures(drawn: Drawn, tmp_path: Path) -> None:
     write_run(tmp_path / "plain", PLAIN, tokens=[[100 + i] for i in range(40)])
-    for index in range(20):
-        for strength in (1, 2) if index > 9 else (1,):
+    for index in range(10):
+        for strength in (1, 2) if index > 6 else (1,):
             write_steered(tmp_path, f"{index}-{strength}", index=index, strength=strength)
     made = drawn()[1]
     against_strength, scatter = map(legend, made)
-    assert len(set(scatter.values())) == 20
-    assert against_strength == {str(i): scatter[str(i)] for i in range(10, 20)}
+    assert len(set(scatter.values())) == 10
+    assert against_strength == {name: scatter[name] for name in "789"}
+    # The legend alone would not find them.
     texts = [text.get_text() for text in made[-1].axes[0].texts]
-    assert sorted(texts) == sorted(
-        [f"{i} × 1" for i in range(20)] + [f"{i} × 2" for i in range(10, 20)]
-    )  # the legend alone would not find them
+    assert sorted(filter(None, texts)) == sorted([f"{i} × 1" for i in range(10)] + ["7 × 2", "8 × 2", "9 × 2"])
 
 
 @pytest.mark.parametrize(
