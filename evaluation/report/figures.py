@@ -140,7 +140,7 @@ def _strengths(series: Sequence[Series], rows: Sequence[Row]) -> Figure:
     places = {
         strength: place for place, strength in enumerate(sorted({s for one in series for s, _ in one.by_strength}))
     }
-    (baseline, *others) = {row.pair.plain for row in rows if row.pair}
+    (baseline, *others) = {row.pair.baseline for row in rows if row.pair}
     titles = (ACCURACY, baseline.accuracy_name, "{:.1%} accuracy"), (LENGTH, LENGTHS[0], "{:,.1f} tokens per answer")
     for axes, (quantity, metric, form) in zip(panels, titles, strict=True):
         for number, one in enumerate(series):

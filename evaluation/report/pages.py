@@ -100,21 +100,21 @@ def write_question_page(path: Path, row: Row, words: WordCounter, *, report: str
         answers_shown: of a question that was answered several times, how many answers the page holds.
     """
     pair = row.pair
-    assert pair is not None and pair.plain is not None
+    assert pair is not None and pair.baseline is not None
     numbers = [side.to_dict("records") for side in pair.sides()]
-    samples = (run.samples(pair.keys) for run in (pair.plain, row.run))
+    samples = (run.samples(pair.keys) for run in (pair.baseline, row.run))
     accuracy = row.run.accuracy_name
     overview: list[dict[str, Any]] = []
 
     def texts() -> Iterator[str]:
         """A block for each question; the overview, which stands after them, grows with them."""
-        for plain, steered, *recorded in zip(*samples, *numbers, strict=True):
-            overview.append(_overview(plain, steered, recorded, accuracy))
-            answers = [list(_answers(side, accuracy)) for side in (plain, steered)]
+        for baseline, steered, *recorded in zip(*samples, *numbers, strict=True):
+            overview.append(_overview(baseline, steered, recorded, accuracy))
+            answers = [list(_answers(side, accuracy)) for side in (baseline, steered)]
             shown = min(answers_shown, *map(len, answers))
             content = {
-                "question": _prompt(plain) or _question_text(plain),
-                "target": str(plain.get("target", "")),
+                "question": _prompt(baseline) or _question_text(baseline),
+                "target": str(baseline.get("target", "")),
                 "plain": answers[0][:shown],
                 "steered": answers[1][:shown],
             }
@@ -134,13 +134,13 @@ def write_question_page(path: Path, row: Row, words: WordCounter, *, report: str
 
 
 def _overview(
-    plain: Mapping[str, Any], steered: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]], accuracy: str
+    baseline: Mapping[str, Any], steered: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]], accuracy: str
 ) -> dict[str, Any]:
-    first = [next(answer_texts(row), "") for row in (plain, steered)]
+    first = [next(answer_texts(row), "") for row in (baseline, steered)]
     return {
-        "id": plain["doc_id"],
-        "question": _question_text(plain),
-        "target": str(plain.get("target", "")),
+        "id": baseline["doc_id"],
+        "question": _question_text(baseline),
+        "target": str(baseline.get("target", "")),
         "answers": min(numbers["n_answers"] for numbers in recorded),
         "same": recorded[0]["digests"] == recorded[1]["digests"],
         "differs": len(os.path.commonprefix(first)),
@@ -150,7 +150,7 @@ def _overview(
                 "allTokens": row.get("completion_tokens", 0.0) * numbers["n_answers"],
                 "words": numbers["words"],
             }
-            for side, row, numbers in zip(("plain", "steered"), (plain, steered), recorded, strict=True)
+            for side, row, numbers in zip(("plain", "steered"), (baseline, steered), recorded, strict=True)
         },
     }
 

@@ -36,43 +36,48 @@ class Estimate(NamedTuple):
     high: float | None
 
 
-def bootstrap_differences(plain: ArrayLike, steered: ArrayLike, *, n_resamples: int, seed: int) -> list[Estimate]:
-    """Mean of steered − plain for each column, with the percentile interval of a paired bootstrap over questions.
+def bootstrap_differences(baseline: ArrayLike, steered: ArrayLike, *, n_resamples: int, seed: int) -> list[Estimate]:
+    """Mean of steered − baseline for each column, with the percentile interval of a paired bootstrap over questions.
 
     Args:
-        plain: [n, m], m quantities of n questions in the baseline; a question's mean if it has several answers.
+        baseline: [n, m], m quantities of n questions in the baseline; a question's mean if it has several answers.
         steered: [n, m], the same questions in the same order.
         n_resamples: 10,000 make the ends of the interval vary by about 2 % of its width from seed to seed.
         seed: of the draws.
     """
-    differences = np.asarray(steered, dtype=np.float64) - np.asarray(plain, dtype=np.float64)
+    differences = np.asarray(steered, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
     return _bootstrap(differences, lambda means: means, n_resamples=n_resamples, seed=seed)
 
 
 def bootstrap_relative_changes(
-    plain: ArrayLike, steered: ArrayLike, *, n_resamples: int, seed: int, per: tuple[ArrayLike, ArrayLike] | None = None
+    baseline: ArrayLike,
+    steered: ArrayLike,
+    *,
+    n_resamples: int,
+    seed: int,
+    per: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> list[Estimate | None]:
-    """Σ steered / Σ plain − 1 for each column, with the percentile interval of a paired bootstrap over questions.
+    """Σ steered / Σ baseline − 1 for each column, with the percentile interval of a paired bootstrap over questions.
 
     Args:
-        plain: [n, m], m quantities ≥ 0 of n questions in the baseline.
+        baseline: [n, m], m quantities ≥ 0 of n questions in the baseline.
         steered: [n, m].
         n_resamples: as for `bootstrap_differences`.
         seed: of the draws.
-        per: what to divide the quantities by first, plain and steered, each [n]: with numbers of tokens, it is the
+        per: what to divide the quantities by first, baseline and steered, each [n]: with numbers of tokens, it is the
             rate per token whose change is given.
 
     Returns:
-        None for a column whose plain quantity is 0; without an interval if all questions change alike, or if the plain
-        quantity is above 0 in fewer than MIN_NOT_ZERO questions but not in all.
+        None for a column that is 0 in the baseline; without an interval if all questions change alike, or if the
+        baseline's quantity is above 0 in fewer than MIN_NOT_ZERO questions but not in all.
     """
-    a, b = np.asarray(plain, dtype=np.float64), np.asarray(steered, dtype=np.float64)
+    a, b = np.asarray(baseline, dtype=np.float64), np.asarray(steered, dtype=np.float64)
     n, m = a.shape
     units = np.ones((2, n)) if per is None else np.array([np.asarray(unit, dtype=np.float64) for unit in per])
 
     def change(means: NDArray[np.float64]) -> NDArray[np.float64]:
         ratios = (means[:, m : 2 * m] / means[:, 2 * m + 1 :]) / (means[:, :m] / means[:, 2 * m : 2 * m + 1]) - 1
-        # A resample without any of the plain quantity: its ratio lies above all others.
+        # A resample without any of the baseline quantity: its ratio lies above all others.
         return np.where(np.isfinite(ratios), ratios, np.inf)
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -123,14 +128,14 @@ def _bootstrap(
     ]
 
 
-def mcnemar_exact(plain: ArrayLike, steered: ArrayLike) -> tuple[int, int, float]:
+def mcnemar_exact(baseline: ArrayLike, steered: ArrayLike) -> tuple[int, int, float]:
     """The exact McNemar test of two runs that answered each question once.
 
     Under the hypothesis of no effect each question that changed sides did so in either direction with probability ½
     (McNemar 1947, doi:10.1007/BF02295996).
 
     Args:
-        plain: [n], 1 where the baseline answered the question right, else 0.
+        baseline: [n], 1 where the baseline answered the question right, else 0.
         steered: [n].
 
     Returns:
@@ -138,7 +143,7 @@ def mcnemar_exact(plain: ArrayLike, steered: ArrayLike) -> tuple[int, int, float
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
-    a, b = np.asarray(plain) > 0.5, np.asarray(steered) > 0.5
+    a, b = np.asarray(baseline) > 0.5, np.asarray(steered) > 0.5
     table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
     return table[0][1], table[1][0], float(mcnemar(table, exact=True).pvalue)
 

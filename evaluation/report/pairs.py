@@ -30,7 +30,7 @@ class Pair:
     """A steered run and the baseline of the same task and model that it is compared with."""
 
     steered: Run
-    plain: Run | None
+    baseline: Run | None
     refused: tuple[str, ...]
     """Why the two are not compared at all; empty if they are."""
     marked: tuple[str, ...]
@@ -40,13 +40,13 @@ class Pair:
 
     def sides(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """What the baseline and the steered run logged of the questions that both answered."""
-        assert self.plain is not None
-        return self.plain.questions.loc[self.keys], self.steered.questions.loc[self.keys]
+        assert self.baseline is not None
+        return self.baseline.questions.loc[self.keys], self.steered.questions.loc[self.keys]
 
     def values(self, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """[n, 1] of baseline and steered, over the questions for which both know the metric."""
-        plain, steered = (side.get(metric, pd.Series(dtype=float)) for side in self.sides())
-        both = pd.concat([plain, steered], axis=1).dropna().to_numpy(dtype=np.float64)
+        baseline, steered = (side.get(metric, pd.Series(dtype=float)) for side in self.sides())
+        both = pd.concat([baseline, steered], axis=1).dropna().to_numpy(dtype=np.float64)
         return both[:, :1], both[:, 1:]
 
 
@@ -67,14 +67,14 @@ def pair_runs(runs: Sequence[Run]) -> dict[Run, Pair]:
 
 
 def _pair(steered: Run, same_task: Sequence[Run], names: Mapping[str, str]) -> Pair:
-    def distance(plain: Run) -> tuple[int, int, int, int]:
-        differing = differing_settings([steered, plain])
+    def distance(baseline: Run) -> tuple[int, int, int, int]:
+        differing = differing_settings([steered, baseline])
         around = sum(name in SURROUNDINGS for name in differing)
-        return len(_refusals(steered, plain)), -len(_shared(steered, plain)), len(differing) - around, around
+        return len(_refusals(steered, baseline)), -len(_shared(steered, baseline)), len(differing) - around, around
 
     candidates = [run for run in same_task if (run.model, run.revision) == (steered.model, steered.revision)]
     if not candidates:
-        others = sorted({model_name(plain, names) for plain in same_task})
+        others = sorted({model_name(baseline, names) for baseline in same_task})
         reason = f"no baseline of {model_name(steered, names)} on {steered.task}"
         return Pair(steered, None, (reason + (f", only of {', '.join(others)}" if others else ""),), (), pd.Index([]))
     nearest = min(candidates, key=distance)
@@ -83,8 +83,8 @@ def _pair(steered: Run, same_task: Sequence[Run], names: Mapping[str, str]) -> P
     return Pair(steered, nearest, (), _marks(steered, nearest), _shared(steered, nearest))
 
 
-def _shared(steered: Run, plain: Run) -> pd.Index:
-    return steered.questions.index[steered.questions.index.isin(plain.questions.index)]
+def _shared(steered: Run, baseline: Run) -> pd.Index:
+    return steered.questions.index[steered.questions.index.isin(baseline.questions.index)]
 
 
 def differing_settings(runs: Sequence[Run], kind: str = "settings") -> list[str]:
@@ -98,27 +98,27 @@ def differing_settings(runs: Sequence[Run], kind: str = "settings") -> list[str]
     ]
 
 
-def _refusals(steered: Run, plain: Run) -> tuple[str, ...]:
-    if differing := differing_settings([steered, plain], "requirements"):
-        return tuple(_difference(name, plain.requirements, steered.requirements) for name in differing)
-    without = [name for name, run in (("baseline", plain), ("steered run", steered)) if not len(run.questions)]
+def _refusals(steered: Run, baseline: Run) -> tuple[str, ...]:
+    if differing := differing_settings([steered, baseline], "requirements"):
+        return tuple(_difference(name, baseline.requirements, steered.requirements) for name in differing)
+    without = [name for name, run in (("baseline", baseline), ("steered run", steered)) if not len(run.questions)]
     if without:
         return (f"the {' and the '.join(without)} logged no samples (--log_samples)",)
-    if not len(_shared(steered, plain)):
+    if not len(_shared(steered, baseline)):
         return ("no question in common with the baseline: other data or other prompts",)
     return ()
 
 
-def _marks(steered: Run, plain: Run) -> tuple[str, ...]:
-    marks = [_difference(name, plain.settings, steered.settings) for name in differing_settings([steered, plain])]
-    shared = len(_shared(steered, plain))
-    if shared < max(len(steered.questions), len(plain.questions)):
+def _marks(steered: Run, baseline: Run) -> tuple[str, ...]:
+    marks = [_difference(name, baseline.settings, steered.settings) for name in differing_settings([steered, baseline])]
+    shared = len(_shared(steered, baseline))
+    if shared < max(len(steered.questions), len(baseline.questions)):
         marks.append(f"compared over the {plural(shared, 'question')} that both runs answered")
     return tuple(marks)
 
 
-def _difference(name: str, plain: Any, steered: Any) -> str:
-    values = plain.get(name), steered.get(name)
+def _difference(name: str, baseline: Any, steered: Any) -> str:
+    values = baseline.get(name), steered.get(name)
     names = distinct_names(value for value in values if isinstance(value, str))
     before, after = (shown_value(names.get(value, value) if isinstance(value, str) else value) for value in values)
     return f"{name}: {before} (baseline), {after} (steered)"
@@ -153,7 +153,7 @@ def pair_warnings(pair: Pair, discordant: int | None) -> Iterable[str]:
     """
     yield from (f"not compared: {reason}" for reason in pair.refused)
     yield from pair.marked
-    if len(pair.keys) and pair.plain and (share := _cut_off(pair.plain)):
+    if len(pair.keys) and pair.baseline and (share := _cut_off(pair.baseline)):
         yield (
             f"the token limit cut off {share} of the baseline's answers: its length is a lower bound, and the change "
             "in length is biased"

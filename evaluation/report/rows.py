@@ -81,7 +81,7 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
     rows = []
     for run in runs:
         pair = pairs.get(run)
-        partner = pair.plain if pair and len(pair.keys) else None
+        partner = pair.baseline if pair and len(pair.keys) else None
         record = {
             "task": run.task,
             "model": model_name(run, models),
@@ -147,8 +147,8 @@ def _details(names: dict[Run, str], pairs: dict[Run, Pair]) -> tuple[dict[Run, l
                 baselines[run] = f"baseline {number}"
                 details[run] = [baselines[run], *details[run]]
     for run, pair in pairs.items():
-        if len(pair.keys) and pair.plain in baselines:
-            details[run] = [*details[run], f"against {baselines[pair.plain]}"]
+        if len(pair.keys) and pair.baseline in baselines:
+            details[run] = [*details[run], f"against {baselines[pair.baseline]}"]
     return details, baselines
 
 
@@ -172,8 +172,8 @@ def _numbers(
         accuracy, stderr = float(known.mean()), float(known.sem()) if len(known) > 1 else None
 
     def difference(name: str, metric: str, estimate: Any = bootstrap_differences) -> dict[str, Any]:
-        plain, steered = pair.values(metric) if pair else ((), ())
-        return _fields(name, estimate(plain, steered, **draws)[0] if len(plain) else None)
+        baseline, steered = pair.values(metric) if pair else ((), ())
+        return _fields(name, estimate(baseline, steered, **draws)[0] if len(baseline) else None)
 
     values: dict[str, Any] = {
         "questions_compared": len(pair.keys) if pair else None,
@@ -184,9 +184,11 @@ def _numbers(
         **dict.fromkeys(("right_to_wrong", "wrong_to_right", "mcnemar_p", "holm_p")),
     }
     if pair and all(side["n_answers"].eq(1).all() for side in pair.sides()):
-        plain, steered = pair.values(run.accuracy_name)
-        if len(plain):
-            values |= zip(("right_to_wrong", "wrong_to_right", "mcnemar_p"), mcnemar_exact(plain, steered), strict=True)
+        baseline, steered = pair.values(run.accuracy_name)
+        if len(baseline):
+            values |= zip(
+                ("right_to_wrong", "wrong_to_right", "mcnemar_p"), mcnemar_exact(baseline, steered), strict=True
+            )
     for name in LENGTHS:
         values[name] = run.metrics.get(name)
         values |= difference(f"{name}_change", name, bootstrap_relative_changes)
@@ -216,7 +218,7 @@ def _fields(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 def _answers_changed(pair: Pair) -> int:
     """Answers whose text is not the one that the baseline gave in the same place."""
     digests = zip(*(side["digests"] for side in pair.sides()), strict=True)
-    return sum(a != b for plain, steered in digests for a, b in zip(plain, steered, strict=False))
+    return sum(a != b for baseline, steered in digests for a, b in zip(baseline, steered, strict=False))
 
 
 def _n_tokens(questions: pd.DataFrame) -> pd.Series:
@@ -233,10 +235,10 @@ def _word_rates(pair: Pair, words: Sequence[str], *, n_resamples: int, seed: int
     counts = [np.array(side["words"].tolist(), dtype=np.float64)[counted] for side in both]  # [n, |W|]
     counts = [np.column_stack([side.sum(axis=1), side]) for side in counts]
     found = bootstrap_relative_changes(*counts, n_resamples=n_resamples, seed=seed, per=(tokens[0], tokens[1]))
-    plain, steered = (PER * side.sum(axis=0) / n.sum() for side, n in zip(counts, tokens, strict=True))
+    baseline, steered = (PER * side.sum(axis=0) / n.sum() for side, n in zip(counts, tokens, strict=True))
     return [
         {"word": word, RATES[0]: float(a), RATES[1]: float(b), **_fields("change", change)}
-        for word, a, b, change in zip((ALL_WORDS, *words), plain, steered, found, strict=True)
+        for word, a, b, change in zip((ALL_WORDS, *words), baseline, steered, found, strict=True)
     ]
 
 

@@ -140,7 +140,7 @@ def main_table(rows: Sequence[Row]) -> str:
         return _table(cells)
     numbers = [", ".join(str(warnings[warning]) for warning in row.warnings) for row in rows]
     cells["warnings"] = [f"⚠ {shown}" if shown else "" for shown in numbers]
-    lines = [f"{number}. {_plain(warning)}" for warning, number in warnings.items()]
+    lines = [f"{number}. {_escaped(warning)}" for warning, number in warnings.items()]
     return _table(cells) + "\nWarnings:\n\n" + "\n".join(lines) + "\n"
 
 
@@ -160,10 +160,10 @@ def markdown(rows: Sequence[Row], *, n_resamples: int, seed: int) -> str:
 
 def _table(cells: pd.DataFrame) -> str:
     lines = [list(cells), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
-    return "".join("| " + " | ".join(map(_plain, line)) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(_escaped, line)) + " |\n" for line in lines)
 
 
-def _plain(text: str) -> str:
+def _escaped(text: str) -> str:
     # What follows "<" decides whether it would be an element.
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()).replace("|", "\\|"))
 

@@ -38,7 +38,7 @@ def test_models_of_one_name_in_two_places_are_told_apart(tmp_path: Path) -> None
         write_run(tmp_path / place, PLAIN, features=[feature()], edit=edit)
     rows = rows_of(tmp_path)
     assert [row.record["model"] for row in rows] == ["here/model"] * 2 + ["there/model"] * 2
-    assert [row.pair.plain.model for row in rows if row.pair] == ["/here/model", "/there/model"]
+    assert [row.pair.baseline.model for row in rows if row.pair] == ["/here/model", "/there/model"]
 
 
 def test_rows_of_the_same_intervention_name_the_settings_that_differ(tmp_path: Path) -> None:

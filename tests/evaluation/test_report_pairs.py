@@ -57,7 +57,7 @@ def test_a_complete_run_is_a_better_partner_than_a_trial_of_the_same_versions(tm
     write_run(tmp_path / "complete", PLAIN, edit=OTHER_VERSIONS)
     write_run(tmp_path / "steered", DOWN, features=[feature()])
     row = steered_of(tmp_path)
-    assert row.pair.plain.file.parent.name == "complete" and row.compared == 40
+    assert row.pair.baseline.file.parent.name == "complete" and row.compared == 40
 
 
 @pytest.mark.parametrize("later", ["other data", "no samples", "the same"])
@@ -70,7 +70,7 @@ def test_of_repeated_baselines_the_latest_that_fits_counts(later: str, tmp_path:
     write_run(tmp_path / "steered", DOWN, features=[feature()])
     row = steered_of(tmp_path)
     assert row.compared == 40 and row.warnings == ()
-    assert row.pair.plain.file.parent.name == ("later" if later == "the same" else "early")
+    assert row.pair.baseline.file.parent.name == ("later" if later == "the same" else "early")
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_runs_of_other_code_that_steers_are_never_a_baseline(edit: Edit, tmp_pat
     write_run(tmp_path / "foreign", PLAIN, edit=edit, date="2026-03-01T00-00-00.0")
     write_run(tmp_path / "steered", DOWN, features=[feature()])
     foreign, own = sorted(rows_of(tmp_path), key=lambda row: row.run.file)
-    assert own.pair.plain is None and "not compared: no baseline of tiny on planted" in own.warnings
+    assert own.pair.baseline is None and "not compared: no baseline of tiny on planted" in own.warnings
     assert "steered by other code: its results file does not record the intervention" in foreign.warnings
     assert foreign.record["intervention"] == "steered, not recorded how"
     write_run(tmp_path / "plain", PLAIN)
-    assert steered_of(tmp_path).pair.plain.file.parent.name == "plain"
+    assert steered_of(tmp_path).pair.baseline.file.parent.name == "plain"
 
 
 @pytest.mark.parametrize(
