@@ -31,8 +31,8 @@ from transformer_lens_r1.shared.arguments import ArgumentParser, non_negative_in
 from transformer_lens_r1.shared.errors import run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "evaluation"))
-import paired_statistics  # noqa: E402
-from paired_statistics import Estimate, bootstrap_differences, bootstrap_relative_changes  # noqa: E402
+from report import paired_statistics  # noqa: E402
+from report.paired_statistics import Estimate, bootstrap_differences, bootstrap_relative_changes  # noqa: E402
 
 SIZES = (10, 20, 30, 60, 198, 500)
 CHANGES = ((0.05, 0.05), (0.05, 0.15), (0.1, 0.3))

@@ -1,7 +1,7 @@
-"""Plain and steered evaluations as a report: accuracy, length, and how both differ from the plain run.
+"""Baseline and steered evaluations as a report: accuracy, length, and how both differ from the baseline.
 
 Reads the results_*.json and samples_*.jsonl that lm-eval wrote anywhere below the given folders, and compares each
-steered run with the plain run of the same task and model, question by question.
+steered run with the baseline of the same task and model, question by question.
 
     python evaluation/summarize.py --results evaluation/results --output_dir evaluation/results/report
 
@@ -13,17 +13,15 @@ warning beside it; runs that answered different questions are not compared.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from question_pages import write_question_page
-from reasoning_words import WordCounter
-from report_figures import draw_figures
-from report_page import REPORT_TITLE, write_report_page
-from run_files import read_runs
-from summary_rows import summarize
-from summary_text import main_table, markdown, write_csv, write_words_csv
+from report.figures import draw_figures
+from report.pages import TITLE_END, write_question_page, write_report_page
+from report.reasoning_words import WordCounter
+from report.rows import summarize
+from report.runs import read_runs
+from report.tables import main_table, write_tables
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, non_negative_int, positive_int
 from transformer_lens_r1.shared.errors import UserError, run
@@ -34,8 +32,6 @@ VOCABULARY = Path(__file__).resolve().parent.parent / "extraction" / "reason_tok
 REPORT = "report.html"
 OWN_FILES = (REPORT, "summary.md", "summary.csv", "words.csv", "questions_*.html", "figures", "figures/*.svg")
 """All that a report's folder can hold."""
-MIN_RESAMPLES = 1000
-"""With fewer, the 2.5 % tails hold fewer than 25 resamples, and the ends of an interval are mostly noise."""
 
 
 def check_report_folder(path: Path, *, name: str = "--output_dir") -> None:
@@ -46,22 +42,14 @@ def check_report_folder(path: Path, *, name: str = "--output_dir") -> None:
         name: what the user calls the folder.
 
     Raises:
-        UserError: it is a file, holds anything that is no report's, or lies where nothing can be written.
+        UserError: it is a file, holds anything that is not a report's, or lies where nothing can be written.
     """
     check_output_folder(path, REPORT, name=name, own=OWN_FILES)
     # Another program's report may have the same names, but not the page's first lines.
     if (path / REPORT).is_file():
         with (path / REPORT).open(encoding="utf-8", errors="replace") as page:
-            if REPORT_TITLE not in page.read(1000):
+            if TITLE_END not in page.read(1000):
                 raise UserError(f"{name} {path} holds another program's {REPORT}; name another folder")
-
-
-def resamples(text: str) -> int:
-    """An integer ≥ MIN_RESAMPLES."""
-    value = positive_int(text)
-    if value < MIN_RESAMPLES:
-        raise argparse.ArgumentTypeError(f"expected at least {MIN_RESAMPLES} for the ends of an interval, got {text}")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tokens_str_path", type=Path, default=VOCABULARY, metavar="FILE", help="reasoning words, a JSON list"
     )
-    parser.add_argument(
-        "--n_resamples", type=resamples, default=10_000, help=f"of the bootstrap, at least {MIN_RESAMPLES}"
-    )
+    parser.add_argument("--n_resamples", type=positive_int, default=10_000, help="of the bootstrap")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap")
     parser.add_argument(
         "--answers_shown", type=positive_int, default=4, help="of a question with several answers, how many to show"
@@ -90,20 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     draws = {"n_resamples": args.n_resamples, "seed": args.seed}
     rows = summarize(runs, words=words.words, **draws)
-    pictures, left_out = draw_figures(rows)
+    pictures = draw_figures(rows)
     with atomic_directory(args.output_dir) as folder:
-        pages: dict[int, str] = {}
-        for place, row in enumerate(rows):
-            if row.compared:
-                pages[place] = f"questions_{len(pages) + 1}.html"
-                write_question_page(folder / pages[place], row, words, report=REPORT, answers_shown=args.answers_shown)
+        compared = [place for place, row in enumerate(rows) if row.compared]
+        pages = {place: f"questions_{number}.html" for number, place in enumerate(compared, 1)}
+        for place, page in pages.items():
+            write_question_page(folder / page, rows[place], words, report=REPORT, answers_shown=args.answers_shown)
         for picture in pictures:
             (folder / "figures").mkdir(exist_ok=True)
             (folder / "figures" / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
-        write_report_page(folder / REPORT, rows, pictures=pictures, left_out=left_out, question_pages=pages, **draws)
-        write_csv(folder / "summary.csv", rows)
-        write_words_csv(folder / "words.csv", rows)
-        (folder / "summary.md").write_text(markdown(rows, **draws), encoding="utf-8")
+        write_report_page(folder / REPORT, rows, pictures=pictures, question_pages=pages, **draws)
+        write_tables(folder, rows, **draws)
     print(main_table(rows), end="")
     print(f"Written to {args.output_dir / REPORT}, summary.md, summary.csv and words.csv")
 

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.pop("PROCESSOR", None)  # no judge but those that tests set up
 
 D_IN, D_SAE, LAYER = 256, 64, 1  # of the SAEs made here; D_IN is tiny_llama's width
-
-
-@pytest.fixture
-def summarize(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    """The script that makes the report."""
-    return load_script("evaluation/summarize.py")
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from report.rows import Row, summarize
+from report.runs import read_runs
 
 TASK = "planted"
 PLAIN = [[float(i % 2)] for i in range(40)]
@@ -13,9 +15,9 @@ STEERED = [[float(i % 2 or i % 8 == 0)] for i in range(40)]
 """5 more of the 40 are right than in PLAIN, none is lost."""
 
 
-def rows_of(summarize: ModuleType, folder: Path) -> list[Any]:
-    """The rows of the report about all runs in a folder; ``summarize`` is the script."""
-    return summarize.summarize(summarize.read_runs([folder]), n_resamples=200)
+def rows_of(folder: Path) -> list[Row]:
+    """The rows of the report about all runs in a folder."""
+    return summarize(read_runs([folder]), n_resamples=200)
 
 
 def feature(index: int = 7, *, strength: float = 2.0, **changes: Any) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def write_run(
         right: 1 or 0 for each answer, [questions][answers].
         tokens: completion tokens of each answer; 100 by default.
         texts: of the answers; by default they say whether they are right.
-        features: records; None for a plain run.
+        features: records; None for a baseline.
         problems: the questions.
         date: as in the names of the files.
         edit: changes the results before they are written.

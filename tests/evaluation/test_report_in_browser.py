@@ -1,15 +1,12 @@
 """The report in a real Chromium without a network: nothing is requested, nothing fails, people see what they should."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import summarize
+from planted_runs import feature, write_run
 from playwright.sync_api import Page
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted_runs import feature, write_run  # noqa: E402
 
 SCRIPT = "</script><script>window.planted=1</script>"
 IMAGE = '<img src="x" onerror="window.planted=1">'
@@ -22,7 +19,7 @@ LENGTHENING = [1 + (i * 7) % 40 for i in range(40)]  # a permutation: every ques
 
 
 @pytest.fixture(scope="module")
-def report(load_script_for_module: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a plain run, two features with two strengths, and repeats; model and data are full of elements."""
     folder = tmp_path_factory.mktemp("report")
     problems = [f"Problem {i} {IMAGE}{SCRIPT} {LONG} needle{i}." for i in range(40)]
@@ -52,12 +49,10 @@ def report(load_script_for_module: Callable[[str], ModuleType], tmp_path_factory
             steering = [feature(index, strength=strength, hook_name=f"blocks.1.{IMAGE}")]
             write(f"{index}-{strength}", STEERED, steering, stretch=strength + 1)
     for name, steering in (("plain", None), ("steered", [feature()])):
-        right = [[float((i + j) % 3 > bool(steering)) for j in range(6)] for i in range(30)]
-        texts = [[f"{name} answer {j} to {i}" for j in range(6)] for i in range(30)]
+        right = [[float((i + j) % 3 > bool(steering)) for j in range(6)] for i in range(29)]
+        texts = [[f"{name} answer {j} to {i}" for j in range(6)] for i in range(29)]
         write_run(folder / "runs" / "repeats" / name, right, texts=texts, features=steering)
-    load_script_for_module("evaluation/summarize.py").main(
-        ["--results", str(folder / "runs"), "--output_dir", str(folder / "report"), "--n_resamples", "1000"]
-    )
+    summarize.main(["--results", str(folder / "runs"), "--output_dir", str(folder / "report"), "--n_resamples", "1000"])
     return folder / "report"
 
 
@@ -83,21 +78,8 @@ def test_the_report_shows_tables_figures_and_warnings(open_page: Callable[..., P
         assert figure.evaluate("image => image.complete && image.naturalWidth > 300")
         assert "n = 40 questions" in figure.get_attribute("alt")
     assert page.locator("img").count() == 2  # none of the planted ones
-
-
-def test_a_warning_stands_beside_its_row(
-    load_script_for_module: Callable[[str], ModuleType], open_offline: Callable[..., Page], tmp_path: Path
-) -> None:
-    write_run(tmp_path / "runs/plain", [[1.0]] * 10)
-    write_run(tmp_path / "runs/steered", [[1.0]] * 10, features=[feature()])
-    load_script_for_module("evaluation/summarize.py").main(
-        ["--results", str(tmp_path / "runs"), "--output_dir", str(tmp_path / "report"), "--n_resamples", "1000"]
-    )
-    page = open_offline(tmp_path / "report" / "report.html")
-    link = page.locator("tr.steered .warned a").first
-    link.click()
-    target = page.locator(page.url.partition("report.html")[2])
-    assert "10 questions, fewer than the 30" in target.inner_text()
+    page.locator("tr.steered .warned a").first.click()
+    assert "29 questions, fewer than the 30" in page.locator(page.url.partition("report.html")[2]).inner_text()
 
 
 def test_questions_are_filtered_ordered_and_searched(open_page: Callable[..., Page]) -> None:
@@ -178,10 +160,9 @@ def test_several_answers_to_a_question_are_all_within_reach(open_page: Callable[
     assert page.get_by_role("button", name="less often right").is_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_fit_a_phone(open_page: Callable[..., Page], scheme: str) -> None:
+def test_pages_fit_a_phone(open_page: Callable[..., Page]) -> None:
     for name in ("report.html", "questions_2.html"):
-        page = open_page(name, width=390, scheme=scheme)
+        page = open_page(name, width=390, scheme="dark")
         if name != "report.html":
             page.locator(".answer").nth(1).wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390

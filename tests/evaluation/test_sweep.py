@@ -136,7 +136,7 @@ def test_the_report_compares_all_points_and_marks_none(sweep: ModuleType, finish
     plain, *steered = sweep.summarize.summarize(sweep.summarize.read_runs([finished]), n_resamples=100)
     assert len(steered) == 4 and not plain.run.steered
     for row in steered:
-        assert row.pair.plain is plain.run and row.compared == 6
+        assert row.pair.baseline is plain.run and row.compared == 6
         assert row.pair.refused == () and row.pair.marked == ()
     with (finished / "report" / "summary.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 5

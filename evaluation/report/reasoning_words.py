@@ -22,9 +22,9 @@ class WordCounter:
     words: tuple[str, ...]
 
     def __init__(self, spellings: Sequence[str]) -> None:
-        forms = dict.fromkeys(spelling.strip() for spelling in spellings)
-        self.words = tuple(dict.fromkeys(word_of(form) for form in forms))
-        self._index = {self._key(form): self.words.index(word_of(form)) for form in forms}
+        forms = dict.fromkeys(" ".join(spelling.split()) for spelling in spellings)
+        self.words = tuple(dict.fromkeys(map(word_of, forms)))
+        self._place = {form: self.words.index(word_of(form)) for form in forms}
         # The longest first: of "let me" and "let me see" the longer one counts.
         self.forms = sorted(forms, key=lambda form: (-len(form), form))
         alternatives = "|".join(r"\s+".join(map(re.escape, form.split())) for form in self.forms)
@@ -34,9 +34,5 @@ class WordCounter:
         """How often each of ``words`` occurs."""
         counts = [0] * len(self.words)
         for match in self._pattern.finditer(text):
-            counts[self._index[self._key(match.group())]] += 1
+            counts[self._place[" ".join(match.group().split())]] += 1
         return counts
-
-    @staticmethod
-    def _key(form: str) -> str:
-        return " ".join(form.split())

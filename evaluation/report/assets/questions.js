@@ -149,7 +149,7 @@ function panel(name, text, numbers, at, differs) {
 }
 
 function wordTable(question) {
-  const head = ["", "plain", "steered", "plain per 1,000 tokens", "steered per 1,000 tokens"];
+  const head = ["", "baseline", "steered", "baseline per 1,000 tokens", "steered per 1,000 tokens"];
   const rate = (side, count) => (side.allTokens > 0 ? number((1000 * count) / side.allTokens, 2) : "–");
   const rows = data.words
     .map((word, i) => [word, question.plain.words[i], question.steered.words[i]])
@@ -174,7 +174,7 @@ function showAnswers(place, content, repeat) {
   const differs = plain.text !== steered.text;
   const at = firstDifference(plain.text, steered.text);
   place.replaceChildren(
-    panel("Plain", plain.text, plain, at, differs), panel("Steered", steered.text, steered, at, differs)
+    panel("Baseline", plain.text, plain, at, differs), panel("Steered", steered.text, steered, at, differs)
   );
   for (const mark of place.querySelectorAll("mark.differs")) {
     mark.parentElement.scrollTop = mark.offsetTop - mark.parentElement.clientHeight / 3;
