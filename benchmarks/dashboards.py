@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--layer {args.layer}: the model has layers 0 to {config.num_hidden_layers - 1}")
 
     import torch
-    from dashboard_activations import store_activations
-    from dashboard_pages import FeatureFacts, write_feature_page
-    from dashboard_panels import Panels
-    from dashboard_text import token_text
+    from feature_pages.activations import store_activations
+    from feature_pages.pages import FeatureFacts, write_feature_page
+    from feature_pages.panels import Panels
+    from feature_pages.text import token_text
     from sae_lens.registry import get_sae_class
     from tqdm import tqdm
 

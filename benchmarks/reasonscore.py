@@ -107,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     import torch
-    from reason_score import group_spellings
-    from sae_io import encoder_blocks
-    from scoring_pass import sum_activations
-    from text_rows import sample_rows
+    from reasonscore.score import group_spellings
+    from reasonscore.sae import encoder_blocks
+    from reasonscore.one_pass import sum_activations
+    from reasonscore.text_rows import sample_rows
 
     from transformer_lens_r1 import load_config, load_model, load_tokenizer, residual_stream
     from transformer_lens_r1.shared.data import load_rows

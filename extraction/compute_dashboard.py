@@ -25,8 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inputs import Inputs, add_input_arguments, load_inputs, model_identity
-from sae_io import SaeSource, find_sae, load_sae
+from reasonscore.inputs import Inputs, add_input_arguments, load_inputs, model_identity
+from reasonscore.sae import SaeSource, find_sae, load_sae
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.shared.errors import UserError, run
@@ -34,8 +34,8 @@ from transformer_lens_r1.shared.files import atomic_directory, check_output_fold
 from transformer_lens_r1.shared.hub import check_hub_access, push_folder
 
 if TYPE_CHECKING:
-    from dashboard_pages import FeatureFacts, Snippet
-    from score_files import SavedScores
+    from feature_pages.pages import FeatureFacts, Snippet
+    from reasonscore.results import SavedScores
 
 RECORD = "dashboards.json"
 BEGUN = "begun.json"
@@ -102,7 +102,7 @@ def score_interval(saved: SavedScores, feature: int) -> tuple[float, float] | No
 
 def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:
     """What the scores say about one feature."""
-    from dashboard_pages import FeatureFacts
+    from feature_pages.pages import FeatureFacts
 
     row = {name: values[feature] for name, values in saved.statistics.items()}
     return FeatureFacts(
@@ -171,7 +171,7 @@ def begin(folder: Path, computed: dict[str, Any], n_bytes: int) -> None:
 
 def finished_snippets(folder: Path, facts: Sequence[FeatureFacts]) -> dict[int, Snippet]:
     """The snippets of the features whose pages are complete: the snippet is written after the page."""
-    from dashboard_pages import Snippet
+    from feature_pages.pages import Snippet
 
     files = {fact.feature: folder / f"snippet_{fact.feature}.json" for fact in facts}
     return {
@@ -184,10 +184,10 @@ def finished_snippets(folder: Path, facts: Sequence[FeatureFacts]) -> dict[int, 
 def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args: argparse.Namespace) -> None:
     """Run the model over the text, then write each feature's page and snippet into ``folder``; keep finished ones."""
     import torch
-    from dashboard_activations import store_activations
-    from dashboard_pages import best_snippet, write_feature_page
-    from dashboard_panels import Panels
-    from dashboard_text import token_text
+    from feature_pages.activations import store_activations
+    from feature_pages.pages import best_snippet, write_feature_page
+    from feature_pages.panels import Panels
+    from feature_pages.text import token_text
     from tqdm import tqdm
 
     from transformer_lens_r1 import load_model
@@ -241,7 +241,7 @@ def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args
 
 def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts], inputs: Inputs, tokens: int) -> None:
     """Put the finished pages, their assets, the index and a record into ``--output_dir``, whole or not at all."""
-    from dashboard_pages import write_assets, write_index
+    from feature_pages.pages import write_assets, write_index
 
     model, sae = display_name(args.model_path), display_name(args.sae_path)
     title = f"{len(facts)} features by ReasonScore"
@@ -298,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.scores_dir.is_dir():
         raise UserError(f"no folder of scores {args.scores_dir}: run extraction/compute_score.py first")
 
-    from score_files import rank_features, read_scores
+    from reasonscore.results import rank_features, read_scores
 
     saved = read_scores(args.scores_dir)
     check_same_sae(saved, find_sae(args.sae_path, args.sae_id, revision=args.sae_revision), args.scores_dir)

@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inputs import add_input_arguments
-from ranks import Ranks, joined_ranks
-from sae_io import load_sae
-from score_plan import Plan, prepare
+from reasonscore.inputs import add_input_arguments
+from reasonscore.ranks import Ranks, joined_ranks
+from reasonscore.sae import load_sae
+from reasonscore.plan import Plan, prepare
 
 from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
@@ -44,8 +44,8 @@ from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError, run
 from transformer_lens_r1.shared.files import check_output_folder
 
 if TYPE_CHECKING:
-    from reason_score import ActivationSums
-    from saved_sums import PassState
+    from reasonscore.score import ActivationSums
+    from reasonscore.chunks import PassState
 
 VOCABULARY = Path(__file__).resolve().parent / "reason_tokens.json"
 
@@ -98,7 +98,7 @@ def pass_state(args: argparse.Namespace, plan: Plan, ranks: Ranks) -> PassState:
     Raises:
         UserError: an unfinished pass lies there that is another run's.
     """
-    from saved_sums import PassState, state_folder
+    from reasonscore.chunks import PassState, state_folder
 
     name = f"chunk_{args.chunk_num}_rank_{ranks.rank}"
     state = PassState(state_folder(args.output_dir), name, {**plan.fingerprint, **plan.arithmetic})
@@ -112,8 +112,8 @@ def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: Pass
     Raises:
         UserError: weights are damaged, or activations are not finite.
     """
-    from saved_sums import chunk_features
-    from scoring_pass import add_over_ranks, sum_activations
+    from reasonscore.chunks import chunk_features
+    from reasonscore.one_pass import add_over_ranks, sum_activations
 
     from transformer_lens_r1 import load_model
 
@@ -150,8 +150,8 @@ def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: Pass
 
 def finish(args: argparse.Namespace, plan: Plan, sums: ActivationSums) -> None:
     """Write the scores, or this chunk's sums."""
-    from saved_sums import chunk_path, save_sums
-    from score_files import Settings, compute_result, print_summary, write_scores
+    from reasonscore.chunks import chunk_path, save_sums
+    from reasonscore.results import Settings, compute_result, print_summary, write_scores
 
     settings = Settings(args.alpha, args.topk, args.quantile, args.n_bootstrap, args.seed)
     if args.num_chunks > 1:
@@ -180,12 +180,12 @@ def merge(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.output_dir.resolve() == args.merge.resolve():
         raise UserError("--output_dir is the folder of the chunks, which the scores would replace; name another folder")
-    from score_files import STATS
+    from reasonscore.results import STATS
 
     check_output_folder(args.output_dir, STATS)
 
-    from saved_sums import merge_chunks
-    from score_files import Settings, compute_result, print_summary, write_scores
+    from reasonscore.chunks import merge_chunks
+    from reasonscore.results import Settings, compute_result, print_summary, write_scores
 
     sums, about = merge_chunks(args.merge)
     result = compute_result(sums, about["words"], Settings(**about["settings"]))

@@ -241,7 +241,7 @@ def test_tokens_are_shown_as_people_write_them(load_script: Callable[[str], Modu
     euro = bytelevel.encode("€", add_special_tokens=False)
     assert decode(euro) == ["\\xe2", "\\x82", "\\xac"] and text.span_text(bytelevel, euro) == "€"
     assert decode(-1) == ""
-    from dashboard_pages import _marked
+    from feature_pages.pages import _marked
 
     ids = bytelevel.encode("a€uro", add_special_tokens=False)
     for peak in range(1, 4):  # whichever byte of it, the character is shown, and whole

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dashboard_text import CUT, span_text
+from feature_pages.text import CUT, span_text
 
 from transformer_lens_r1.shared.files import atomic_file
 

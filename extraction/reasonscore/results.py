@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from reason_score import ActivationSums, ReasonScores, rank_features, reason_scores
-from saved_sums import find_chunks, merge_chunks
-from score_bootstrap import MIN_BLOCKS, Stability, bootstrap_top_features
+from reasonscore.score import ActivationSums, ReasonScores, rank_features, reason_scores
+from reasonscore.chunks import find_chunks, merge_chunks
+from reasonscore.bootstrap import MIN_BLOCKS, Stability, bootstrap_top_features
 from torch import Tensor
 
 from transformer_lens_r1.shared.errors import UserError
@@ -108,7 +108,7 @@ def write_scores(folder: Path, result: Result, record: dict[str, Any]) -> None:
         record: what is known of the run besides: arguments, SAE, versions.
     """
     from safetensors.torch import save_file
-    from score_pictures import draw_scores, draw_words
+    from reasonscore.plots import draw_scores, draw_words
 
     statistics = feature_statistics(result.scores, result.sums)
     with atomic_directory(folder) as temporary:

@@ -34,7 +34,7 @@ def vocabulary_report(
         token_text: an id as the tokenizer shows it.
         tokens: the rows that will be scored, int64 [rows, context].
     """
-    from reason_score import find_matches, group_spellings
+    from reasonscore.score import find_matches, group_spellings
 
     words = list(group_spellings(spellings, encode))
     sequences = {spelling: tuple(encode(spelling)) for spelling in dict.fromkeys(spellings)}

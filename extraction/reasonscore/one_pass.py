@@ -6,15 +6,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sae_io import encoder_blocks
+from reasonscore.sae import encoder_blocks
 
 from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
-    from ranks import Ranks
-    from reason_score import ActivationSums, WordGroups
+    from reasonscore.ranks import Ranks
+    from reasonscore.score import ActivationSums, WordGroups
     from sae_lens import SAE
-    from saved_sums import PassState
+    from reasonscore.chunks import PassState
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -61,7 +61,7 @@ def sum_activations(
         UserError: activations that are not finite; or the state is of another run.
     """
     import torch
-    from reason_score import N_BLOCKS, ActivationSums, blocks_of_rows, find_membership
+    from reasonscore.score import N_BLOCKS, ActivationSums, blocks_of_rows, find_membership
     from tqdm import tqdm
 
     from transformer_lens_r1 import residual_stream

@@ -20,7 +20,7 @@ from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import atomic_file
 
 if TYPE_CHECKING:
-    from reason_score import ActivationSums
+    from reasonscore.score import ActivationSums
     from torch import Tensor
 
 CHUNK = re.compile(r"chunk_(\d+)_of_(\d+)\.safetensors")
@@ -73,7 +73,7 @@ def load_sums(path: Path) -> SavedSums:
     Raises:
         UserError: it is damaged, or not a file of sums.
     """
-    from reason_score import ActivationSums
+    from reasonscore.score import ActivationSums
     from safetensors.torch import load_file
 
     about = read_about(path)
@@ -246,7 +246,7 @@ def merge_chunks(folder: Path) -> SavedSums:
         features = chunk_features(d_sae, chunk, n_chunks)
         if len(part.sums.maximum) != features.stop - features.start:
             raise UserError(f"{paths[chunk]} does not hold features {features.start} to {features.stop - 1}")
-    from reason_score import ActivationSums
+    from reasonscore.score import ActivationSums
 
     sums = ActivationSums(
         by_block=torch.cat([part.sums.by_block for part in parts], dim=-1),

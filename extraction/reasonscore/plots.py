@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reason_score import EPSILON, rank_features
+from reasonscore.score import EPSILON, rank_features
 
 if TYPE_CHECKING:
-    from score_files import Result
+    from reasonscore.results import Result
 
 ROWS_SHOWN = 50
 """Features in the heat map: more would be too small to read."""

@@ -90,7 +90,7 @@ def test_the_hash_of_an_sae_on_the_hub_needs_no_earlier_download(
     names = ("cfg.json", "sae_weights.safetensors")
     files = {name: (legacy_sae / name).read_bytes() for name in names}
     hashes = (
-        "from sae_io import find_sae;"
+        "from reasonscore.sae import find_sae;"
         "print(find_sae('researcher/sae', 'whole').weights_hash(), find_sae('researcher/sae', 'part').weights_hash())"
     )
     with HubServer() as hub:

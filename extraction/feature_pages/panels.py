@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from dashboard_activations import StoredActivations
+from feature_pages.activations import StoredActivations
 from sae_dashboard.components import ActsHistogramData, FeatureTablesData, LogitsHistogramData
 from sae_dashboard.components_config import (
     ActsHistogramConfig,

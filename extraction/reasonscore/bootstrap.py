@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from reason_score import ActivationSums, rank_features, reason_scores
+from reasonscore.score import ActivationSums, rank_features, reason_scores
 from torch import Tensor
 
 COVERAGE = 0.95

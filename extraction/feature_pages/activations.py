@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_io import ELEMENTWISE, encoder_of
+from reasonscore.sae import ELEMENTWISE, encoder_of
 
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import atomic_file

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_io import SaeSource, check_fits, find_sae
-from text_rows import holds_tokens, ignored_ids, sample_rows
+from reasonscore.sae import SaeSource, check_fits, find_sae
+from reasonscore.text_rows import holds_tokens, ignored_ids, sample_rows
 
 from transformer_lens_r1.shared.arguments import (
     DTYPES,

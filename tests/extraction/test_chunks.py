@@ -21,7 +21,7 @@ def saved(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def random_sums(saved: ModuleType, d_sae: int) -> object:
-    from reason_score import ActivationSums
+    from reasonscore.score import ActivationSums
 
     generator = torch.Generator().manual_seed(4)
     return ActivationSums(

@@ -8,18 +8,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inputs import Inputs, load_inputs, model_identity
-from sae_io import CONFIG
-from vocabulary import vocabulary_report
+from reasonscore.inputs import Inputs, load_inputs, model_identity
+from reasonscore.sae import CONFIG
+from reasonscore.vocabulary import vocabulary_report
 
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import check_output_folder, hash_file
 from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
-    from ranks import Ranks
-    from reason_score import WordGroups
-    from sae_io import SaeSource
+    from reasonscore.ranks import Ranks
+    from reasonscore.score import WordGroups
+    from reasonscore.sae import SaeSource
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -52,7 +52,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     Raises:
         UserError: something is missing or does not fit, or the output folder holds something else.
     """
-    from saved_sums import check_chunk_folder, check_same_run
+    from reasonscore.chunks import check_chunk_folder, check_same_run
 
     if args.output_dir is None:
         raise UserError("nowhere to put the scores: give --output_dir DIR")
@@ -63,7 +63,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     if args.num_chunks > 1:
         check_chunk_folder(args.output_dir, args.chunk_num, args.num_chunks)
     else:
-        from score_files import STATS
+        from reasonscore.results import STATS
 
         check_output_folder(args.output_dir, STATS)
     spellings = read_vocabulary(args.tokens_str_path)
@@ -71,7 +71,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     if args.num_chunks > inputs.source.d_sae:
         raise UserError(f"--num_chunks {args.num_chunks}: the SAE has only {inputs.source.d_sae} features")
 
-    from reason_score import group_spellings
+    from reasonscore.score import group_spellings
 
     def encode(text: str) -> list[int]:
         return inputs.tokenizer.encode(text, add_special_tokens=False)
@@ -101,7 +101,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
 def _sums_fingerprint(
     args: argparse.Namespace, inputs: Inputs, groups: WordGroups, sae_hash: str | None
 ) -> dict[str, Any]:
-    from saved_sums import hash_tensor
+    from reasonscore.chunks import hash_tensor
 
     source = inputs.source
     sae = [sae_hash, hash_file(source.folder / CONFIG)] if source.folder else [sae_hash, source.path, source.sae_id]
