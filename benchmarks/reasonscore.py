@@ -107,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     import torch
-    from reasonscore.score import group_spellings
-    from reasonscore.sae import encoder_blocks
     from reasonscore.one_pass import sum_activations
+    from reasonscore.sae import encoder_blocks
+    from reasonscore.score import group_spellings
     from reasonscore.text_rows import sample_rows
 
     from transformer_lens_r1 import load_config, load_model, load_tokenizer, residual_stream

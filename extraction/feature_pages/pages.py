@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import importlib.metadata
 import itertools
@@ -13,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from feature_pages.text import CUT, span_text
 
 from transformer_lens_r1.shared.files import atomic_file
 
@@ -28,6 +27,9 @@ CDN_SCRIPT = re.compile(r'<script src="https?://[^"]*"></script>\s*')
 SILENT = "<p>It is not active anywhere on the text shown here.</p>"
 # red, green, blue; laid over the page, light or dark, so that text on them can be read.
 ACTIVE, LOWERED, RAISED = "255,140,0", "225,70,60", "70,130,245"
+VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\N{ZERO WIDTH SPACE}": "␣", "\N{NO-BREAK SPACE}": " "})
+CUT = "\N{REPLACEMENT CHARACTER}"
+"""What decoders give for a character of which not all bytes are there."""
 # Where SAEDashboard's page script puts a token's text into HTML, and how often.
 UNESCAPED = {"${tok}</code>": 3, "`|${tok}|<br>": 1}
 
@@ -237,6 +239,43 @@ def _word_bars(facts: FeatureFacts) -> str:
         f'<data value="{best}">{best}</data> '
         f'<span class="bars" role="img" aria-label="mean activations: {label}">{bars}</span>'
     )
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
+    """A function from one id to its text, and from a list of ids to a list; an id below 0 is no text."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+
+    @functools.cache
+    def one(token: int) -> str:
+        if token < 0:
+            return ""
+        text = span_text(tokenizer, [token])
+        piece = tokenizer.convert_ids_to_tokens(token) or ""
+        if CUT in text and (match := re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece)):
+            return f"\\x{match[1].lower()}"
+        if CUT in text and all(character in byte_of for character in piece):
+            text = bytes(byte_of[character] for character in piece).decode("utf-8", "backslashreplace")
+        return text.translate(VISIBLE)
+
+    def decode(tokens: Any) -> Any:
+        if hasattr(tokens, "tolist"):
+            tokens = tokens.tolist()
+        return one(tokens) if isinstance(tokens, int) else [decode(token) for token in tokens]
+
+    return decode
+
+
+def span_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of neighbouring ids, characters that lie across several of them whole, line breaks visible."""
+    if not tokens:
+        return ""
+    text = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+    # SentencePiece's decoders take the space away that the first word begins with.
+    if (tokenizer.convert_ids_to_tokens(tokens[0]) or "").startswith("▁") and not text.startswith(" "):
+        text = f" {text}"
+    return text.translate(VISIBLE)
 
 
 def best_snippet(data: FeatureData, tokenizer: PreTrainedTokenizerBase) -> Snippet:

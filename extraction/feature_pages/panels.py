@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from feature_pages.activations import StoredActivations
 from sae_dashboard.components import ActsHistogramData, FeatureTablesData, LogitsHistogramData
 from sae_dashboard.components_config import (
     ActsHistogramConfig,
@@ -25,6 +24,8 @@ from sae_dashboard.layout import SaeVisLayoutConfig
 from sae_dashboard.sae_vis_data import SaeVisConfig
 from sae_dashboard.sequence_data_generator import SequenceDataGenerator
 from torch import Tensor
+
+from feature_pages.activations import StoredActivations
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from reasonscore.score import ActivationSums, rank_features, reason_scores
 from torch import Tensor
+
+from reasonscore.score import ActivationSums, rank_features, reason_scores
 
 COVERAGE = 0.95
 BYTES_AT_ONCE = 2**28
