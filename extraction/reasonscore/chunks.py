@@ -130,19 +130,17 @@ def find_chunks(folder: Path) -> dict[int, Path]:
 
 
 def check_chunk_folder(folder: Path, run: Mapping[str, Any]) -> None:
-    """Make sure, before any work, that a chunk of ``run`` can go into ``folder``: empty, or with others of its chunks.
+    """Make sure, before any work, that a chunk of ``run`` can go into ``folder``.
 
     Raises:
-        UserError: it holds something else, or cannot be written.
+        UserError: chunks of another run lie there, or it cannot be written.
     """
-    if any("chunk_" not in path.name for path in folder.glob("*")):
-        raise UserError(f"--output_dir {folder} holds other files than chunks of features; name another folder")
-    for path in find_chunks(folder).values():
-        check_same_run(path, read_about(path)["run"], run, remedy="name another --output_dir")
     if not folder.is_dir():
         check_output_folder(folder, "")
     elif not os.access(folder, os.W_OK):
         raise UserError(f"--output_dir {folder} cannot be written; name another folder")
+    for path in find_chunks(folder).values():
+        check_same_run(path, read_about(path)["run"], run, remedy="name another --output_dir")
 
 
 def merge_chunks(folder: Path) -> SavedSums:

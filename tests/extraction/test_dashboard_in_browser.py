@@ -6,9 +6,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import compute_dashboard
+import compute_score
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,7 +38,6 @@ def planted_model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def scores_and_pages(
-    load_script_for_module: Callable[[str], ModuleType],
     planted_model: Path,
     legacy_sae: Path,
     fixture_tokens: Path,
@@ -60,9 +60,9 @@ def scores_and_pages(
     ]
     vocabulary = ["--tokens_str_path", str(fixtures_dir / "reason_tokens.json")]
     scores, pages = folder / "scores", folder / "pages"
-    load_script_for_module("extraction/compute_score.py").main([*flags, *vocabulary, "--output_dir", str(scores)])
+    compute_score.main([*flags, *vocabulary, "--output_dir", str(scores)])
     chosen = ["--scores_dir", str(scores), "--topk", str(FEATURES)]
-    load_script_for_module("extraction/compute_dashboard.py").main([*flags, *chosen, "--output_dir", str(pages)])
+    compute_dashboard.main([*flags, *chosen, "--output_dir", str(pages)])
     return scores, pages
 
 
