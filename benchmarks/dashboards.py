@@ -45,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
     from feature_pages.activations import store_activations
-    from feature_pages.pages import FeatureFacts, write_feature_page
+    from feature_pages.pages import FeatureFacts, token_text, write_feature_page
     from feature_pages.panels import Panels
-    from feature_pages.text import token_text
     from sae_lens.registry import get_sae_class
     from tqdm import tqdm
 
@@ -100,7 +99,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                     Path(name),
                     hook_name=hook_name,
                     rows_per_batch=args.minibatch_size_tokens,
-                    device=device,
                 )
             with timed("pages"), torch.no_grad():
                 panels = Panels(tokens, features, stored, sae=sae, unembedding=model.W_U, hook_name=hook_name)

@@ -108,8 +108,6 @@ class Plan(NamedTuple):
     groups: WordGroups
     run: dict[str, Any]
     """What determines the sums and scores, up to rounding."""
-    arithmetic: dict[str, Any]
-    """What determines their rounding."""
     record: dict[str, Any]
     """What run.json says of the run besides its counts."""
 
@@ -151,19 +149,14 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     }
     if args.num_chunks > 1:
         check_chunk_folder(args.output_dir, run)
-    report = vocabulary_report(spellings, encode, lambda token: tokenizer.convert_ids_to_tokens(token), inputs.tokens)
+    report = vocabulary_report(spellings, encode, tokenizer.convert_ids_to_tokens, inputs.tokens)
     print("\n".join(report), flush=True)
-    return Plan(
-        inputs if ranks.size == 1 else dataclasses.replace(inputs, tokenizer=None),
-        groups,
-        run,
-        arithmetic(args, ranks),
-        run_record(args, inputs, ranks),
-    )
+    record = run_record(args, inputs, ranks)
+    return Plan(inputs if ranks.size == 1 else dataclasses.replace(inputs, tokenizer=None), groups, run, record)
 
 
 def arithmetic(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    """What decides how sums are rounded: an unfinished pass is continued only under the same."""
+    """What decides how sums are rounded: an unfinished pass continues only if all of it is the same."""
     import torch
 
     device = resolve_device(args.device)
@@ -287,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from reasonscore.chunks import PassState
 
         name = f"chunk_{args.chunk_num}_rank_{ranks.rank}"
-        state = PassState(args.output_dir, name, {**plan.run, **plan.arithmetic})
+        state = PassState(args.output_dir, name, {**plan.run, **arithmetic(args, ranks)})
         sums = compute_sums(args, plan, ranks, state)
         if ranks.is_first:
             finish(args, plan, sums)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CDN_SCRIPT = re.compile(r'<script src="https?://[^"]*"></script>\s*')
-SILENT = "<p>It is not active anywhere on the text shown here.</p>"
+DEAD = "<p>It is not active anywhere on the text shown here.</p>"
 # red, green, blue; laid over the page, light or dark, so that text on them can be read.
 ACTIVE, LOWERED, RAISED = "255,140,0", "225,70,60", "70,130,245"
 VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\N{ZERO WIDTH SPACE}": "␣", "\N{NO-BREAK SPACE}": " "})
@@ -43,7 +43,7 @@ class FeatureFacts:
     """Among all features by ReasonScore, from 1."""
     score: float
     interval: tuple[float, float] | None
-    """95 % interval of the score, where there is one."""
+    """95 % interval of the score, if there is one."""
     max_activation: float
     """Over the scored text, in units where the decoder direction has norm 1."""
     firing_frequency: float
@@ -57,17 +57,13 @@ class FeatureFacts:
         return f"feature_{self.feature}.html"
 
     @property
-    def best_word(self) -> str:
-        return max(self.word_means, key=lambda pair: pair[1])[0]
-
-    @property
     def steering(self) -> str:
         """The arguments that steer with this feature; nine digits say a float32 exactly."""
         return f"sae_feature_idx={self.feature},sae_max_activation={self.max_activation:.9g}"
 
 
 class Snippet(NamedTuple):
-    """The text around a feature's highest activation; all empty where the feature never fires."""
+    """The text around a feature's highest activation; all empty if the feature never fires."""
 
     before: str
     peak: str
@@ -86,8 +82,8 @@ def write_assets(folder: Path) -> None:
             shutil.copy(file, assets)
     shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", assets)
     shutil.copy(mpld3.urls.D3_LOCAL, assets / "d3.min.js")
-    licences = importlib.metadata.distribution("plotly").read_text("licenses/LICENSE.txt")
-    (assets / "LICENSE.plotly.txt").write_text(licences or "plotly.js: MIT licence\n", encoding="utf-8")
+    licence = importlib.metadata.distribution("plotly").read_text("licenses/LICENSE.txt")
+    (assets / "LICENSE.plotly.txt").write_text(licence or "plotly.js: MIT licence\n", encoding="utf-8")
 
 
 def write_feature_page(
@@ -111,6 +107,8 @@ def write_feature_page(
     """
     from sae_dashboard.html_fns import HTML
 
+    rows = _columns(facts)
+    rows["active on"] += " of tokens"
     panels = data._get_html_data_feature_centric(layout, decode)
     _own_text_and_colours(panels.js_data, data, decode)
     script_data = {"AGGDATA": {}, "DASHBOARD_DATA": {str(facts.feature): panels.js_data}}
@@ -130,12 +128,14 @@ def write_feature_page(
             body = body.replace(unescaped, unescaped.replace("${tok}", "${escapeHtml(tok)}"))
         page = _template("feature.html").substitute(
             feature=facts.feature,
-            before=_neighbour(neighbours[0], "prev", "←", "previous"),
-            after=_neighbour(neighbours[1], "next", "→", "next"),
-            facts=_facts_list(facts),
+            before=_neighbour(neighbours[0], "prev", "← previous"),
+            after=_neighbour(neighbours[1], "next", "next →"),
+            facts="\n".join(
+                f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows.items() if name != "feature"
+            ),
             words=_word_rows(facts),
             steering=html.escape(facts.steering),
-            note="" if data.sequence_data.seq_group_data else SILENT,
+            note="" if data.sequence_data.seq_group_data else DEAD,
             panels=body,
         )
         path.write_text(page, encoding="utf-8")
@@ -177,8 +177,7 @@ def _shade(colour: str, share: float) -> str:
     return f"rgba({colour},{0.7 * share:.3f})"
 
 
-def _neighbour(facts: FeatureFacts | None, relation: str, arrow: str, name: str) -> str:
-    label = f"{arrow} {name}" if relation == "prev" else f"{name} {arrow}"
+def _neighbour(facts: FeatureFacts | None, relation: str, label: str) -> str:
     if facts is None:
         return f'<span aria-hidden="true">{label}</span>'
     return f'<a rel="{relation}" href="{facts.page}" title="feature {facts.feature}">{label}</a>'
@@ -189,29 +188,19 @@ def _number(value: float, shown: str) -> str:
     return f'<data value="{value:.9g}">{shown}</data>'
 
 
-def _score(facts: FeatureFacts) -> str:
+def _columns(facts: FeatureFacts) -> dict[str, str]:
+    """The numbers of a feature, by what they are called on the pages."""
     interval = ""
     if facts.interval is not None:
         interval = f' <small class="interval">[{facts.interval[0]:.3g}, {facts.interval[1]:.3g}]</small>'
-    return _number(facts.score, f"{facts.score:.3g}") + interval
-
-
-def _columns(facts: FeatureFacts) -> dict[str, str]:
-    """The numbers of a feature, by what they are called on the pages."""
     return {
         "rank": _number(facts.rank, f"{facts.rank:,}"),
         "feature": _number(facts.feature, f'<a href="{facts.page}">{facts.feature}</a>'),
-        "ReasonScore": _score(facts),
+        "ReasonScore": _number(facts.score, f"{facts.score:.3g}") + interval,
         "max activation": _number(facts.max_activation, f"{facts.max_activation:.4g}"),
         "active on": _number(facts.firing_frequency, f"{facts.firing_frequency:.3%}"),
         "entropy": _number(facts.entropy, f"{facts.entropy:.3f}"),
     }
-
-
-def _facts_list(facts: FeatureFacts) -> str:
-    rows = {name: value for name, value in _columns(facts).items() if name != "feature"}
-    rows["active on"] += " of tokens"
-    return "\n".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows.items())
 
 
 def _shares(facts: FeatureFacts) -> list[tuple[str, float, float]]:
@@ -234,7 +223,7 @@ def _word_bars(facts: FeatureFacts) -> str:
         f'<i style="height:{share:.0%}" title="{html.escape(word)} {mean:.3g}"></i>'
         for word, mean, share in _shares(facts)
     )
-    best = html.escape(facts.best_word)
+    best = html.escape(max(facts.word_means, key=lambda pair: pair[1])[0])
     return (
         f'<data value="{best}">{best}</data> '
         f'<span class="bars" role="img" aria-label="mean activations: {label}">{bars}</span>'
@@ -281,16 +270,15 @@ def span_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 def best_snippet(data: FeatureData, tokenizer: PreTrainedTokenizerBase) -> Snippet:
     """The text around the highest activation."""
     groups = data.sequence_data.seq_group_data
-    sequences = groups[0].seq_data if groups else []
-    best = max(sequences, key=lambda sequence: max(sequence.feat_acts), default=None)
+    best = max(groups[0].seq_data if groups else [], key=lambda sequence: max(sequence.feat_acts), default=None)
     if best is None:
         return Snippet("", "", "")
-    pairs = [pair for pair in zip(best.token_ids, best.feat_acts, strict=True) if pair[0] >= 0]
-    ids, activations = zip(*pairs, strict=True)
-    return _marked(tokenizer, ids, max(range(len(ids)), key=activations.__getitem__))
+    shown = [pair for pair in zip(best.token_ids, best.feat_acts, strict=True) if pair[0] >= 0]
+    ids, activations = zip(*shown, strict=True)
+    return marked(tokenizer, ids, activations.index(max(activations)))
 
 
-def _marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], peak: int) -> Snippet:
+def marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], peak: int) -> Snippet:
     """The text with the token at ``peak`` marked, and as few of its neighbours as make whole characters of it."""
     uncut = span_text(tokenizer, ids).count(CUT)
     # A character has at most four bytes.

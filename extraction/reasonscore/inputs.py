@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonscore.sae import CONFIG, SaeSource, check_fits, find_sae, load_sae
-from transformer_lens_r1.shared.arguments import (
-    DTYPES,
-    add_model_arguments,
-    int_list,
-    positive_int,
-    resolve_device,
-)
+from transformer_lens_r1.shared.arguments import DTYPES, add_model_arguments, int_list, positive_int, resolve_device
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import hash_file
 
@@ -39,12 +33,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     text.add_argument("--dataset_path", required=True, help="data set: folder or Hub id")
     text.add_argument("--dataset_revision", help="branch, tag or commit of the data set on the Hub")
     text.add_argument("--column_name", default="text", help="column of text, or of rows of token ids")
-    text.add_argument(
-        "--context_size", type=positive_int, help="tokens in a row made from text (default: the SAE's own)"
-    )
-    text.add_argument(
-        "--n_samples", type=positive_int, default=n_samples, help="rows of tokens, drawn by a seeded shuffle"
-    )
+    text.add_argument("--context_size", type=positive_int, help="tokens in a row made from text (default: the SAE's)")
+    text.add_argument("--n_samples", type=positive_int, default=n_samples, help="rows, drawn by a seeded shuffle")
     text.add_argument(
         "--ignore_tokens",
         type=int_list,
@@ -199,10 +189,10 @@ def ignored_ids(
     Raises:
         UserError: the user asked for an id that the model does not know.
     """
+    for token in choice or []:
+        if not 0 <= token < vocab_size:
+            raise UserError(f"--ignore_tokens {token}: the model knows ids 0 to {vocab_size - 1}")
     if choice is not None:
-        for token in choice:
-            if not 0 <= token < vocab_size:
-                raise UserError(f"--ignore_tokens {token}: the model knows ids 0 to {vocab_size - 1}")
         return choice
     if isinstance(excluded, list):
         return [int(token) for token in excluded]

@@ -233,7 +233,7 @@ def test_tokens_are_shown_as_people_write_them(tiny_llama: Path) -> None:
 
     ids = bytelevel.encode("a€uro", add_special_tokens=False)
     for peak in range(1, 4):  # whichever byte of it, the character is shown, and whole
-        assert tuple(pages_module._marked(bytelevel, ids, peak)) == ("a", "€", "uro")
+        assert tuple(pages_module.marked(bytelevel, ids, peak)) == ("a", "€", "uro")
 
     vocabulary = {"<unk>": 0, "<0xE2>": 1, "▁wait": 2, "hm": 3}
     model = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
