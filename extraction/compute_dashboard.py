@@ -62,22 +62,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def chosen_features(ranked: list[int], features: list[int] | None, topk: int) -> list[int]:
-    """The features to show, best first: those asked for, else the ``topk`` best.
-
-    Raises:
-        UserError: the SAE has no such feature.
-    """
-    if features is None:
-        return ranked[:topk]
-    if not features:
-        raise UserError("--features is empty: give indices like 12,99, or leave it out for the best by score")
-    for feature in features:
-        if not 0 <= feature < len(ranked):
-            raise UserError(f"--features {feature}: the SAE's features are 0 to {len(ranked) - 1}")
-    return sorted(set(features), key=ranked.index)
-
-
 def check_same_sae(saved: SavedScores, source: SaeSource, scores_dir: Path) -> None:
     """Raise `UserError` if the scores are known to be of another SAE.
 
@@ -96,16 +80,13 @@ def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:
     from feature_pages.pages import FeatureFacts
 
     row = {name: values[feature].tolist() for name, values in saved.statistics.items()}
-    interval = row.get("score_low", math.nan), row.get("score_high", math.nan)
+    has_interval = not math.isnan(row.get("score_low", math.nan))  # only the best have one
     return FeatureFacts(
         feature=feature,
         rank=rank,
-        score=row["score"],
-        interval=None if math.isnan(interval[0]) else interval,
-        max_activation=row["max_activation"],
-        firing_frequency=row["firing_frequency"],
-        entropy=row["entropy"],
+        interval=(row["score_low"], row["score_high"]) if has_interval else None,
         word_means=tuple(zip(saved.words, row["word_means"], strict=True)),
+        **{name: row[name] for name in ("score", "max_activation", "firing_frequency", "entropy")},
     )
 
 
@@ -240,9 +221,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reasonscore.results import rank_features, read_scores
 
     saved = read_scores(args.scores_dir)
+    for feature in args.features or ():
+        if not 0 <= feature < len(saved.statistics["score"]):
+            raise UserError(f"--features {feature}: the SAE's features are 0 to {len(saved.statistics['score']) - 1}")
     check_same_sae(saved, find_sae(args.sae_path, args.sae_id, revision=args.sae_revision), args.scores_dir)
     ranked = rank_features(saved.statistics["score"]).tolist()
-    features = chosen_features(ranked, args.features, args.topk)
+    features = sorted(set(args.features or ranked[: args.topk]), key=ranked.index)
     check_push(args)
     if args.ignore_tokens is None:  # the same positions as the scores are about
         args.ignore_tokens = saved.run.get("ignored_ids")

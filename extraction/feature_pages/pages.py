@@ -149,8 +149,8 @@ def _own_text_and_colours(js_data: dict[str, Any], data: FeatureData, decode: Ca
     """Change what the page script gets for each token.
 
     The text is the token's own (SAEDashboard takes ``&lt;`` in it for ``<``); colours are laid over the page's own, so
-    that they read on a dark one too; and what stands for the end of a row goes. So do the histograms' ticks, of which
-    there are ten thousands where all values are below 0.3: without them plotly chooses.
+    that they read on a dark one too; and the tokens that mark the end of a row go. So do the histograms' ticks, of
+    which there are tens of thousands if all values are below 0.3: without them plotly chooses.
     """
     highest = data.sequence_data.max_feat_act
     for group in js_data.get("tokenData", {}).values():

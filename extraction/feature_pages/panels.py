@@ -34,7 +34,7 @@ SHOWN_AROUND = 10
 """Tokens shown before and after an activating one, as far as its row has them."""
 TOP_SEQUENCES = 20
 NO_TOKEN = -1
-"""Stands in a sequence where its row has ended; never shown."""
+"""Fills a sequence beyond the end of its row; never shown."""
 
 
 class _WholeRows(SequenceDataGenerator):
@@ -100,7 +100,7 @@ class Panels:
             height=None,
         )
         # Of a feature that is not active on this text there are no activations to show.
-        self.silent_layout = SaeVisLayoutConfig(columns=[Column(*logits), Column(FeatureTablesConfig())], height=None)
+        self.dead_layout = SaeVisLayoutConfig(columns=[Column(*logits), Column(FeatureTablesConfig())], height=None)
         config = SaeVisConfig(hook_point=hook_name, features=self.features, feature_centric_layout=self.layout)
         self._sequences = _WholeRows(config, tokens, unembedding)
 
@@ -131,7 +131,7 @@ class Panels:
                 logits_table_data=get_logits_table_data(logits, n_rows=self.layout.logits_table_cfg.n_rows),
             )
             if not len(active):
-                return data, self.silent_layout
+                return data, self.dead_layout
             data.acts_histogram_data = ActsHistogramData.from_data(
                 data=active,
                 n_bins=self.layout.act_hist_cfg.n_bins,

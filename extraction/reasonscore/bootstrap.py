@@ -55,7 +55,7 @@ def bootstrap_top_features(sums: ActivationSums, *, alpha: float, k: int, n_resa
     Args:
         sums: of all features of the SAE, on the CPU.
         alpha: as for `reason_scores`.
-        k: how many features; all of them where the SAE has fewer.
+        k: how many features; all of them if the SAE has fewer.
         n_resamples: at least 1; 1,000 give interval ends that vary by a few per cent of the interval's width.
         seed: of the draws.
     """

@@ -11,9 +11,9 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,16 +25,8 @@ from transformer_lens_r1.shared.files import atomic_file, check_output_folder
 from transformer_lens_r1.shared.same_run import check_same_run
 
 
-class SavedSums(NamedTuple):
-    """Sums read back."""
-
-    sums: ActivationSums
-    about: dict[str, Any]
-    """What they were saved with; under ``run``, what determines them."""
-
-
 def save_sums(path: Path, sums: ActivationSums, about: Mapping[str, Any]) -> None:
-    """Write sums with what is to be known about them; what lay at ``path`` stays until the new file is whole."""
+    """Write sums, and what is to be known about them; under ``run``, what determines them."""
     tensors = {field.name: getattr(sums, field.name).cpu().contiguous() for field in fields(sums)}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata={"about": json.dumps(about, ensure_ascii=False)})
@@ -53,14 +45,10 @@ def read_about(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a file of sums, or damaged: delete it to compute it again") from error
 
 
-def load_sums(path: Path) -> SavedSums:
-    """Read back what `save_sums` wrote, onto the CPU.
-
-    Raises:
-        UserError: it is damaged, or not a file of sums.
-    """
+def load_sums(path: Path) -> tuple[ActivationSums, dict[str, Any]]:
+    """Read back what `save_sums` wrote, onto the CPU; errors are those of `read_about`."""
     about = read_about(path)
-    return SavedSums(ActivationSums(**load_file(path)), about)
+    return ActivationSums(**load_file(path)), about
 
 
 class PassState:
@@ -90,8 +78,8 @@ class PassState:
         """The sums so far and the next row, or None if there is no state."""
         if not self.path.is_file():
             return None
-        saved = load_sums(self.path)
-        return saved.sums, saved.about["next_row"]
+        sums, about = load_sums(self.path)
+        return sums, about["next_row"]
 
     def save(self, sums: ActivationSums, next_row: int) -> None:
         """Keep the sums over the rows before ``next_row``."""
@@ -143,8 +131,8 @@ def check_chunk_folder(folder: Path, run: Mapping[str, Any]) -> None:
         check_same_run(path, read_about(path)["run"], run, remedy="name another --output_dir")
 
 
-def merge_chunks(folder: Path) -> SavedSums:
-    """The sums of all features from the chunks of one run, and what the first chunk says about the run.
+def merge_chunks(folder: Path) -> tuple[ActivationSums, dict[str, Any]]:
+    """The sums of all features from the chunks of one run, and what the first chunk was saved with.
 
     Raises:
         UserError: no chunks, a missing one, or chunks of different runs.
@@ -152,10 +140,10 @@ def merge_chunks(folder: Path) -> SavedSums:
     paths = find_chunks(folder)
     if not paths:
         raise UserError(f"no chunks in {folder}: expected files like {chunk_path(folder, 0, 3).name}")
-    parts = [load_sums(path) for path in paths.values()]
-    sums, about = parts[0]
-    for part, path in zip(parts, paths.values(), strict=True):
-        check_same_run(path, part.about["run"], about["run"], remedy=f"{folder} must hold the chunks of one run")
+    parts = {path: load_sums(path) for path in paths.values()}
+    first, about = next(iter(parts.values()))
+    for path, (_, other) in parts.items():
+        check_same_run(path, other["run"], about["run"], remedy=f"{folder} must hold the chunks of one run")
     n_chunks = about["run"]["--num_chunks"]
     missing = [str(chunk) for chunk in range(n_chunks) if chunk not in paths]
     if missing:
@@ -163,8 +151,8 @@ def merge_chunks(folder: Path) -> SavedSums:
             f"{folder} lacks chunk {', '.join(missing)} of 0 to {n_chunks - 1}: run compute_score.py --chunk_num for it"
         )
 
-    def joined(name: str) -> torch.Tensor:
-        return torch.cat([getattr(part.sums, name) for part in parts], dim=-1)
-
-    by_feature = {name: joined(name) for name in ("by_block", "n_active", "maximum")}
-    return SavedSums(ActivationSums(**{**vars(sums), **by_feature}), about)
+    by_feature = {
+        name: torch.cat([getattr(sums, name) for sums, _ in parts.values()], dim=-1)
+        for name in ("by_block", "n_active", "maximum")
+    }
+    return replace(first, **by_feature), about

@@ -42,7 +42,7 @@ def sum_activations(
 ) -> ActivationSums:
     """Sums of features' activations over each set of positions.
 
-    On CUDA the host waits for the device only where a state is saved, after the first batch and at the end.
+    On CUDA the host waits for the device only to save a state, after the first batch and at the end.
 
     Args:
         model: loaded at least up to the hook point.
