@@ -53,7 +53,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     shown.add_argument("--scores_dir", type=Path, required=True, help="folder that compute_score.py wrote")
     shown.add_argument("--topk", type=positive_int, default=100, help="how many of the best features to show")
     shown.add_argument("--features", type=int_list, help="show these instead, like 12,99")
-    shown.add_argument("--output_dir", type=Path, help="folder for the pages (required)")
+    shown.add_argument("--output_dir", type=Path, required=True, help="folder for the pages")
     shown.add_argument("--separate_files", action="store_true", help="a page for each feature: always so")
     shown.add_argument("--hf_repo", help="push the folder to this repository of the Hub too, as user/name")
     shown.add_argument("--hf_repo_type", choices=("space", "dataset"), default="space", help="what to push it as")
@@ -214,11 +214,10 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    if args.output_dir is None:
-        raise UserError("nowhere to put the pages: give --output_dir DIR")
     check_output_folder(args.output_dir, RECORD)  # not index.html: any web site has one
 
-    from reasonscore.results import rank_features, read_scores
+    from reasonscore.results import read_scores
+    from reasonscore.score import rank_features
 
     saved = read_scores(args.scores_dir)
     for feature in args.features or ():

@@ -74,7 +74,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     score.add_argument("--alpha", type=non_negative_float, default=0.7, help="weight of the entropy over the words")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", type=Path, help="folder for the scores (required)")
+    output.add_argument("--output_dir", type=Path, required=True, help="folder for the scores")
     output.add_argument("--topk", type=positive_int, default=100, help="best features in the table and the pictures")
     output.add_argument(
         "--quantile", type=fraction, default=0.997, help="of all scores, marked in the picture (197 of 65,536 above it)"
@@ -118,8 +118,6 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     Raises:
         UserError: something is missing or does not fit, or the output folder holds something else.
     """
-    if args.output_dir is None:
-        raise UserError("nowhere to put the scores: give --output_dir DIR")
     if args.chunk_num >= args.num_chunks:
         raise UserError(
             f"--chunk_num {args.chunk_num}: with --num_chunks {args.num_chunks} chunks are 0 to {args.num_chunks - 1}"
@@ -134,8 +132,6 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     spellings = read_vocabulary(args.tokens_str_path)
     inputs = load_inputs(args)
     tokenizer = inputs.tokenizer
-    if args.num_chunks > inputs.source.d_sae:
-        raise UserError(f"--num_chunks {args.num_chunks}: the SAE has only {inputs.source.d_sae} features")
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)

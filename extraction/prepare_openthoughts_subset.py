@@ -67,7 +67,7 @@ def make_subset(
     """The stratified sample with the columns `text` and `domain`, and index and fault of each malformed row left out.
 
     Raises:
-        UserError: more than the part `max_bad_rows` of the rows of `where` is malformed, or all are.
+        UserError: more than the part `max_bad_rows` of the rows of `where` is malformed.
     """
     from tqdm import tqdm
 
@@ -84,8 +84,6 @@ def make_subset(
             if too_many_bad_rows(len(faults), len(dataset), max_bad_rows):
                 break
     check_bad_rows(faults, n_records=len(dataset), max_bad_rows=max_bad_rows, where=where)
-    if not good:
-        raise UserError(f"none of the {len(dataset)} rows is an OpenThoughts record of a known domain")
     dataset = dataset.select(good)
     subset = dataset.select(stratified_rows(dataset["domain"][:], num_samples, seed)).map(
         lambda sample: {"text": format_openthoughts(sample)}, load_from_cache_file=False, desc="formatting"

@@ -283,7 +283,7 @@ def test_every_mistake_is_one_line_and_the_last_result_stays(
     Dataset.from_dict({"tokens": [[1, 900]]}).to_parquet(tmp_path / "foreign" / "rows.parquet")
     deep = make_sae(d_in=256, name="deep", hook_name="blocks.4.hook_resid_post")
     mistakes = {
-        "give --output_dir": {"output_dir": None},
+        "are required: --output_dir": {"output_dir": None},
         "holds other files": {"output_dir": tmp_path / "others"},
         "is empty": {"tokens_str_path": empty},
         "no model folder": {"model_path": tmp_path / "none"},
