@@ -138,17 +138,17 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
 
     groups = group_spellings(spellings, encode)
     settings = ("alpha", "topk", "quantile", "n_bootstrap", "expand_range", "num_chunks")
-    run = {
+    identity = {
         **{f"--{name}": getattr(args, name) for name in settings},
         **input_identity(args, inputs),
         "--tokens_str_path": groups,
     }
     if args.num_chunks > 1:
-        check_chunk_folder(args.output_dir, run)
+        check_chunk_folder(args.output_dir, identity)
     report = vocabulary_report(spellings, encode, tokenizer.convert_ids_to_tokens, inputs.tokens)
     print("\n".join(report), flush=True)
     record = run_record(args, inputs, ranks)
-    return Plan(inputs if ranks.size == 1 else dataclasses.replace(inputs, tokenizer=None), groups, run, record)
+    return Plan(inputs if ranks.size == 1 else dataclasses.replace(inputs, tokenizer=None), groups, identity, record)
 
 
 def arithmetic(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:

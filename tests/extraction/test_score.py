@@ -26,13 +26,6 @@ def test_membership_equals_a_loop_over_positions(window: tuple[int, int], ignore
         assert [{tuple(index) for index in got[:, s].nonzero().tolist()} for s in range(got.shape[1])] == expected
 
 
-def test_windows_are_cut_at_the_row_and_never_cancel() -> None:
-    tokens = torch.tensor([[3, 0, 0, 0, 3], [0, 0, 0, 0, 0]])
-    sets = core.find_membership(tokens, {"c": [(3,)]}, left=2, right=1).sets
-    assert sets[:, 0].int().tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
-    assert sets[:, 2].int().tolist() == [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
-
-
 def test_matches_are_counted_by_spelling_start() -> None:
     tokens = torch.tensor([[1, 2, 1, 2, 1], [3, 3, 0, 1, 2]])
     matches = core.find_membership(tokens, GROUPS, left=1, right=2, ignored_ids=[3]).matches
@@ -127,13 +120,6 @@ def test_each_block_holds_the_sums_of_its_own_rows() -> None:
         assert sums.positions_by_block[block].tolist() == part.n_positions.tolist()
         sizes.append(len(own))
     assert sum(sizes) == 11 and max(sizes) - min(sizes) <= 1
-
-
-def test_one_word_has_entropy_one_and_a_word_that_never_occurs_lowers_it() -> None:
-    one = core.reason_scores(torch.tensor([[4.0], [4.0], [1.0]]), torch.tensor([2, 2, 5]), alpha=0.7)
-    assert one.entropy.item() == 1
-    two = core.reason_scores(torch.tensor([[4.0], [0.0], [4.0], [1.0]]), torch.tensor([2, 0, 2, 5]), alpha=0.7)
-    assert two.entropy.item() == pytest.approx(0, abs=1e-9) and two.score.isfinite().all()
 
 
 def test_a_part_of_the_features_can_be_added_up_over_ranks() -> None:
