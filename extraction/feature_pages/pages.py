@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from transformer_lens_r1.shared.files import atomic_file
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CDN_SCRIPT = re.compile(r'<script src="https?://[^"]*"></script>\s*')
-DEAD = "<p>It is not active anywhere on the text shown here.</p>"
 # red, green, blue; laid over the page, light or dark, so that text on them can be read.
 ACTIVE, LOWERED, RAISED = "255,140,0", "225,70,60", "70,130,245"
 VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\N{ZERO WIDTH SPACE}": "␣", "\N{NO-BREAK SPACE}": " "})
@@ -55,6 +55,16 @@ class FeatureFacts:
     @property
     def page(self) -> str:
         return f"feature_{self.feature}.html"
+
+    @property
+    def best_word(self) -> str:
+        return max(self.word_means, key=lambda pair: pair[1])[0]
+
+    @property
+    def shares(self) -> list[tuple[str, float, float]]:
+        """Each word, its mean activation, and that as a share of the largest."""
+        highest = max(mean for _, mean in self.word_means)
+        return [(word, mean, max(0.0, mean) / highest if highest > 0 else 0.0) for word, mean in self.word_means]
 
     @property
     def steering(self) -> str:
@@ -107,8 +117,6 @@ def write_feature_page(
     """
     from sae_dashboard.html_fns import HTML
 
-    rows = _columns(facts)
-    rows["active on"] += " of tokens"
     panels = data._get_html_data_feature_centric(layout, decode)
     _own_text_and_colours(panels.js_data, data, decode)
     script_data = {"AGGDATA": {}, "DASHBOARD_DATA": {str(facts.feature): panels.js_data}}
@@ -126,23 +134,16 @@ def write_feature_page(
             if "tokenData" in panels.js_data and body.count(unescaped) != times:
                 raise RuntimeError(f"SAEDashboard's page script has changed: {unescaped} is not there {times} times")
             body = body.replace(unescaped, unescaped.replace("${tok}", "${escapeHtml(tok)}"))
-        page = _template("feature.html").substitute(
-            feature=facts.feature,
-            before=_neighbour(neighbours[0], "prev", "← previous"),
-            after=_neighbour(neighbours[1], "next", "next →"),
-            facts="\n".join(
-                f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows.items() if name != "feature"
-            ),
-            words=_word_rows(facts),
-            steering=html.escape(facts.steering),
-            note="" if data.sequence_data.seq_group_data else DEAD,
-            panels=body,
-        )
+        before, after = neighbours
+        dead = not data.sequence_data.seq_group_data
+        page = _fill("feature.html", facts=facts, before=before, after=after, dead=dead, panels=body)
         path.write_text(page, encoding="utf-8")
 
 
-def _template(name: str) -> Template:
-    return Template((ASSETS / name).read_text(encoding="utf-8"))
+def _fill(template: str, **values: Any) -> str:
+    environment = Environment(loader=FileSystemLoader(ASSETS), undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["e"] = html.escape
+    return environment.get_template(template).render(values)
 
 
 def _own_text_and_colours(js_data: dict[str, Any], data: FeatureData, decode: Callable[[Any], Any]) -> None:
@@ -175,59 +176,6 @@ def _own_text_and_colours(js_data: dict[str, Any], data: FeatureData, decode: Ca
 
 def _shade(colour: str, share: float) -> str:
     return f"rgba({colour},{0.7 * share:.3f})"
-
-
-def _neighbour(facts: FeatureFacts | None, relation: str, label: str) -> str:
-    if facts is None:
-        return f'<span aria-hidden="true">{label}</span>'
-    return f'<a rel="{relation}" href="{facts.page}" title="feature {facts.feature}">{label}</a>'
-
-
-def _number(value: float, shown: str) -> str:
-    """A number as people read it, with the exact one in its element's attribute."""
-    return f'<data value="{value:.9g}">{shown}</data>'
-
-
-def _columns(facts: FeatureFacts) -> dict[str, str]:
-    """The numbers of a feature, by what they are called on the pages."""
-    interval = ""
-    if facts.interval is not None:
-        interval = f' <small class="interval">[{facts.interval[0]:.3g}, {facts.interval[1]:.3g}]</small>'
-    return {
-        "rank": _number(facts.rank, f"{facts.rank:,}"),
-        "feature": _number(facts.feature, f'<a href="{facts.page}">{facts.feature}</a>'),
-        "ReasonScore": _number(facts.score, f"{facts.score:.3g}") + interval,
-        "max activation": _number(facts.max_activation, f"{facts.max_activation:.4g}"),
-        "active on": _number(facts.firing_frequency, f"{facts.firing_frequency:.3%}"),
-        "entropy": _number(facts.entropy, f"{facts.entropy:.3f}"),
-    }
-
-
-def _shares(facts: FeatureFacts) -> list[tuple[str, float, float]]:
-    """Each word, its mean activation, and that as a share of the largest."""
-    highest = max(mean for _, mean in facts.word_means)
-    return [(word, mean, max(0.0, mean) / highest if highest > 0 else 0.0) for word, mean in facts.word_means]
-
-
-def _word_rows(facts: FeatureFacts) -> str:
-    return "\n".join(
-        f'<tr><th scope="row">{html.escape(word)}</th><td>{_number(mean, f"{mean:.3g}")}</td>'
-        f'<td class="bar"><i style="width:{share:.1%}"></i></td></tr>'
-        for word, mean, share in _shares(facts)
-    )
-
-
-def _word_bars(facts: FeatureFacts) -> str:
-    label = html.escape(", ".join(f"{word} {mean:.3g}" for word, mean in facts.word_means))
-    bars = "".join(
-        f'<i style="height:{share:.0%}" title="{html.escape(word)} {mean:.3g}"></i>'
-        for word, mean, share in _shares(facts)
-    )
-    best = html.escape(max(facts.word_means, key=lambda pair: pair[1])[0])
-    return (
-        f'<data value="{best}">{best}</data> '
-        f'<span class="bars" role="img" aria-label="mean activations: {label}">{bars}</span>'
-    )
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
@@ -299,19 +247,6 @@ def write_index(folder: Path, rows: Sequence[tuple[FeatureFacts, Snippet]], *, t
         title: plain text.
         about: one line on model, SAE and text; plain text.
     """
-    lines = []
-    for facts, snippet in rows:
-        before, peak, after = (html.escape(part) for part in snippet)
-        cells = "".join(
-            f'<td class="number" data-label="{name}">{value}</td>' for name, value in _columns(facts).items()
-        )
-        text = f"{before}<mark>{peak}</mark>{after}" if peak else '<span class="quiet">not active on this text</span>'
-        lines.append(
-            f'<tr>{cells}<td class="words" data-label="words">{_word_bars(facts)}</td>'
-            f'<td class="snippet" data-label="most active at">{text}</td></tr>'
-        )
     words = ", ".join(word for word, _ in rows[0][0].word_means)
-    page = _template("index.html").substitute(
-        title=html.escape(title), about=html.escape(about), words=html.escape(words), rows="\n".join(lines)
-    )
+    page = _fill("index.html", title=title, about=about, words=words, rows=rows)
     (folder / "index.html").write_text(page, encoding="utf-8")
