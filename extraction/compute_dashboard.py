@@ -102,15 +102,9 @@ def check_push(args: argparse.Namespace) -> None:
 
 
 def begin(folder: Path, run: dict[str, Any], n_bytes: int) -> None:
-    """Make the folder for unfinished work, or find in it the work of the same command.
+    """Make the folder for unfinished work, or find in it the work of a run that depends on the same.
 
-    Args:
-        folder: where the work lies until all is done.
-        run: everything the pages depend on.
-        n_bytes: what the activations take in the folder.
-
-    Raises:
-        UserError: another command's work, or other files, lie there, or the disk is too full.
+    The activations will take ``n_bytes`` in it: a full disk would end the run after hours.
     """
     if (folder / BEGUN).is_file():
         begun = json.loads((folder / BEGUN).read_text(encoding="utf-8"))

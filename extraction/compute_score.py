@@ -113,11 +113,7 @@ class Plan(NamedTuple):
 
 
 def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
-    """Check everything, make the rows of tokens and say how the vocabulary meets them.
-
-    Raises:
-        UserError: something is missing or does not fit, or the output folder holds something else.
-    """
+    """Check everything, make the rows of tokens and say how the vocabulary meets them."""
     if args.chunk_num >= args.num_chunks:
         raise UserError(
             f"--chunk_num {args.chunk_num}: with --num_chunks {args.num_chunks} chunks are 0 to {args.num_chunks - 1}"
@@ -189,11 +185,7 @@ def run_record(args: argparse.Namespace, inputs: Inputs, ranks: Ranks) -> dict[s
 
 
 def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: PassState) -> ActivationSums:
-    """Load model and SAE and pass over this rank's rows; on the first rank, the sums over all rows.
-
-    Raises:
-        UserError: weights are damaged, or activations are not finite.
-    """
+    """Load model and SAE and pass over this rank's rows; on the first rank, the sums over all rows."""
     from reasonscore.chunks import chunk_features
     from reasonscore.one_pass import add_over_ranks, sum_activations
 
