@@ -44,10 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--layer {args.layer}: the model has layers 0 to {config.num_hidden_layers - 1}")
 
     import torch
-    from dashboard_activations import store_activations
-    from dashboard_pages import FeatureFacts, write_feature_page
-    from dashboard_panels import Panels
-    from dashboard_text import token_text
+    from feature_pages.activations import store_activations
+    from feature_pages.pages import FeatureFacts, token_text, write_feature_page
+    from feature_pages.panels import Panels
     from sae_lens.registry import get_sae_class
     from tqdm import tqdm
 
@@ -100,7 +99,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                     Path(name),
                     hook_name=hook_name,
                     rows_per_batch=args.minibatch_size_tokens,
-                    device=device,
                 )
             with timed("pages"), torch.no_grad():
                 panels = Panels(tokens, features, stored, sae=sae, unembedding=model.W_U, hook_name=hook_name)

@@ -107,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     import torch
-    from reason_score import group_spellings
-    from sae_io import encoder_blocks
-    from scoring_pass import sum_activations
-    from text_rows import sample_rows
+    from reasonscore.inputs import sample_rows
+    from reasonscore.one_pass import sum_activations
+    from reasonscore.sae import encoder_blocks
+    from reasonscore.score import group_spellings
 
     from transformer_lens_r1 import load_config, load_model, load_tokenizer, residual_stream
     from transformer_lens_r1.shared.data import load_rows
@@ -156,12 +156,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
     def floor(sae: SAE, rows: int) -> None:
-        encoders = [encoder for _, encoder in encoder_blocks(sae, args.minibatch_size_features)]
+        encoders = [encode for _, encode in encoder_blocks(sae, args.minibatch_size_features)]
         with torch.no_grad():
             for batch in tokens[:rows].split(args.minibatch_size_tokens):
                 residual = residual_stream(model, batch, hook_name)
-                for encoder in encoders:
-                    encoder.encode(residual)
+                for encode in encoders:
+                    encode(residual)
 
     def of_48(sae: SAE, index: int) -> None:
         start = index * FEATURES_A_PASS

@@ -16,26 +16,27 @@ Memory holds one batch of rows, and one feature's activations.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inputs import Inputs, add_input_arguments, load_inputs, model_identity
-from sae_io import SaeSource, find_sae, load_sae
+from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load_inputs, load_weights
+from reasonscore.sae import SaeSource, find_sae
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.shared.errors import UserError, run
 from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
 from transformer_lens_r1.shared.hub import check_hub_access, push_folder
+from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
-    from dashboard_pages import FeatureFacts, Snippet
-    from score_files import SavedScores
+    from feature_pages.pages import FeatureFacts, Snippet
+    from reasonscore.results import SavedScores
 
 RECORD = "dashboards.json"
 BEGUN = "begun.json"
@@ -52,7 +53,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     shown.add_argument("--scores_dir", type=Path, required=True, help="folder that compute_score.py wrote")
     shown.add_argument("--topk", type=positive_int, default=100, help="how many of the best features to show")
     shown.add_argument("--features", type=int_list, help="show these instead, like 12,99")
-    shown.add_argument("--output_dir", type=Path, help="folder for the pages (required)")
+    shown.add_argument("--output_dir", type=Path, required=True, help="folder for the pages")
     shown.add_argument("--separate_files", action="store_true", help="a page for each feature: always so")
     shown.add_argument("--hf_repo", help="push the folder to this repository of the Hub too, as user/name")
     shown.add_argument("--hf_repo_type", choices=("space", "dataset"), default="space", help="what to push it as")
@@ -61,29 +62,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def chosen_features(ranked: list[int], features: list[int] | None, topk: int) -> list[int]:
-    """The features to show, best first: those asked for, else the ``topk`` best.
-
-    Raises:
-        UserError: a feature the SAE has not.
-    """
-    if features is None:
-        return ranked[:topk]
-    if not features:
-        raise UserError("--features is empty: give indices like 12,99, or leave it out for the best by score")
-    for feature in features:
-        if not 0 <= feature < len(ranked):
-            raise UserError(f"--features {feature}: the SAE's features are 0 to {len(ranked) - 1}")
-    wanted = set(features)
-    return [feature for feature in ranked if feature in wanted]
-
-
 def check_same_sae(saved: SavedScores, source: SaeSource, scores_dir: Path) -> None:
-    """Raise `UserError` where the scores are known to be of another SAE.
+    """Raise `UserError` if the scores are known to be of another SAE.
 
     Some releases have no file of weights to hash; then only the number of features can be compared.
     """
-    hashes = saved.run["sae"]["weights_sha256"], source.weights_hash()
+    hashes = saved.run["sae"]["weights_sha256"], source.weights_sha256
     same_size = len(saved.statistics["score"]) == source.d_sae
     if not same_size or (None not in hashes and hashes[0] != hashes[1]):
         raise UserError(
@@ -91,87 +75,54 @@ def check_same_sae(saved: SavedScores, source: SaeSource, scores_dir: Path) -> N
         )
 
 
-def score_interval(saved: SavedScores, feature: int) -> tuple[float, float] | None:
-    """The 95 % interval of a feature's score; None where the scores hold none for it."""
-    low, high = (saved.statistics.get(name) for name in ("score_low", "score_high"))
-    if low is None or high is None:
-        return None
-    interval = low[feature].item(), high[feature].item()
-    return interval if all(math.isfinite(end) for end in interval) else None
-
-
 def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:
     """What the scores say about one feature."""
-    from dashboard_pages import FeatureFacts
+    from feature_pages.pages import FeatureFacts
 
-    row = {name: values[feature] for name, values in saved.statistics.items()}
+    row = {name: values[feature].tolist() for name, values in saved.statistics.items()}
+    has_interval = not math.isnan(row.get("score_low", math.nan))  # only the best have one
     return FeatureFacts(
         feature=feature,
         rank=rank,
-        score=row["score"].item(),
-        interval=score_interval(saved, feature),
-        max_activation=row["max_activation"].item(),
-        firing_frequency=row["firing_frequency"].item(),
-        entropy=row["entropy"].item(),
-        word_means=tuple(zip(saved.words, row["word_means"].tolist(), strict=True)),
+        interval=(row["score_low"], row["score_high"]) if has_interval else None,
+        word_means=tuple(zip(saved.words, row["word_means"], strict=True)),
+        **{name: row[name] for name in ("score", "max_activation", "firing_frequency", "entropy")},
     )
 
 
-def what_is_computed(
-    args: argparse.Namespace, features: list[int], inputs: Inputs, saved: SavedScores
-) -> dict[str, Any]:
-    """All that the pages follow from; an unfinished run is continued by one that agrees in it."""
-    return {
-        "the model (--model_path)": model_identity(args.model_path, args.revision),
-        "the versions of libraries": {name: version(name) for name in LIBRARIES},
-        "--dtype": args.dtype,
-        "--sae_path and --sae_id": str(inputs.source),
-        "--sae_dtype": args.sae_dtype,
-        "the SAE's weights": inputs.source.weights_hash(),
-        "the scores": saved.digest(),
-        "the features shown (--topk, --features)": features,
-        "--n_samples": len(inputs.tokens),
-        "the text's tokens": hashlib.sha256(inputs.tokens.numpy().tobytes()).hexdigest(),
-        "--ignore_tokens": inputs.ignored,
-        "--seed": args.seed,
-    }
+def check_push(args: argparse.Namespace) -> None:
+    """Raise `UserError` if ``--hf_repo`` asks for a push that the Hub would refuse, before any work is done."""
+    if args.hf_repo is None:
+        return
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", args.hf_repo):
+        raise UserError(f"--hf_repo {args.hf_repo!r}: expected user/name")
+    account = argparse.Namespace(hf_user=args.hf_repo.split("/")[0], hf_token=args.hf_token, private=args.private)
+    # A data set of pages has no provenance.json, by which token data sets are told from foreign ones.
+    check_hub_access(account, repo_id=args.hf_repo if args.hf_repo_type == "space" else None, repo_type="space")
 
 
-def begin(folder: Path, computed: dict[str, Any], n_bytes: int) -> None:
-    """Make the folder for unfinished work, or find in it the work of the same command.
+def begin(folder: Path, run: dict[str, Any], n_bytes: int) -> None:
+    """Make the folder for unfinished work, or find in it the work of a run that depends on the same.
 
-    Args:
-        folder: where the work lies until all is done.
-        computed: what `what_is_computed` gave.
-        n_bytes: what the activations take in it.
-
-    Raises:
-        UserError: another command's work, or other files, lie there, or the disk is too full.
+    The activations will take ``n_bytes`` in it: a full disk would end the run after hours.
     """
     if (folder / BEGUN).is_file():
         begun = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-        other = [name for name, value in computed.items() if begun.get(name) != value]
-        if other:
-            raise UserError(
-                f"{folder} holds an unfinished run that differs in {', '.join(other)}: "
-                "repeat its command to finish it, or delete that folder to start over"
-            )
+        check_same_run(folder, begun, run, remedy="repeat its command to finish it, or delete it to start over")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}, where unfinished work goes, holds other files: move them, or name another folder")
+    check_output_folder(folder, BEGUN, name="the folder for unfinished work,")
     free = shutil.disk_usage(folder.parent).free
     if free < n_bytes + SPARE_BYTES:
         raise UserError(
             f"the activations take {n_bytes / 1e9:.1f} GB beside --output_dir, where {free / 1e9:.1f} GB are free: "
             "choose another disk, a smaller --topk, or a smaller --n_samples"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / BEGUN, computed)
+    write_json(folder / BEGUN, run)
 
 
 def finished_snippets(folder: Path, facts: Sequence[FeatureFacts]) -> dict[int, Snippet]:
     """The snippets of the features whose pages are complete: the snippet is written after the page."""
-    from dashboard_pages import Snippet
+    from feature_pages.pages import Snippet
 
     files = {fact.feature: folder / f"snippet_{fact.feature}.json" for fact in facts}
     return {
@@ -184,29 +135,16 @@ def finished_snippets(folder: Path, facts: Sequence[FeatureFacts]) -> dict[int, 
 def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args: argparse.Namespace) -> None:
     """Run the model over the text, then write each feature's page and snippet into ``folder``; keep finished ones."""
     import torch
-    from dashboard_activations import store_activations
-    from dashboard_pages import best_snippet, write_feature_page
-    from dashboard_panels import Panels
-    from dashboard_text import token_text
+    from feature_pages.activations import store_activations
+    from feature_pages.pages import best_snippet, token_text, write_feature_page
+    from feature_pages.panels import Panels
     from tqdm import tqdm
-
-    from transformer_lens_r1 import load_model
 
     finished = finished_snippets(folder, facts)
     if len(finished) == len(facts):
         return
-    features = [fact.feature for fact in facts]
-    sae = load_sae(inputs.source, device=inputs.device, dtype=args.sae_dtype)
-    model = load_model(
-        args.model_path,
-        device=inputs.device,
-        dtype=args.dtype,
-        n_layers=inputs.layer + 1,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-        tokenizer=inputs.tokenizer,
-    )
-    hook_name = inputs.source.hook_name
+    features, hook_name = [fact.feature for fact in facts], inputs.source.hook_name
+    model, sae = load_weights(args, inputs)
     stored = store_activations(
         model,
         sae,
@@ -217,31 +155,24 @@ def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args
         ignored_ids=inputs.ignored,
         rows_per_batch=args.minibatch_size_tokens,
         features_per_block=args.minibatch_size_features,
-        device=inputs.device,
     )
-    with torch.no_grad():
+    decode = token_text(inputs.tokenizer)
+    with torch.no_grad(), tqdm(total=len(facts), initial=len(finished), desc="pages", unit="feature") as bar:
         panels = Panels(
             inputs.tokens, features, stored, sae=sae, unembedding=model.W_U, hook_name=hook_name, seed=args.seed
         )
-        decode = token_text(inputs.tokenizer)
-        with tqdm(total=len(facts), initial=len(finished), desc="pages", unit="feature") as bar:
-            for index, fact in enumerate(facts):
-                if fact.feature in finished:
-                    continue
-                data, layout = panels.compute(index)
-                neighbours = (
-                    facts[index - 1] if index > 0 else None,
-                    facts[index + 1] if index + 1 < len(facts) else None,
-                )
-                write_feature_page(folder, fact, data, layout, decode, neighbours=neighbours)
-                snippet = best_snippet(data, inputs.tokenizer)
-                write_json(folder / f"snippet_{fact.feature}.json", snippet._asdict())
-                bar.update(1)
+        for index, (fact, *neighbours) in enumerate(zip(facts, [None, *facts], [*facts[1:], None], strict=False)):
+            if fact.feature in finished:
+                continue
+            data, layout = panels.compute(index)
+            write_feature_page(folder, fact, data, layout, decode, neighbours=neighbours)
+            write_json(folder / f"snippet_{fact.feature}.json", best_snippet(data, inputs.tokenizer)._asdict())
+            bar.update(1)
 
 
 def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts], inputs: Inputs, tokens: int) -> None:
     """Put the finished pages, their assets, the index and a record into ``--output_dir``, whole or not at all."""
-    from dashboard_pages import write_assets, write_index
+    from feature_pages.pages import write_assets, write_index
 
     model, sae = display_name(args.model_path), display_name(args.sae_path)
     title = f"{len(facts)} features by ReasonScore"
@@ -249,70 +180,60 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
         f"model {model} · SAE {sae} at {inputs.source.hook_name} · text shown: {inputs.tokens.numel():,} tokens of "
         f"{display_name(args.dataset_path)} · scored on {tokens:,} tokens"
     )
+    record = {
+        "model": model,
+        "sae": sae,
+        "hook_name": inputs.source.hook_name,
+        "dataset": display_name(args.dataset_path),
+        "rows": len(inputs.tokens),
+        "context_size": inputs.tokens.shape[1],
+        "dtype": args.dtype,
+        "seed": args.seed,
+        "ignored_ids": inputs.ignored,
+        "features": [fact.feature for fact in facts],
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    # The header makes a static Space of the folder if it is pushed as one.
+    card = f"---\ntitle: {json.dumps(title)}\nsdk: static\napp_file: index.html\nviewer: false\n---\n\n{about}\n"
     snippets = finished_snippets(work, facts)
     with atomic_directory(args.output_dir) as folder:
         for fact in facts:
             shutil.copy(work / fact.page, folder)
         write_assets(folder)
         write_index(folder, [(fact, snippets[fact.feature]) for fact in facts], title=title, about=about)
-        write_json(
-            folder / RECORD,
-            {
-                "model": model,
-                "sae": sae,
-                "hook_name": inputs.source.hook_name,
-                "dataset": display_name(args.dataset_path),
-                "rows": len(inputs.tokens),
-                "context_size": inputs.tokens.shape[1],
-                "dtype": args.dtype,
-                "seed": args.seed,
-                "ignored_ids": inputs.ignored,
-                "features": [fact.feature for fact in facts],
-                "versions": {name: version(name) for name in LIBRARIES},
-            },
-        )
-        # The header makes a static Space of the folder where it is pushed as one.
-        card = f"---\ntitle: {json.dumps(title)}\nsdk: static\napp_file: index.html\nviewer: false\n---\n\n{about}\n"
+        write_json(folder / RECORD, record)
         (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(work)
 
 
-def check_push(args: argparse.Namespace) -> None:
-    """Raise `UserError` where ``--hf_repo`` asks for a push that the Hub would refuse, before any work is done."""
-    if args.hf_repo is None:
-        return
-    owner, slash, name = args.hf_repo.partition("/")
-    if not (owner and slash and name) or "/" in name:
-        raise UserError(f"--hf_repo {args.hf_repo!r}: expected user/name")
-    owner_args = argparse.Namespace(hf_user=owner, hf_token=args.hf_token, private=args.private)
-    # A data set of pages has no provenance.json, by which token data sets are told from foreign ones.
-    check_hub_access(owner_args, repo_id=args.hf_repo if args.hf_repo_type == "space" else None, repo_type="space")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    if args.output_dir is None:
-        raise UserError("nowhere to put the pages: give --output_dir DIR")
-    # Not index.html: any web site has one.
-    check_output_folder(args.output_dir, RECORD)
-    if not args.scores_dir.is_dir():
-        raise UserError(f"no folder of scores {args.scores_dir}: run extraction/compute_score.py first")
+    check_output_folder(args.output_dir, RECORD)  # not index.html: any web site has one
 
-    from score_files import rank_features, read_scores
+    from reasonscore.results import read_scores
+    from reasonscore.score import rank_features
 
     saved = read_scores(args.scores_dir)
+    for feature in args.features or ():
+        if not 0 <= feature < len(saved.statistics["score"]):
+            raise UserError(f"--features {feature}: the SAE's features are 0 to {len(saved.statistics['score']) - 1}")
     check_same_sae(saved, find_sae(args.sae_path, args.sae_id, revision=args.sae_revision), args.scores_dir)
     ranked = rank_features(saved.statistics["score"]).tolist()
-    features = chosen_features(ranked, args.features, args.topk)
+    features = sorted(set(args.features or ranked[: args.topk]), key=ranked.index)
     check_push(args)
     if args.ignore_tokens is None:  # the same positions as the scores are about
         args.ignore_tokens = saved.run.get("ignored_ids")
     inputs = load_inputs(args)
-    rank_of = {feature: rank for rank, feature in enumerate(ranked, start=1)}
-    facts = [feature_facts(saved, feature, rank_of[feature]) for feature in features]
+    facts = [feature_facts(saved, feature, ranked.index(feature) + 1) for feature in features]
 
     work = args.output_dir.absolute().with_name(f"{args.output_dir.absolute().name}.partial")
-    begin(work, what_is_computed(args, features, inputs, saved), n_bytes=4 * len(features) * inputs.tokens.numel())
+    depends_on = {
+        "the features shown (--topk, --features)": features,
+        "the version of": {name: version(name) for name in LIBRARIES},
+        **input_identity(args, inputs),
+        "--scores_dir": {"sha256": saved.digest()},
+    }
+    begin(work, depends_on, n_bytes=4 * len(features) * inputs.tokens.numel())
     make_pages(work, facts, inputs, args)
     publish(work, args, facts, inputs, saved.run["tokens"])
     print(f"wrote the pages of {len(features)} features; open {args.output_dir / 'index.html'}")

@@ -1,7 +1,7 @@
 """ReasonScore of every feature of an SAE, exact, in one pass over the text.
 
 Each batch goes once through the model's first layers, up to the SAE's hook point, once through the SAE's encoder,
-and into sums from which the scores of all features follow (formulas: reason_score.py).
+and into sums from which the scores of all features follow (formulas: reasonscore/score.py).
 
     python extraction/compute_score.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
         --sae_path andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts --sae_id blocks.19.hook_resid_post \\
@@ -19,17 +19,15 @@ Over several GPUs: `torchrun --nproc_per_node N extraction/compute_score.py …`
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import dataclasses
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from inputs import add_input_arguments
-from ranks import Ranks, joined_ranks
-from sae_io import load_sae
-from score_plan import Plan, prepare
+from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load_inputs, load_weights
+from reasonscore.ranks import Ranks, joined_ranks
 
 from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
@@ -40,19 +38,29 @@ from transformer_lens_r1.shared.arguments import (
     positive_int,
     resolve_device,
 )
-from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError, run
-from transformer_lens_r1.shared.files import check_output_folder
+from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.files import check_output_folder, hash_file
+from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
-    from reason_score import ActivationSums
-    from saved_sums import PassState
+    from reasonscore.chunks import PassState
+    from reasonscore.results import Settings
+    from reasonscore.score import ActivationSums, WordGroups
 
 VOCABULARY = Path(__file__).resolve().parent / "reason_tokens.json"
+LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "datasets")
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+class Parser(ArgumentParser):
+    """Raises mistakes, so that of several ranks only one says them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, with what argparse alone can refuse refused."""
-    parser = ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_input_arguments(parser, n_samples=4096)
     score = parser.add_argument_group("score")
     score.add_argument(
@@ -66,7 +74,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     score.add_argument("--alpha", type=non_negative_float, default=0.7, help="weight of the entropy over the words")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", type=Path, help="folder for the scores (required)")
+    output.add_argument("--output_dir", type=Path, required=True, help="folder for the scores")
     output.add_argument("--topk", type=positive_int, default=100, help="best features in the table and the pictures")
     output.add_argument(
         "--quantile", type=fraction, default=0.997, help="of all scores, marked in the picture (197 of 65,536 above it)"
@@ -92,54 +100,109 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def pass_state(args: argparse.Namespace, plan: Plan, ranks: Ranks) -> PassState:
-    """Where this rank keeps its state.
+class Plan(NamedTuple):
+    """What the first rank works out before any weights load, and all ranks share."""
 
-    Raises:
-        UserError: an unfinished pass lies there that is another run's.
-    """
-    from saved_sums import PassState, state_folder
+    inputs: Inputs
+    """Without the tokenizer if there are several ranks, which load it with the model."""
+    groups: WordGroups
+    run: dict[str, Any]
+    """What determines the sums and scores, up to rounding."""
+    record: dict[str, Any]
+    """What run.json says of the run besides its counts."""
 
-    name = f"chunk_{args.chunk_num}_rank_{ranks.rank}"
-    state = PassState(state_folder(args.output_dir), name, {**plan.fingerprint, **plan.arithmetic})
-    state.check()
-    return state
+
+def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
+    """Check everything, make the rows of tokens and say how the vocabulary meets them."""
+    if args.chunk_num >= args.num_chunks:
+        raise UserError(
+            f"--chunk_num {args.chunk_num}: with --num_chunks {args.num_chunks} chunks are 0 to {args.num_chunks - 1}"
+        )
+    from reasonscore.chunks import check_chunk_folder
+    from reasonscore.results import STATS
+    from reasonscore.score import group_spellings
+    from reasonscore.vocabulary import vocabulary_report
+
+    if args.num_chunks == 1:
+        check_output_folder(args.output_dir, STATS)
+    spellings = read_vocabulary(args.tokens_str_path)
+    inputs = load_inputs(args)
+    tokenizer = inputs.tokenizer
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    groups = group_spellings(spellings, encode)
+    settings = ("alpha", "topk", "quantile", "n_bootstrap", "expand_range", "num_chunks")
+    identity = {
+        **{f"--{name}": getattr(args, name) for name in settings},
+        **input_identity(args, inputs),
+        "--tokens_str_path": groups,
+    }
+    if args.num_chunks > 1:
+        check_chunk_folder(args.output_dir, identity)
+    report = vocabulary_report(spellings, encode, tokenizer.convert_ids_to_tokens, inputs.tokens)
+    print("\n".join(report), flush=True)
+    record = run_record(args, inputs, ranks)
+    return Plan(inputs if ranks.size == 1 else dataclasses.replace(inputs, tokenizer=None), groups, identity, record)
+
+
+def arithmetic(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
+    """What decides how sums are rounded: an unfinished pass continues only if all of it is the same."""
+    import torch
+
+    device = resolve_device(args.device)
+    return {
+        "--minibatch_size_tokens": args.minibatch_size_tokens,
+        "--minibatch_size_features": args.minibatch_size_features,
+        "--device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "the number of CPU threads": torch.get_num_threads(),
+        "the number of ranks": ranks.size,
+        "the version of": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def run_record(args: argparse.Namespace, inputs: Inputs, ranks: Ranks) -> dict[str, Any]:
+    """What run.json says of the run besides its counts."""
+    source = inputs.source
+    return {
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "ignored_ids": inputs.ignored,
+        "rows": len(inputs.tokens),
+        "context_size": inputs.tokens.shape[1],
+        "tokens": inputs.tokens.numel(),
+        "ranks": ranks.size,
+        "vocabulary_sha256": hash_file(args.tokens_str_path),
+        "sae": {
+            "architecture": source.architecture,
+            "d_in": source.d_in,
+            "d_sae": source.d_sae,
+            "hook_name": source.hook_name,
+            "weights_sha256": source.weights_sha256,
+        },
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
 
 
 def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: PassState) -> ActivationSums:
-    """Load model and SAE and pass over this rank's rows; on the first rank, the sums over all rows.
+    """Load model and SAE and pass over this rank's rows; on the first rank, the sums over all rows."""
+    from reasonscore.chunks import chunk_features
+    from reasonscore.one_pass import add_over_ranks, sum_activations
 
-    Raises:
-        UserError: weights are damaged, or activations are not finite.
-    """
-    from saved_sums import chunk_features
-    from scoring_pass import add_over_ranks, sum_activations
-
-    from transformer_lens_r1 import load_model
-
-    device = resolve_device(args.device)
-    sae = load_sae(plan.source, device=device, dtype=args.sae_dtype)
-    model = load_model(
-        args.model_path,
-        device=device,
-        dtype=args.dtype,
-        n_layers=plan.layer + 1,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-        tokenizer=plan.tokenizer,
-    )
+    source, tokens = plan.inputs.source, plan.inputs.tokens
+    model, sae = load_weights(args, plan.inputs)
     sums = sum_activations(
         model,
         sae,
-        plan.tokens,
+        tokens,
         plan.groups,
-        hook_name=plan.source.hook_name,
+        hook_name=source.hook_name,
         expand_range=args.expand_range,
-        ignored_ids=plan.ignored,
+        ignored_ids=plan.inputs.ignored,
         rows_per_batch=args.minibatch_size_tokens,
         features_per_block=args.minibatch_size_features,
-        features=chunk_features(plan.source.d_sae, args.chunk_num, args.num_chunks),
-        rows=ranks.rows(len(plan.tokens)),
+        features=chunk_features(source.d_sae, args.chunk_num, args.num_chunks),
+        rows=ranks.rows(len(tokens)),
         state=state,
         save_every=60 * args.save_every_minutes,
         progress=ranks.is_first,
@@ -150,26 +213,29 @@ def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: Pass
 
 def finish(args: argparse.Namespace, plan: Plan, sums: ActivationSums) -> None:
     """Write the scores, or this chunk's sums."""
-    from saved_sums import chunk_path, save_sums
-    from score_files import Settings, compute_result, print_summary, write_scores
+    from reasonscore.chunks import chunk_path, save_sums
+    from reasonscore.results import Settings
 
-    settings = Settings(args.alpha, args.topk, args.quantile, args.n_bootstrap, args.seed)
-    if args.num_chunks > 1:
-        path = chunk_path(args.output_dir, args.chunk_num, args.num_chunks)
-        about = {
-            "fingerprint": plan.fingerprint,
-            "settings": settings._asdict(),
-            "words": list(plan.groups),
-            "d_sae": plan.source.d_sae,
-            "record": plan.record,
-        }
-        save_sums(path, sums, about)
-        print(f"wrote {path}; with all {args.num_chunks} chunks there: --merge {args.output_dir} --output_dir DIR")
+    words = list(plan.groups)
+    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+    if args.num_chunks == 1:
+        finish_scores(args.output_dir, sums, words, settings, plan.record)
         return
-    result = compute_result(sums, list(plan.groups), settings)
-    write_scores(args.output_dir, result, plan.record)
+    path = chunk_path(args.output_dir, args.chunk_num, args.num_chunks)
+    save_sums(path, sums, {"run": plan.run, "settings": settings._asdict(), "words": words, "record": plan.record})
+    print(f"wrote {path}; with all {args.num_chunks} chunks there: --merge {args.output_dir} --output_dir DIR")
+
+
+def finish_scores(
+    folder: Path, sums: ActivationSums, words: list[str], settings: Settings, record: dict[str, Any]
+) -> None:
+    """Write the folder of scores and print the best of them."""
+    from reasonscore.results import compute_result, print_summary, write_scores
+
+    result = compute_result(sums, words, settings)
+    write_scores(folder, result, record)
     print_summary(result)
-    print(f"wrote the scores of {len(result.scores.score):,} features to {args.output_dir}")
+    print(f"wrote the scores of {len(result.scores.score):,} features to {folder}")
 
 
 def merge(argv: Sequence[str]) -> None:
@@ -178,21 +244,14 @@ def merge(argv: Sequence[str]) -> None:
     parser.add_argument("--merge", type=Path, required=True, help="folder of chunk_<c>_of_<N>.safetensors")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the scores")
     args = parser.parse_args(argv)
-    if args.output_dir.resolve() == args.merge.resolve():
-        raise UserError("--output_dir is the folder of the chunks, which the scores would replace; name another folder")
-    from score_files import STATS
+    from reasonscore.chunks import merge_chunks
+    from reasonscore.results import STATS, Settings
 
-    check_output_folder(args.output_dir, STATS)
-
-    from saved_sums import merge_chunks
-    from score_files import Settings, compute_result, print_summary, write_scores
-
+    check_output_folder(args.output_dir, STATS)  # refuses the folder of the chunks too
     sums, about = merge_chunks(args.merge)
-    result = compute_result(sums, about["words"], Settings(**about["settings"]))
     arguments = {**about["record"]["arguments"], "chunk_num": None, "output_dir": str(args.output_dir)}
-    write_scores(args.output_dir, result, {**about["record"], "arguments": arguments})
-    print_summary(result)
-    print(f"merged the scores of {len(result.scores.score):,} features into {args.output_dir}")
+    record = {**about["record"], "arguments": arguments}
+    finish_scores(args.output_dir, sums, about["words"], Settings(**about["settings"]), record)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -201,33 +260,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         merge(given)
         return
     with joined_ranks() as ranks:
-        args = parse_arguments(given) if ranks.size == 1 else _parse_once(given)
+        args = parse_arguments(given)
         if ranks.size > 1:
             args.device = resolve_device(ranks.device(args.device))
             ranks.connect(args.device)
         plan = ranks.on_first(lambda: prepare(args, ranks))
-        state = pass_state(args, plan, ranks)
+        from reasonscore.chunks import PassState
+
+        name = f"chunk_{args.chunk_num}_rank_{ranks.rank}"
+        state = PassState(args.output_dir, name, {**plan.run, **arithmetic(args, ranks)})
         sums = compute_sums(args, plan, ranks, state)
         if ranks.is_first:
             finish(args, plan, sums)
         ranks.wait()
         state.remove()
-
-
-def _parse_once(argv: Sequence[str]) -> argparse.Namespace:
-    """`parse_arguments` for one of several ranks: a mistake is raised, so that only one of them says it.
-
-    Raises:
-        UserError: what argparse would have printed.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return parse_arguments(argv)
-    except SystemExit as ended:
-        if ended.code != EXIT_USER_ERROR:
-            raise
-        raise UserError(said.getvalue().removeprefix("error: ")) from None
 
 
 if __name__ == "__main__":

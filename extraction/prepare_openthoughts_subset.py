@@ -2,8 +2,8 @@
 
     python extraction/prepare_openthoughts_subset.py --num_samples 10000 --output_dir data/openthoughts-10k
 
-Each of the six domains gives an equal share (all it has, where that is fewer), drawn after a seeded shuffle; what
-is then missing comes from the remaining rows in their order. The result has the columns `text` and `domain`.
+Each of the six domains gives an equal share, drawn after a seeded shuffle (all it has, if that is fewer); what is then
+missing comes from the remaining rows in their order. The result has the columns `text` and `domain`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def stratified_rows(domains: Sequence[str], num_samples: int, seed: int) -> list
 
     Args:
         domains: the domain of each row.
-        num_samples: rows wanted; all rows where there are fewer.
+        num_samples: rows wanted; all rows if there are fewer.
         seed: of the shuffle.
     """
     import numpy as np
@@ -61,13 +61,18 @@ def stratified_rows(domains: Sequence[str], num_samples: int, seed: int) -> list
     return sorted(chosen)
 
 
-def well_formed_rows(dataset: Dataset, *, max_bad_rows: float) -> tuple[list[int], list[tuple[int, str]]]:
-    """Indices of the rows that can be formatted, and index and fault of those that cannot.
+def make_subset(
+    dataset: Dataset, *, num_samples: int, seed: int, max_bad_rows: float, where: str
+) -> tuple[Dataset, list[tuple[int, str]]]:
+    """The stratified sample with the columns `text` and `domain`, and index and fault of each malformed row left out.
 
-    The search ends where more than the allowed part is malformed.
+    Raises:
+        UserError: more than the part `max_bad_rows` of the rows of `where` is malformed.
     """
     from tqdm import tqdm
 
+    # The other columns are never read, and nested ones take long to decode.
+    dataset = dataset.select_columns([name for name in dataset.column_names if name in COLUMNS + CODE_COLUMNS])
     good: list[int] = []
     faults: list[tuple[int, str]] = []
     for index, sample in enumerate(tqdm(dataset, desc="checking records", unit="record", unit_scale=True)):
@@ -78,26 +83,9 @@ def well_formed_rows(dataset: Dataset, *, max_bad_rows: float) -> tuple[list[int
             faults.append((index, str(error)))
             if too_many_bad_rows(len(faults), len(dataset), max_bad_rows):
                 break
-    return good, faults
-
-
-def make_subset(
-    dataset: Dataset, *, num_samples: int, seed: int, max_bad_rows: float, where: str
-) -> tuple[Dataset, list[tuple[int, str]]]:
-    """The stratified sample with the columns `text` and `domain`, and the malformed rows that were left out.
-
-    Raises:
-        UserError: more than the part `max_bad_rows` of the rows of `where` is malformed, or all are.
-    """
-    # The other columns are never read, and nested ones take long to decode.
-    dataset = dataset.select_columns([name for name in dataset.column_names if name in COLUMNS + CODE_COLUMNS])
-    good, faults = well_formed_rows(dataset, max_bad_rows=max_bad_rows)
     check_bad_rows(faults, n_records=len(dataset), max_bad_rows=max_bad_rows, where=where)
-    if not good:
-        raise UserError(f"none of the {len(dataset)} rows is an OpenThoughts record of a known domain")
     dataset = dataset.select(good)
-    chosen = stratified_rows(dataset["domain"][:], num_samples, seed)
-    subset = dataset.select(chosen).map(
+    subset = dataset.select(stratified_rows(dataset["domain"][:], num_samples, seed)).map(
         lambda sample: {"text": format_openthoughts(sample)}, load_from_cache_file=False, desc="formatting"
     )
     return subset.select_columns(["text", "domain"]), faults
@@ -128,8 +116,7 @@ Versions: {versions}. `provenance.json` beside this file holds the details.
 """
 
 
-def make_parser() -> ArgumentParser:
-    """The script's arguments."""
+def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument(
         "--dataset_path", default=DATASET, help="Hub id or folder with the columns of its config 'metadata'"
@@ -139,11 +126,6 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=42, help="of the draw")
     add_max_bad_rows(parser)
     add_output_arguments(parser)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser()
     args = parser.parse_args(argv)
     require_output(args)
     if args.num_samples < len(DOMAINS):

@@ -6,9 +6,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import compute_dashboard
+import compute_score
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +22,8 @@ PLANTED = {
     "</think>": "</script><script>window.planted=1</script>",
 }
 FEATURES = 6
+OpenPage = Callable[..., Page]
+Stats = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,6 @@ def planted_model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def scores_and_pages(
-    load_script_for_module: Callable[[str], ModuleType],
     planted_model: Path,
     legacy_sae: Path,
     fixture_tokens: Path,
@@ -60,14 +62,14 @@ def scores_and_pages(
     ]
     vocabulary = ["--tokens_str_path", str(fixtures_dir / "reason_tokens.json")]
     scores, pages = folder / "scores", folder / "pages"
-    load_script_for_module("extraction/compute_score.py").main([*flags, *vocabulary, "--output_dir", str(scores)])
+    compute_score.main([*flags, *vocabulary, "--output_dir", str(scores)])
     chosen = ["--scores_dir", str(scores), "--topk", str(FEATURES)]
-    load_script_for_module("extraction/compute_dashboard.py").main([*flags, *chosen, "--output_dir", str(pages)])
+    compute_dashboard.main([*flags, *chosen, "--output_dir", str(pages)])
     return scores, pages
 
 
 @pytest.fixture
-def open_page(open_offline: Callable[..., Page], scores_and_pages: tuple[Path, Path]) -> Callable[..., Page]:
+def open_page(open_offline: OpenPage, scores_and_pages: tuple[Path, Path]) -> OpenPage:
     """A function that opens a page of the folder; a request to elsewhere or an error on the console fails the test."""
 
     def open_(name: str = "index.html", **options: Any) -> Page:
@@ -76,8 +78,15 @@ def open_page(open_offline: Callable[..., Page], scores_and_pages: tuple[Path, P
     return open_
 
 
-def best_features(scores: Path) -> list[int]:
-    return np.argsort(-load_file(scores / "feature_stats.safetensors")["score"], kind="stable")[:FEATURES].tolist()
+@pytest.fixture(scope="module")
+def statistics(scores_and_pages: tuple[Path, Path]) -> Stats:
+    return load_file(scores_and_pages[0] / "feature_stats.safetensors")
+
+
+@pytest.fixture(scope="module")
+def best(statistics: Stats) -> list[int]:
+    """The features shown, best first."""
+    return np.argsort(-statistics["score"], kind="stable")[:FEATURES].tolist()
 
 
 def shown_features(page: Page) -> list[int]:
@@ -89,12 +98,9 @@ def colours(element: Locator) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(element.screenshot())).convert("RGB")).reshape(-1, 3).astype(int)
 
 
-def test_the_index_shows_the_numbers_of_the_scores(
-    open_page: Callable[..., Page], scores_and_pages: tuple[Path, Path]
-) -> None:
-    statistics = load_file(scores_and_pages[0] / "feature_stats.safetensors")
+def test_the_index_shows_the_numbers_of_the_scores(open_page: OpenPage, statistics: Stats, best: list[int]) -> None:
     page = open_page()
-    assert shown_features(page) == best_features(scores_and_pages[0])
+    assert shown_features(page) == best
     for rank, row in enumerate(page.locator("tbody tr").all(), start=1):
         values = [float(data.get_attribute("value")) for data in row.locator("td.number data").all()]
         feature = int(values[1])
@@ -108,11 +114,7 @@ def test_the_index_shows_the_numbers_of_the_scores(
         assert np.array(heights) / max(heights) == pytest.approx(shares, abs=0.06)
 
 
-def test_the_index_sorts_by_mouse_and_keyboard(
-    open_page: Callable[..., Page], scores_and_pages: tuple[Path, Path]
-) -> None:
-    statistics = load_file(scores_and_pages[0] / "feature_stats.safetensors")
-    best = best_features(scores_and_pages[0])
+def test_the_index_sorts_by_mouse_and_keyboard(open_page: OpenPage, statistics: Stats, best: list[int]) -> None:
     page = open_page()
     header = page.locator("th", has_text="max activation")
     header.locator("button").click()
@@ -129,10 +131,7 @@ def test_the_index_sorts_by_mouse_and_keyboard(
     assert shown_features(page) == best
 
 
-def test_the_index_searches_features_words_and_text(
-    open_page: Callable[..., Page], scores_and_pages: tuple[Path, Path]
-) -> None:
-    best = best_features(scores_and_pages[0])
+def test_the_index_searches_features_words_and_text(open_page: OpenPage, best: list[int]) -> None:
     page = open_page()
     page.keyboard.press("/")
     page.keyboard.type(str(best[3]))
@@ -147,15 +146,12 @@ def test_the_index_searches_features_words_and_text(
     assert shown_features(page) == best
 
 
-def test_planted_elements_are_text_everywhere(
-    open_page: Callable[..., Page], scores_and_pages: tuple[Path, Path]
-) -> None:
+def test_planted_elements_are_text_everywhere(open_page: OpenPage, best: list[int]) -> None:
     page = open_page()
     snippets = "".join(page.locator("td.snippet").all_inner_texts())
     assert all(planted in snippets for planted in PLANTED.values())
     assert page.locator("img").count() == 0
-    feature = best_features(scores_and_pages[0])[0]
-    page = open_page(f"feature_{feature}.html")
+    page = open_page(f"feature_{best[0]}.html")
     for planted in PLANTED.values():
         token = page.get_by_text(planted, exact=True).first
         token.hover()  # shows it in a tooltip too, and at a line in both histograms
@@ -165,11 +161,7 @@ def test_planted_elements_are_text_everywhere(
     assert page.locator("img").count() == 0
 
 
-def test_feature_pages_show_histograms_and_sequences(
-    open_page: Callable[..., Page], scores_and_pages: tuple[Path, Path]
-) -> None:
-    statistics = load_file(scores_and_pages[0] / "feature_stats.safetensors")
-    best = best_features(scores_and_pages[0])
+def test_feature_pages_show_histograms_and_sequences(open_page: OpenPage, statistics: Stats, best: list[int]) -> None:
     for feature in best[:3]:
         page = open_page(f"feature_{feature}.html")
         pixels = colours(page.locator("#histogram-acts-0"))
@@ -190,10 +182,7 @@ def test_feature_pages_show_histograms_and_sequences(
         assert facts[1:] == [pytest.approx(statistics[name][feature], rel=1e-7) for name in names]
 
 
-def test_a_feature_page_leads_on_and_gives_its_steering_arguments(
-    open_page: Callable[..., Page], scores_and_pages: tuple[Path, Path]
-) -> None:
-    best = best_features(scores_and_pages[0])
+def test_a_page_leads_on_and_gives_steering_arguments(open_page: OpenPage, statistics: Stats, best: list[int]) -> None:
     page = open_page(f"feature_{best[0]}.html")
     page.keyboard.press("ArrowRight")
     page.wait_for_url(f"**/feature_{best[1]}.html")
@@ -205,17 +194,15 @@ def test_a_feature_page_leads_on_and_gives_its_steering_arguments(
     page.get_by_role("button", name="copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     match = re.fullmatch(rf"sae_feature_idx={best[0]},sae_max_activation=([\d.e-]+)", copied)
-    maximum = load_file(scores_and_pages[0] / "feature_stats.safetensors")["max_activation"][best[0]]
+    maximum = statistics["max_activation"][best[0]]
     assert np.float32(match[1]) == maximum
     page.locator("nav a", has_text="all features").click()
     page.wait_for_url("**/index.html")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_fit_a_phone_and_are_light_or_dark(
-    open_page: Callable[..., Page], scores_and_pages: tuple[Path, Path], scheme: str
-) -> None:
-    for name in ("index.html", f"feature_{best_features(scores_and_pages[0])[0]}.html"):
+def test_pages_fit_a_phone_and_are_light_or_dark(open_page: OpenPage, best: list[int], scheme: str) -> None:
+    for name in ("index.html", f"feature_{best[0]}.html"):
         page = open_page(name, width=390, scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         background = np.median(colours(page.locator("body")), axis=0).mean()

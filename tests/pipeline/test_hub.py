@@ -199,9 +199,9 @@ def test_an_sae_is_read_at_a_revision_and_a_cut_connection_is_one_line(
     repository.tags["v1"] = repository.head()
     repository.files[f"{sae_id}/cfg.json"] = b"{}"
     extraction = (
-        "import sys; sys.path.insert(0, 'extraction'); from sae_io import find_sae, load_sae;"
+        "import sys; sys.path.insert(0, 'extraction'); from reasonscore.sae import find_sae, load_sae;"
         "from transformer_lens_r1.shared.errors import run; source = find_sae(sys.argv[1], sys.argv[2], revision='v1');"
-        "run(lambda: print(load_sae(source).W_enc.double().sum().item(), source.weights_hash()))"
+        "run(lambda: print(load_sae(source).W_enc.double().sum().item(), source.weights_sha256))"
     )
     steering = (
         "import sys; from lm_eval_sae.sae_rows import find_sae, read_config;"

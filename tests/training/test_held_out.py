@@ -115,8 +115,8 @@ def test_the_other_figures_equal_those_of_the_activations(run: dict[str, Any]) -
 
 
 def test_compute_score_loads_the_same_features(run: dict[str, Any], load_script: Load) -> None:
-    sae_io = load_script("extraction/sae_io.py")
-    loaded = sae_io.load_sae(sae_io.find_sae(str(run["folder"])))
+    sae = load_script("extraction/reasonscore/sae.py")
+    loaded = sae.load_sae(sae.find_sae(str(run["folder"])))
     x = run["residual"][run["where"]].float()
     with torch.no_grad():
         # There, every decoder direction has norm 1, so an activation is in the units of the residual stream.

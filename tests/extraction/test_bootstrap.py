@@ -1,17 +1,12 @@
 """Intervals and stability against a bootstrap written as a loop over blocks, and against fresh draws of the text."""
 
 import math
-from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-
-
-@pytest.fixture
-def bootstrap(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("extraction/score_bootstrap.py")
+from reasonscore import bootstrap
+from reasonscore.score import ActivationSums
 
 
 def numpy_scores(sums: np.ndarray, positions: np.ndarray, alpha: float) -> np.ndarray:
@@ -36,16 +31,14 @@ def draw_text(rng: np.random.Generator, n_blocks: int, d_sae: int) -> tuple[torc
     return torch.from_numpy(by_block), torch.from_numpy(positions)
 
 
-def activation_sums(core: ModuleType, by_block: torch.Tensor, positions: torch.Tensor) -> object:
+def activation_sums(by_block: torch.Tensor, positions: torch.Tensor) -> ActivationSums:
     d_sae = by_block.shape[-1]
-    return core.ActivationSums(by_block, positions, torch.ones(3).long(), torch.ones(d_sae).long(), torch.ones(d_sae))
+    return ActivationSums(by_block, positions, torch.ones(3).long(), torch.ones(d_sae).long(), torch.ones(d_sae))
 
 
-def test_intervals_and_stability_equal_a_loop_over_resamples(
-    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_intervals_and_stability_equal_a_loop_over_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     by_block, positions = draw_text(np.random.default_rng(1), 9, 20)
-    sums = activation_sums(bootstrap, by_block, positions)
+    sums = activation_sums(by_block, positions)
     monkeypatch.setattr(bootstrap, "BYTES_AT_ONCE", 8 * 5 * 20 * 7)  # seven resamples at a time
     got = bootstrap.bootstrap_top_features(sums, alpha=0.7, k=6, n_resamples=200, seed=3)
 
@@ -70,14 +63,14 @@ def test_intervals_and_stability_equal_a_loop_over_resamples(
     assert got.overlap == pytest.approx(in_top.mean()) and 0.3 < got.overlap < 1
 
 
-def test_intervals_hold_the_true_score_in_about_95_of_100_texts(bootstrap: ModuleType) -> None:
+def test_intervals_hold_the_true_score_in_about_95_of_100_texts() -> None:
     rng = np.random.default_rng(7)
     by_block, positions = draw_text(rng, 50_000, 12)
     true = torch.from_numpy(numpy_scores(by_block.sum(0).numpy(), positions.sum(0).numpy(), 0.7))
     held = total = 0
     for text in range(100):
         by_block, positions = draw_text(rng, 64, 12)
-        sums = activation_sums(bootstrap, by_block, positions)
+        sums = activation_sums(by_block, positions)
         got = bootstrap.bootstrap_top_features(sums, alpha=0.7, k=12, n_resamples=200, seed=text)
         held += int(((got.low <= true[got.features]) & (true[got.features] <= got.high)).sum())
         total += 12

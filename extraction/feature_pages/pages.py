@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import importlib.metadata
 import itertools
@@ -11,10 +12,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dashboard_text import CUT, span_text
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from transformer_lens_r1.shared.files import atomic_file
 
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CDN_SCRIPT = re.compile(r'<script src="https?://[^"]*"></script>\s*')
-SILENT = "<p>It is not active anywhere on the text shown here.</p>"
 # red, green, blue; laid over the page, light or dark, so that text on them can be read.
 ACTIVE, LOWERED, RAISED = "255,140,0", "225,70,60", "70,130,245"
+VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\N{ZERO WIDTH SPACE}": "␣", "\N{NO-BREAK SPACE}": " "})
+CUT = "\N{REPLACEMENT CHARACTER}"
+"""What decoders give for a character of which not all bytes are there."""
 # Where SAEDashboard's page script puts a token's text into HTML, and how often.
 UNESCAPED = {"${tok}</code>": 3, "`|${tok}|<br>": 1}
 
@@ -41,7 +43,7 @@ class FeatureFacts:
     """Among all features by ReasonScore, from 1."""
     score: float
     interval: tuple[float, float] | None
-    """95 % interval of the score, where there is one."""
+    """95 % interval of the score, if there is one."""
     max_activation: float
     """Over the scored text, in units where the decoder direction has norm 1."""
     firing_frequency: float
@@ -59,13 +61,19 @@ class FeatureFacts:
         return max(self.word_means, key=lambda pair: pair[1])[0]
 
     @property
+    def shares(self) -> list[tuple[str, float, float]]:
+        """Each word, its mean activation, and that as a share of the largest."""
+        highest = max(mean for _, mean in self.word_means)
+        return [(word, mean, max(0.0, mean) / highest if highest > 0 else 0.0) for word, mean in self.word_means]
+
+    @property
     def steering(self) -> str:
         """The arguments that steer with this feature; nine digits say a float32 exactly."""
         return f"sae_feature_idx={self.feature},sae_max_activation={self.max_activation:.9g}"
 
 
 class Snippet(NamedTuple):
-    """The text around a feature's highest activation; all empty where the feature never fires."""
+    """The text around a feature's highest activation; all empty if the feature never fires."""
 
     before: str
     peak: str
@@ -84,8 +92,8 @@ def write_assets(folder: Path) -> None:
             shutil.copy(file, assets)
     shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", assets)
     shutil.copy(mpld3.urls.D3_LOCAL, assets / "d3.min.js")
-    licences = importlib.metadata.distribution("plotly").read_text("licenses/LICENSE.txt")
-    (assets / "LICENSE.plotly.txt").write_text(licences or "plotly.js: MIT licence\n", encoding="utf-8")
+    licence = importlib.metadata.distribution("plotly").read_text("licenses/LICENSE.txt")
+    (assets / "LICENSE.plotly.txt").write_text(licence or "plotly.js: MIT licence\n", encoding="utf-8")
 
 
 def write_feature_page(
@@ -126,29 +134,24 @@ def write_feature_page(
             if "tokenData" in panels.js_data and body.count(unescaped) != times:
                 raise RuntimeError(f"SAEDashboard's page script has changed: {unescaped} is not there {times} times")
             body = body.replace(unescaped, unescaped.replace("${tok}", "${escapeHtml(tok)}"))
-        page = _template("feature.html").substitute(
-            feature=facts.feature,
-            before=_neighbour(neighbours[0], "prev", "←", "previous"),
-            after=_neighbour(neighbours[1], "next", "→", "next"),
-            facts=_facts_list(facts),
-            words=_word_rows(facts),
-            steering=html.escape(facts.steering),
-            note="" if data.sequence_data.seq_group_data else SILENT,
-            panels=body,
-        )
+        before, after = neighbours
+        dead = not data.sequence_data.seq_group_data
+        page = _fill("feature.html", facts=facts, before=before, after=after, dead=dead, panels=body)
         path.write_text(page, encoding="utf-8")
 
 
-def _template(name: str) -> Template:
-    return Template((ASSETS / name).read_text(encoding="utf-8"))
+def _fill(template: str, **values: Any) -> str:
+    environment = Environment(loader=FileSystemLoader(ASSETS), undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["e"] = html.escape
+    return environment.get_template(template).render(values)
 
 
 def _own_text_and_colours(js_data: dict[str, Any], data: FeatureData, decode: Callable[[Any], Any]) -> None:
     """Change what the page script gets for each token.
 
     The text is the token's own (SAEDashboard takes ``&lt;`` in it for ``<``); colours are laid over the page's own, so
-    that they read on a dark one too; and what stands for the end of a row goes. So do the histograms' ticks, of which
-    there are ten thousands where all values are below 0.3: without them plotly chooses.
+    that they read on a dark one too; and the tokens that mark the end of a row go. So do the histograms' ticks, of
+    which there are tens of thousands if all values are below 0.3: without them plotly chooses.
     """
     highest = data.sequence_data.max_feat_act
     for group in js_data.get("tokenData", {}).values():
@@ -175,83 +178,55 @@ def _shade(colour: str, share: float) -> str:
     return f"rgba({colour},{0.7 * share:.3f})"
 
 
-def _neighbour(facts: FeatureFacts | None, relation: str, arrow: str, name: str) -> str:
-    label = f"{arrow} {name}" if relation == "prev" else f"{name} {arrow}"
-    if facts is None:
-        return f'<span aria-hidden="true">{label}</span>'
-    return f'<a rel="{relation}" href="{facts.page}" title="feature {facts.feature}">{label}</a>'
+def token_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
+    """A function from one id to its text, and from a list of ids to a list; an id below 0 is no text."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+
+    @functools.cache
+    def one(token: int) -> str:
+        if token < 0:
+            return ""
+        text = span_text(tokenizer, [token])
+        piece = tokenizer.convert_ids_to_tokens(token) or ""
+        if CUT in text and (match := re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece)):
+            return f"\\x{match[1].lower()}"
+        if CUT in text and all(character in byte_of for character in piece):
+            text = bytes(byte_of[character] for character in piece).decode("utf-8", "backslashreplace")
+        return text.translate(VISIBLE)
+
+    def decode(tokens: Any) -> Any:
+        if hasattr(tokens, "tolist"):
+            tokens = tokens.tolist()
+        return one(tokens) if isinstance(tokens, int) else [decode(token) for token in tokens]
+
+    return decode
 
 
-def _number(value: float, shown: str) -> str:
-    """A number as people read it, with the exact one in its element's attribute."""
-    return f'<data value="{value:.9g}">{shown}</data>'
-
-
-def _score(facts: FeatureFacts) -> str:
-    interval = ""
-    if facts.interval is not None:
-        interval = f' <small class="interval">[{facts.interval[0]:.3g}, {facts.interval[1]:.3g}]</small>'
-    return _number(facts.score, f"{facts.score:.3g}") + interval
-
-
-def _columns(facts: FeatureFacts) -> dict[str, str]:
-    """The numbers of a feature, by what they are called on the pages."""
-    return {
-        "rank": _number(facts.rank, f"{facts.rank:,}"),
-        "feature": _number(facts.feature, f'<a href="{facts.page}">{facts.feature}</a>'),
-        "ReasonScore": _score(facts),
-        "max activation": _number(facts.max_activation, f"{facts.max_activation:.4g}"),
-        "active on": _number(facts.firing_frequency, f"{facts.firing_frequency:.3%}"),
-        "entropy": _number(facts.entropy, f"{facts.entropy:.3f}"),
-    }
-
-
-def _facts_list(facts: FeatureFacts) -> str:
-    rows = {name: value for name, value in _columns(facts).items() if name != "feature"}
-    rows["active on"] += " of tokens"
-    return "\n".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows.items())
-
-
-def _shares(facts: FeatureFacts) -> list[tuple[str, float, float]]:
-    """Each word, its mean activation, and that as a share of the largest."""
-    highest = max(mean for _, mean in facts.word_means)
-    return [(word, mean, max(0.0, mean) / highest if highest > 0 else 0.0) for word, mean in facts.word_means]
-
-
-def _word_rows(facts: FeatureFacts) -> str:
-    return "\n".join(
-        f'<tr><th scope="row">{html.escape(word)}</th><td>{_number(mean, f"{mean:.3g}")}</td>'
-        f'<td class="bar"><i style="width:{share:.1%}"></i></td></tr>'
-        for word, mean, share in _shares(facts)
-    )
-
-
-def _word_bars(facts: FeatureFacts) -> str:
-    label = html.escape(", ".join(f"{word} {mean:.3g}" for word, mean in facts.word_means))
-    bars = "".join(
-        f'<i style="height:{share:.0%}" title="{html.escape(word)} {mean:.3g}"></i>'
-        for word, mean, share in _shares(facts)
-    )
-    best = html.escape(facts.best_word)
-    return (
-        f'<data value="{best}">{best}</data> '
-        f'<span class="bars" role="img" aria-label="mean activations: {label}">{bars}</span>'
-    )
+def span_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of neighbouring ids, characters that lie across several of them whole, line breaks visible."""
+    if not tokens:
+        return ""
+    text = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+    # SentencePiece's decoders take the space away that the first word begins with.
+    if (tokenizer.convert_ids_to_tokens(tokens[0]) or "").startswith("▁") and not text.startswith(" "):
+        text = f" {text}"
+    return text.translate(VISIBLE)
 
 
 def best_snippet(data: FeatureData, tokenizer: PreTrainedTokenizerBase) -> Snippet:
     """The text around the highest activation."""
     groups = data.sequence_data.seq_group_data
-    sequences = groups[0].seq_data if groups else []
-    best = max(sequences, key=lambda sequence: max(sequence.feat_acts), default=None)
+    best = max(groups[0].seq_data if groups else [], key=lambda sequence: max(sequence.feat_acts), default=None)
     if best is None:
         return Snippet("", "", "")
-    pairs = [pair for pair in zip(best.token_ids, best.feat_acts, strict=True) if pair[0] >= 0]
-    ids, activations = zip(*pairs, strict=True)
-    return _marked(tokenizer, ids, max(range(len(ids)), key=activations.__getitem__))
+    shown = [pair for pair in zip(best.token_ids, best.feat_acts, strict=True) if pair[0] >= 0]
+    ids, activations = zip(*shown, strict=True)
+    return marked(tokenizer, ids, activations.index(max(activations)))
 
 
-def _marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], peak: int) -> Snippet:
+def marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], peak: int) -> Snippet:
     """The text with the token at ``peak`` marked, and as few of its neighbours as make whole characters of it."""
     uncut = span_text(tokenizer, ids).count(CUT)
     # A character has at most four bytes.
@@ -272,19 +247,6 @@ def write_index(folder: Path, rows: Sequence[tuple[FeatureFacts, Snippet]], *, t
         title: plain text.
         about: one line on model, SAE and text; plain text.
     """
-    lines = []
-    for facts, snippet in rows:
-        before, peak, after = (html.escape(part) for part in snippet)
-        cells = "".join(
-            f'<td class="number" data-label="{name}">{value}</td>' for name, value in _columns(facts).items()
-        )
-        text = f"{before}<mark>{peak}</mark>{after}" if peak else '<span class="quiet">not active on this text</span>'
-        lines.append(
-            f'<tr>{cells}<td class="words" data-label="words">{_word_bars(facts)}</td>'
-            f'<td class="snippet" data-label="most active at">{text}</td></tr>'
-        )
     words = ", ".join(word for word, _ in rows[0][0].word_means)
-    page = _template("index.html").substitute(
-        title=html.escape(title), about=html.escape(about), words=html.escape(words), rows="\n".join(lines)
-    )
+    page = _fill("index.html", title=title, about=about, words=words, rows=rows)
     (folder / "index.html").write_text(page, encoding="utf-8")

@@ -6,17 +6,21 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sae_io import encoder_blocks
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
+from reasonscore.sae import encoder_blocks
+from reasonscore.score import N_BLOCKS, ActivationSums, WordGroups, blocks_of_rows, find_membership
+from transformer_lens_r1 import residual_stream
 from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
-    from ranks import Ranks
-    from reason_score import ActivationSums, WordGroups
     from sae_lens import SAE
-    from saved_sums import PassState
-    from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
+
+    from reasonscore.chunks import PassState
+    from reasonscore.ranks import Ranks
 
 
 def sum_activations(
@@ -38,7 +42,7 @@ def sum_activations(
 ) -> ActivationSums:
     """Sums of features' activations over each set of positions.
 
-    On CUDA the host waits for the device only where a state is saved, after the first batch and at the end.
+    On CUDA the host waits for the device only to save a state, after the first batch and at the end.
 
     Args:
         model: loaded at least up to the hook point.
@@ -58,19 +62,13 @@ def sum_activations(
         progress: show a progress bar, in rows.
 
     Raises:
-        UserError: activations that are not finite; or the state is of another run.
+        UserError: activations that are not finite.
     """
-    import torch
-    from reason_score import N_BLOCKS, ActivationSums, blocks_of_rows, find_membership
-    from tqdm import tqdm
-
-    from transformer_lens_r1 import residual_stream
-
     device = sae.W_enc.device
     wanted = range(sae.cfg.d_sae)[features or slice(None)]
     encoders = [
-        (block, encoder)
-        for block, encoder in encoder_blocks(sae, features_per_block)
+        (block, encode)
+        for block, encode in encoder_blocks(sae, features_per_block)
         if block.start < wanted.stop and block.stop > wanted.start
     ]
     offset = encoders[0][0].start
@@ -97,8 +95,8 @@ def sum_activations(
             membership = find_membership(batch, groups, left=left, right=right, ignored_ids=ignored_ids)
             sums.count(membership, blocks)
             membership = membership.to(device)
-            for block, encoder in encoders:
-                sums.add(encoder.encode(residual), membership, blocks, slice(block.start - offset, block.stop - offset))
+            for block, encode in encoders:
+                sums.add(encode(residual), membership, blocks, slice(block.start - offset, block.stop - offset))
             bar.update(len(batch))
             done = start + len(batch)
             if start == rows.start:

@@ -1,6 +1,6 @@
-"""SAEs of SAELens: what their configuration says, and loading them with the decoder norm folded in.
+"""SAEs of SAELens: their configuration, read early, and their weights, with the decoder norm folded in.
 
-Both today's folder layout and that of SAELens 5.5.2 are read, from the disk or from the Hub.
+Both today's layout and that of SAELens 5.5.2 are read, from a folder or from the Hub.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,9 @@ class SaeSource:
     def __str__(self) -> str:
         return self.path if self.sae_id is None else f"{self.path} {self.sae_id}"
 
-    def weights_hash(self) -> str | None:
-        """SHA-256 of the weights file, fetched if need be; None where a Hub release has them in another format."""
+    @cached_property
+    def weights_sha256(self) -> str | None:
+        """Of the weights file, fetched if need be; None if a Hub release keeps them in another format."""
         if self.folder is not None:
             return hash_file(self.folder / WEIGHTS)
         from huggingface_hub import hf_hub_download
@@ -73,45 +75,59 @@ def find_sae(path: str, sae_id: str | None = None, *, revision: str | None = Non
         path: a folder with ``cfg.json``, a folder that holds such folders (then ``sae_id`` names one), or a SAELens
             release or Hub repo (then ``sae_id`` is required).
         sae_id: for instance ``blocks.19.hook_resid_post``; for a folder with ``cfg.json``, its hook point or nothing.
-        revision: branch, tag or commit of a Hub repo; where one is named, the repo must be in SAELens' own layout.
+        revision: branch, tag or commit of a Hub repo, which must then be in SAELens' own layout.
 
     Raises:
         UserError: there is no such SAE, its files are incomplete, or its architecture is not supported.
     """
-    if Path(path).is_dir():
-        folder = _sae_folder(Path(path), sae_id)
-        config = _read_config(folder / CONFIG)
-        if not (folder / WEIGHTS).is_file():
-            raise UserError(f"SAE folder {folder} has no {WEIGHTS} beside its {CONFIG}")
-    else:
-        folder, config = None, _hub_config(path, sae_id, revision)
-    return replace(_source(path, sae_id, folder, config), revision=None if folder is not None else revision)
+    name = path if sae_id is None else f"{path} {sae_id}"
+    folder = _sae_folder(Path(path), sae_id) if Path(path).is_dir() else None
+    config = _read_config(folder) if folder is not None else _hub_config(path, sae_id, revision)
+    metadata = config.get("metadata", config)  # SAELens 5 keeps everything on one level
+    needed = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae"), "hook_name": _hook_name(config)}
+    if None in needed.values():
+        missing = [key for key, value in needed.items() if value is None]
+        raise UserError(f"the configuration of SAE {name} does not say its {' and '.join(missing)}")
+    activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"  # of SAELens 5 alone
+    architecture = "topk" if activation == "topk" else config.get("architecture", "standard")
+    if architecture not in ARCHITECTURES or activation not in ("relu", "topk"):
+        raise UserError(
+            f"SAE {name} is of architecture {architecture} with the activation function {activation}; supported are "
+            f"{', '.join(ARCHITECTURES)} with relu"
+        )
+    prepend_bos = metadata.get("prepend_bos")
+    return SaeSource(
+        path=path,
+        sae_id=sae_id,
+        folder=folder,
+        architecture=architecture,
+        **needed,
+        context_size=metadata.get("context_size"),
+        prepend_bos=True if prepend_bos is None else prepend_bos,  # SAELens' own default
+        exclude_special_tokens=metadata.get("exclude_special_tokens"),
+        revision=revision if folder is None else None,
+    )
 
 
 def _sae_folder(path: Path, sae_id: str | None) -> Path:
-    if sae_id is not None and (path / sae_id / CONFIG).is_file():
-        return path / sae_id
-    if (path / CONFIG).is_file():
-        hook_name = _hook_name(_read_config(path / CONFIG))
-        if sae_id is not None and sae_id != hook_name:
-            raise UserError(
-                f"--sae_id {sae_id}: folder {path} holds one SAE, at {hook_name}; leave the id out (SAE_ID= for the "
-                "shell scripts), or name another folder"
-            )
-        return path
-    inside = sorted(str(found.parent.relative_to(path)) for found in path.rglob(CONFIG))
-    hint = f"; give --sae_id, one of: {', '.join(inside[:5])}" if inside else ""
-    raise UserError(f"no SAE in {path if sae_id is None else path / sae_id}: expected {CONFIG} and {WEIGHTS}{hint}")
+    folder = path / sae_id if sae_id is not None and (path / sae_id / CONFIG).is_file() else path
+    if not (folder / CONFIG).is_file():
+        inside = sorted(str(found.parent.relative_to(path)) for found in path.rglob(CONFIG))
+        hint = f"; give --sae_id, one of: {', '.join(inside[:5])}" if inside else ""
+        raise UserError(f"no SAE in {path / (sae_id or '')}: expected {CONFIG} and {WEIGHTS}{hint}")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"SAE folder {folder} has no {WEIGHTS} beside its {CONFIG}")
+    hook_name = _hook_name(_read_config(folder))
+    if folder == path and sae_id not in (None, hook_name):
+        raise UserError(
+            f"--sae_id {sae_id}: folder {path} holds one SAE, at {hook_name}; leave the id out (SAE_ID= for the "
+            "shell scripts), or name another folder"
+        )
+    return folder
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds a {type(config).__name__}, expected SAELens' configuration object")
-    return config
+def _read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
 def _hub_config(path: str, sae_id: str | None, revision: str | None) -> dict[str, Any]:
@@ -124,18 +140,10 @@ def _hub_config(path: str, sae_id: str | None, revision: str | None) -> dict[str
 
     try:
         if revision is not None:
-            return _read_config(Path(hf_hub_download(path, f"{sae_id}/{CONFIG}", revision=revision)))
+            return _read_config(Path(hf_hub_download(path, f"{sae_id}/{CONFIG}", revision=revision)).parent)
         return load_sae_config_from_huggingface(path, sae_id)
     except (KeyError, *hub_errors()) as error:
         raise UserError(f"no SAE {sae_id} in the release or Hub repo {path}: {hub_fault(error)}") from error
-
-
-def _hub_folder(source: SaeSource) -> Path:
-    """The local copy of a Hub SAE's files at its revision."""
-    from huggingface_hub import snapshot_download
-
-    files = [f"{source.sae_id}/{name}" for name in (CONFIG, WEIGHTS, "sparsity.safetensors")]
-    return Path(snapshot_download(source.path, revision=source.revision, allow_patterns=files)) / str(source.sae_id)
 
 
 def _hook_name(config: dict[str, Any]) -> str | None:
@@ -143,54 +151,20 @@ def _hook_name(config: dict[str, Any]) -> str | None:
     return metadata.get("hook_name") or metadata.get("hook_point")
 
 
-def _source(path: str, sae_id: str | None, folder: Path | None, config: dict[str, Any]) -> SaeSource:
-    metadata = config.get("metadata", config)  # SAELens 5 keeps everything on one level
-    hook_name = _hook_name(config)
-    name = path if sae_id is None else f"{path} {sae_id}"
-    for key, value in {"d_in": config.get("d_in"), "d_sae": config.get("d_sae"), "hook_name": hook_name}.items():
-        if value is None:
-            raise UserError(f"the configuration of SAE {name} does not say its {key}")
-    architecture = config.get("architecture", "standard")
-    activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"  # SAELens 5 alone says it
-    if activation not in ("relu", "topk"):
-        raise UserError(f"SAE {name} has the activation function {activation}; supported are relu and topk")
-    if activation == "topk":
-        architecture = "topk"
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"SAE {name} is of architecture {architecture}; supported are {', '.join(ARCHITECTURES)}")
-    prepend_bos = metadata.get("prepend_bos")
-    return SaeSource(
-        path=path,
-        sae_id=sae_id,
-        folder=folder,
-        architecture=architecture,
-        d_in=config["d_in"],
-        d_sae=config["d_sae"],
-        hook_name=hook_name,
-        context_size=metadata.get("context_size"),
-        prepend_bos=True if prepend_bos is None else prepend_bos,  # SAELens' own default
-        exclude_special_tokens=metadata.get("exclude_special_tokens"),
-    )
-
-
 def check_fits(source: SaeSource, config: PretrainedConfig, model_name: str) -> int:
     """The layer whose output the SAE reads, once it is clear that the model has it.
 
     Raises:
-        UserError: the SAE's d_in is not the model's width, or its hook point is none of the model's.
+        UserError: the SAE's d_in is not the model's width, or the model has no such hook point.
     """
     from transformer_lens_r1 import hook_layer
 
     layer = hook_layer(source.hook_name)
-    if source.d_in != config.hidden_size:
+    if source.d_in != config.hidden_size or layer >= config.num_hidden_layers:
         raise UserError(
-            f"SAE {source} reads {source.d_in} dimensions (d_in), but the model {model_name} is {config.hidden_size} "
-            "wide: it was trained on another model"
-        )
-    if layer >= config.num_hidden_layers:
-        raise UserError(
-            f"SAE {source} reads {source.hook_name}, but the layers of {model_name} are "
-            f"0 to {config.num_hidden_layers - 1}: it was trained on another model"
+            f"SAE {source} reads {source.d_in} dimensions (d_in) at {source.hook_name}, but the model {model_name} is "
+            f"{config.hidden_size} wide and has layers 0 to {config.num_hidden_layers - 1}: it was trained on another "
+            "model"
         )
     return layer
 
@@ -201,14 +175,19 @@ def load_sae(source: SaeSource, *, device: str = "cpu", dtype: str = "float32") 
     Raises:
         UserError: the weights are damaged, or do not fit the configuration.
     """
+    from huggingface_hub import snapshot_download
     from sae_lens import SAE
     from safetensors import SafetensorError
 
+    folder = source.folder
     try:
+        if source.revision is not None:
+            files = [f"{source.sae_id}/{name}" for name in (CONFIG, WEIGHTS, "sparsity.safetensors")]
+            repository = snapshot_download(source.path, revision=source.revision, allow_patterns=files)
+            folder = Path(repository) / str(source.sae_id)
         with warnings.catch_warnings():
             # It recommends a class that this project's models are not of.
             warnings.filterwarnings("ignore", message="\\s*This SAE has non-empty model_from_pretrained_kwargs")
-            folder = _hub_folder(source) if source.revision is not None else source.folder
             if folder is not None:
                 sae = SAE.load_from_disk(folder, device=device, dtype=dtype)
             else:
@@ -237,7 +216,27 @@ def fold_decoder_norm(sae: SAE) -> None:
     sae.fold_W_dec_norm = lambda: None
 
 
-def encoder_blocks(sae: SAE, size: int) -> Iterator[tuple[slice, SAE]]:
+def encoder_of(sae: SAE, features: slice | list[int]) -> Callable[[Tensor], Tensor]:
+    """A function from residual streams [..., d_in] to the activations [..., features] of these features alone.
+
+    Only their columns of the encoder are multiplied, except for TopK, which needs all of them to choose from.
+    """
+    if sae.cfg.architecture() not in ELEMENTWISE:
+        return lambda residual: sae.encode(residual)[..., features]
+    from torch import nn
+
+    def cut(name: str, parameter: Tensor | None) -> Tensor | None:
+        if name == "b_dec" or parameter is None:
+            return parameter
+        kept = parameter.data[:, features] if name == "W_enc" else parameter.data[features]
+        return nn.Parameter(kept, requires_grad=False)
+
+    part = copy.copy(sae)
+    part.__dict__["_parameters"] = {name: cut(name, parameter) for name, parameter in sae._parameters.items()}
+    return part.encode
+
+
+def encoder_blocks(sae: SAE, size: int) -> Iterator[tuple[slice, Callable[[Tensor], Tensor]]]:
     """The SAE cut into blocks of features, to bound the memory that activations take.
 
     Args:
@@ -245,38 +244,10 @@ def encoder_blocks(sae: SAE, size: int) -> Iterator[tuple[slice, SAE]]:
         size: features in a block. TopK needs all of them to choose from and comes as one block.
 
     Yields:
-        The block's features, and an SAE whose ``encode`` gives [..., features of the block] and shares the weights.
+        The block's features, and what `encoder_of` gives for them; blocks share the SAE's weights.
     """
     d_sae = sae.cfg.d_sae
-    if sae.cfg.architecture() not in ELEMENTWISE or size >= d_sae:
-        yield slice(0, d_sae), sae
-        return
+    size = size if sae.cfg.architecture() in ELEMENTWISE else d_sae
     for start in range(0, d_sae, size):
         features = slice(start, min(start + size, d_sae))
-        yield features, _part(sae, features)
-
-
-def encoder_of(sae: SAE, features: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """A function from residual streams [..., d_in] to the activations [..., features] of these features alone.
-
-    Only their columns of the encoder are multiplied, except for TopK, which needs all of them to choose from.
-    """
-    chosen = list(features)
-    if sae.cfg.architecture() in ELEMENTWISE:
-        return _part(sae, chosen).encode
-    return lambda residual: sae.encode(residual)[..., chosen]
-
-
-def _part(sae: SAE, features: slice | list[int]) -> SAE:
-    part = copy.copy(sae)
-    part.__dict__["_parameters"] = {name: _cut(name, p, features) for name, p in sae._parameters.items()}
-    return part
-
-
-def _cut(name: str, parameter: Any, features: slice | list[int]) -> Any:
-    from torch import nn
-
-    if name == "b_dec" or parameter is None:
-        return parameter
-    cut = parameter.data[:, features] if name == "W_enc" else parameter.data[features]
-    return nn.Parameter(cut, requires_grad=False)
+        yield features, encoder_of(sae, features)

@@ -23,7 +23,7 @@ SETTLE = timedelta(seconds=10)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run; the only one where torchrun did not start it."""
+    """This process among those of the run; the only one if torchrun did not start it."""
 
     rank: int = 0
     size: int = 1
@@ -40,7 +40,7 @@ class Ranks:
         return range(self.rank * n_rows // self.size, (self.rank + 1) * n_rows // self.size)
 
     def device(self, name: str) -> str:
-        """The device for this rank where the user asked for ``name``: of several ranks, each has a GPU of its own.
+        """The device for this rank if the user asked for ``name``: of several ranks, each has a GPU of its own.
 
         Raises:
             UserError: several ranks, but the name of one GPU; or see `resolve_device`.

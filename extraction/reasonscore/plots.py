@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from reason_score import EPSILON, rank_features
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot, which looks for a display and keeps figures
+
+from reasonscore.score import EPSILON, rank_features
 
 if TYPE_CHECKING:
-    from score_files import Result
+    from reasonscore.results import Result
 
 ROWS_SHOWN = 50
 """Features in the heat map: more would be too small to read."""
@@ -32,11 +35,10 @@ def draw_scores(path: Path, result: Result) -> None:
         linewidth=1,
         label=f"quantile {result.settings.quantile:g}: {result.n_above:,} features above {result.threshold:.2e}",
     )
-    if n > 1:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlim(0.9, n)
-    axes.set_xlabel("rank of the feature" + (" (logarithmic)" if n > 1 else ""))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlim(0.9, n)
+    axes.set_xlabel("rank of the feature (logarithmic)")
     axes.set_ylabel("ReasonScore")
     axes.set_title("ReasonScore of every feature")
     axes.grid(alpha=0.25)
@@ -62,20 +64,17 @@ def draw_words(path: Path, result: Result) -> None:
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    # Not pyplot: it looks for a display and keeps figures.
-    from matplotlib.figure import Figure
-
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     return figure, figure.subplots()
 
 
 def _shown(word: str) -> str:
-    """A word as it stands in a picture: no mathematics, one line."""
+    """A word as a picture shows it: no mathematics, one line."""
     return " ".join(word.split()).replace("$", r"\$")[:24]
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         # A word in a script that the font lacks is drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from reason_score import ActivationSums, rank_features, reason_scores
 from torch import Tensor
+
+from reasonscore.score import ActivationSums, rank_features, reason_scores
 
 COVERAGE = 0.95
 BYTES_AT_ONCE = 2**28
@@ -54,7 +55,7 @@ def bootstrap_top_features(sums: ActivationSums, *, alpha: float, k: int, n_resa
     Args:
         sums: of all features of the SAE, on the CPU.
         alpha: as for `reason_scores`.
-        k: how many features; all of them where the SAE has fewer.
+        k: how many features; all of them if the SAE has fewer.
         n_resamples: at least 1; 1,000 give interval ends that vary by a few per cent of the interval's width.
         seed: of the draws.
     """

@@ -6,34 +6,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from hub_server import HubServer
+from reasonscore import sae as sae_module
+from reasonscore.sae import find_sae, load_sae
 
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import hash_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from hub_server import HubServer  # noqa: E402
-
 ARCHITECTURES = ["standard", "jumprelu", "gated", "topk", "topk_rescaled"]
-
-
-@pytest.fixture
-def sae_io(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("extraction/sae_io.py")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_folding_scales_activations_by_the_decoder_norm_and_keeps_reconstructions(
-    sae_io: ModuleType, make_sae: Callable[..., Path], architecture: str
+    make_sae: Callable[..., Path], architecture: str
 ) -> None:
     from sae_lens import SAE
 
     folder = make_sae(architecture)
     raw = SAE.load_from_disk(folder)
-    folded = sae_io.load_sae(sae_io.find_sae(str(folder)))
+    folded = load_sae(find_sae(str(folder)))
     x = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         # A TopK SAE that rescales gives activations in units of unit decoder directions already.
@@ -49,39 +43,39 @@ def test_folding_scales_activations_by_the_decoder_norm_and_keeps_reconstruction
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
 def test_blocks_of_features_put_together_are_the_whole_encoder(
-    sae_io: ModuleType, make_sae: Callable[..., Path], architecture: str, size: int
+    make_sae: Callable[..., Path], architecture: str, size: int
 ) -> None:
-    sae = sae_io.load_sae(sae_io.find_sae(str(make_sae(architecture))))
+    sae = load_sae(find_sae(str(make_sae(architecture))))
     x = torch.randn(2, 5, 16)
     with torch.no_grad():
         whole = sae.encode(x)
         together = torch.full_like(whole, torch.nan)
-        for features, block in sae_io.encoder_blocks(sae, size):
-            together[..., features] = block.encode(x)
-        chosen = sae_io.encoder_of(sae, [31, 0, 7])(x)
+        for features, block in sae_module.encoder_blocks(sae, size):
+            together[..., features] = block(x)
+        chosen = sae_module.encoder_of(sae, [31, 0, 7])(x)
     torch.testing.assert_close(together, whole)
     torch.testing.assert_close(chosen, whole[..., [31, 0, 7]])
 
 
-def test_the_layout_of_saelens_5_is_read(sae_io: ModuleType, legacy_sae: Path) -> None:
-    source = sae_io.find_sae(str(legacy_sae))
+def test_the_layout_of_saelens_5_is_read(legacy_sae: Path) -> None:
+    source = find_sae(str(legacy_sae))
     assert (source.d_in, source.d_sae, source.hook_name) == (256, 1024, "blocks.2.hook_resid_post")
     assert (source.context_size, source.prepend_bos, source.exclude_special_tokens) == (128, False, [0, 1])
-    assert sae_io.load_sae(source).W_enc.shape == (256, 1024)
+    assert load_sae(source).W_enc.shape == (256, 1024)
 
 
-def test_an_id_names_a_folder_within_a_repository(sae_io: ModuleType, make_sae: Callable[..., Path]) -> None:
+def test_an_id_names_a_folder_within_a_repository(make_sae: Callable[..., Path]) -> None:
     folder = make_sae(name="repo/blocks.2.hook_resid_post")
-    source = sae_io.find_sae(str(folder.parent), "blocks.2.hook_resid_post")
-    assert source.folder == folder and len(source.weights_hash()) == 64
+    source = find_sae(str(folder.parent), "blocks.2.hook_resid_post")
+    assert source.folder == folder and source.weights_sha256 == hash_file(folder / "sae_weights.safetensors")
     with pytest.raises(UserError, match="--sae_id, one of: blocks.2.hook_resid_post"):
-        sae_io.find_sae(str(folder.parent))
+        find_sae(str(folder.parent))
 
 
-def test_a_folder_of_one_sae_takes_no_id_but_its_hook_point(sae_io: ModuleType, legacy_sae: Path) -> None:
-    assert sae_io.find_sae(str(legacy_sae), "blocks.2.hook_resid_post").folder == legacy_sae
+def test_a_folder_of_one_sae_takes_no_id_but_its_hook_point(legacy_sae: Path) -> None:
+    assert find_sae(str(legacy_sae), "blocks.2.hook_resid_post").folder == legacy_sae
     with pytest.raises(UserError, match="--sae_id blocks.19.hook_resid_post: .* at blocks.2.hook_resid_post"):
-        sae_io.find_sae(str(legacy_sae), "blocks.19.hook_resid_post")
+        find_sae(str(legacy_sae), "blocks.19.hook_resid_post")
 
 
 def test_the_hash_of_an_sae_on_the_hub_needs_no_earlier_download(
@@ -90,8 +84,8 @@ def test_the_hash_of_an_sae_on_the_hub_needs_no_earlier_download(
     names = ("cfg.json", "sae_weights.safetensors")
     files = {name: (legacy_sae / name).read_bytes() for name in names}
     hashes = (
-        "from sae_io import find_sae;"
-        "print(find_sae('researcher/sae', 'whole').weights_hash(), find_sae('researcher/sae', 'part').weights_hash())"
+        "from reasonscore.sae import find_sae;"
+        "print(*(find_sae('researcher/sae', sae_id).weights_sha256 for sae_id in ('whole', 'part')))"
     )
     with HubServer() as hub:
         whole = {f"whole/{name}": content for name, content in files.items()}
@@ -107,36 +101,24 @@ def test_the_hash_of_an_sae_on_the_hub_needs_no_earlier_download(
     assert done.stdout.split() == [hash_file(legacy_sae / names[1]), "None"], done.stderr
 
 
-def test_what_is_no_sae_is_refused_in_one_line(
-    sae_io: ModuleType, make_sae: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_is_no_sae_is_refused_in_one_line(make_sae: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no SAE folder"):
-        sae_io.find_sae(str(tmp_path / "missing"))
+        find_sae(str(tmp_path / "missing"))
     with pytest.raises(UserError, match="give --sae_id"):
-        sae_io.find_sae("someone/some-sae")
+        find_sae("someone/some-sae")
     folder = make_sae()
-    config = json.loads((folder / "cfg.json").read_text())
+    config, weights = json.loads((folder / "cfg.json").read_text()), folder / "sae_weights.safetensors"
     (folder / "cfg.json").write_text(json.dumps({**config, "architecture": "temporal"}))
-    with pytest.raises(UserError, match="architecture temporal; supported are"):
-        sae_io.find_sae(str(folder))
+    with pytest.raises(UserError, match="architecture temporal .* supported are"):
+        find_sae(str(folder))
     (folder / "cfg.json").write_text(json.dumps({**config, "d_sae": 41}))
     with pytest.raises(UserError, match="cannot load the weights"):
-        sae_io.load_sae(sae_io.find_sae(str(folder)))
-    (folder / "cfg.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        sae_io.find_sae(str(folder))
+        load_sae(find_sae(str(folder)))
     (folder / "cfg.json").write_text(json.dumps(config))
-    (folder / "sae_weights.safetensors").unlink()
+    for kept in (0.6, 0.0001):
+        weights.write_bytes(weights.read_bytes()[: int(weights.stat().st_size * kept)])
+        with pytest.raises(UserError, match="^cannot load the weights of SAE [^\n]+$"):
+            load_sae(find_sae(str(folder)))
+    weights.unlink()
     with pytest.raises(UserError, match="has no sae_weights.safetensors"):
-        sae_io.find_sae(str(folder))
-
-
-@pytest.mark.parametrize("kept", [0.6, 0.0001])
-def test_damaged_weights_are_refused_in_one_line(
-    sae_io: ModuleType, make_sae: Callable[..., Path], kept: float
-) -> None:
-    folder = make_sae("standard")
-    weights = folder / "sae_weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[: int(weights.stat().st_size * kept)])
-    with pytest.raises(UserError, match="^cannot load the weights of SAE [^\n]+$"):
-        sae_io.load_sae(sae_io.find_sae(str(folder)))
+        find_sae(str(folder))

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_io import ELEMENTWISE, encoder_of
+import numpy as np
+import torch
+from reasonscore.sae import ELEMENTWISE, encoder_of
+from sae_dashboard.utils_fns import RollingCorrCoef
+from torch import Tensor
+from tqdm import tqdm
 
+from transformer_lens_r1 import residual_stream
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import atomic_file
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from sae_dashboard.utils_fns import RollingCorrCoef
     from sae_lens import SAE
-    from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
 ACTIVATIONS, STATE = "activations.npy", "pass.pt"
 SAVE_EVERY = 20.0
 """Seconds between two states that an interrupted pass continues from."""
+SUMS = ("n", "X", "Y", "x_sum", "xy_sum", "x2_sum", "y_sum", "y2_sum")
+"""What a `RollingCorrCoef` adds up."""
 
 
-@dataclass
-class Correlations:
+class Correlations(NamedTuple):
     """Rolling sums of SAEDashboard for the tables of correlated neurons and features."""
 
     neurons: RollingCorrCoef
@@ -40,51 +42,35 @@ class Correlations:
     """Of the features with each other."""
 
     @classmethod
-    def of(cls, features: Sequence[int], device: torch.device) -> Correlations:
-        """Sums over no text, on a device."""
-        import torch
-        from sae_dashboard.utils_fns import RollingCorrCoef
-
+    def of(
+        cls, features: Sequence[int], device: torch.device | str, state: dict[str, dict[str, Any]] | None = None
+    ) -> Correlations:
+        """Sums on a device: over no text, or those that `state` gave."""
         # In the library's default, float32, the differences of large sums that a correlation is would be noise.
-        return cls(
+        new = cls(
             RollingCorrCoef(dtype=torch.float64, device=device),
             RollingCorrCoef(indices=list(features), with_self=True, dtype=torch.float64, device=device),
         )
-
-    def update(self, activations: Tensor, residual: Tensor) -> None:
-        """Add activations [features, tokens] and residual streams [d_in, tokens]."""
-        self.neurons.update(activations, residual)
-        self.features.update(activations, activations)
+        for name, sums in (state or {}).items():
+            moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in sums.items()}
+            vars(getattr(new, name)).update(moved)
+        return new
 
     def state(self) -> dict[str, dict[str, Any]]:
         """The sums, as `torch.load(weights_only=True)` reads them back."""
-        kept = ("n", "X", "Y", "x_sum", "xy_sum", "x2_sum", "y_sum", "y2_sum")
         return {
-            name: {key: value for key, value in vars(sums).items() if key in kept}
-            for name, sums in (("neurons", self.neurons), ("features", self.features))
+            name: {key: value for key, value in vars(sums).items() if key in SUMS}
+            for name, sums in self._asdict().items()
         }
 
-    def restore(self, state: dict[str, dict[str, Any]]) -> None:
-        """Continue from what `state` gave."""
-        for sums, saved in ((self.neurons, state["neurons"]), (self.features, state["features"])):
-            vars(sums).update({k: v.to(sums.device) if hasattr(v, "to") else v for k, v in saved.items()})
 
-    def on_cpu(self) -> Correlations:
-        """The same sums, ready for the tables."""
-        import torch
-
-        copy = Correlations.of(self.features.indices, torch.device("cpu"))
-        copy.restore(self.state())
-        return copy
-
-
-@dataclass
-class StoredActivations:
+class StoredActivations(NamedTuple):
     """Activations of the shown features at every token, in a file, and their correlations."""
 
     values: np.ndarray
     """float32 [features, rows, context], mapped from the file; 0 at ignored ids."""
     correlations: Correlations
+    """On the CPU."""
 
 
 def store_activations(
@@ -98,7 +84,6 @@ def store_activations(
     ignored_ids: Sequence[int] = (),
     rows_per_batch: int = 16,
     features_per_block: int = 8192,
-    device: str = "cpu",
 ) -> StoredActivations:
     """Run the model over the text once, from where an earlier call for the same folder was interrupted.
 
@@ -106,7 +91,7 @@ def store_activations(
 
     Args:
         model: loaded at least up to the hook point.
-        sae: with the decoder norm folded in.
+        sae: with the decoder norm folded in, on the model's device.
         tokens: int64 [rows, context].
         features: which to keep, in this order.
         folder: where the file and the state of the pass lie.
@@ -114,32 +99,21 @@ def store_activations(
         ignored_ids: ids where activations are taken as 0, and which correlations leave out.
         rows_per_batch: rows in a forward pass.
         features_per_block: features encoded at once.
-        device: where model and SAE are.
 
     Raises:
         UserError: an activation is not finite.
     """
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
-    from transformer_lens_r1 import residual_stream
-
-    correlations, done = Correlations.of(features, torch.device(device)), 0
-    shape = (len(features), *tokens.shape)
+    device = sae.W_enc.device
+    state: dict[str, Any] = {"rows": 0, "correlations": None}
     if (folder / STATE).is_file():
         state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-        correlations.restore(state["correlations"])
-        done = state["rows"]
-    values = np.lib.format.open_memmap(
-        folder / ACTIVATIONS, mode="r+" if done else "w+", dtype=np.float32, shape=None if done else shape
-    )
-    if done == len(tokens):
-        return StoredActivations(values, correlations.on_cpu())
+    done, correlations = state["rows"], Correlations.of(features, device, state["correlations"])
+    mode, shape = ("r+", None) if done else ("w+", (len(features), *tokens.shape))
+    values = np.lib.format.open_memmap(folder / ACTIVATIONS, mode=mode, dtype=np.float32, shape=shape)
     if sae.cfg.architecture() not in ELEMENTWISE:  # each block would encode all features
         features_per_block = len(features)
     blocks = [
-        encoder_of(sae, features[start : start + features_per_block])
+        encoder_of(sae, list(features[start : start + features_per_block]))
         for start in range(0, len(features), features_per_block)
     ]
     ignored = torch.tensor(list(ignored_ids), dtype=torch.int64)
@@ -154,7 +128,9 @@ def store_activations(
             if not encoded.isfinite().all():
                 raise UserError("some activations are not finite in these number formats: try --dtype float32")
             values[:, done : done + len(batch)] = encoded.permute(2, 0, 1).cpu().numpy()
-            correlations.update(encoded[kept].T, residual[kept].T)
+            counted = encoded[kept].T  # [features, tokens]
+            correlations.neurons.update(counted, residual[kept].T)
+            correlations.features.update(counted, counted)
             done += len(batch)
             bar.update(len(batch))
             if time.monotonic() - saved > SAVE_EVERY or done == len(tokens):
@@ -162,4 +138,4 @@ def store_activations(
                 with atomic_file(folder / STATE) as temporary:
                     torch.save({"rows": done, "correlations": correlations.state()}, temporary)
                 saved = time.monotonic()
-    return StoredActivations(values, correlations.on_cpu())
+    return StoredActivations(values, Correlations.of(features, "cpu", correlations.state()))

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from dashboard_activations import StoredActivations
 from sae_dashboard.components import ActsHistogramData, FeatureTablesData, LogitsHistogramData
 from sae_dashboard.components_config import (
     ActsHistogramConfig,
@@ -26,6 +25,8 @@ from sae_dashboard.sae_vis_data import SaeVisConfig
 from sae_dashboard.sequence_data_generator import SequenceDataGenerator
 from torch import Tensor
 
+from feature_pages.activations import StoredActivations
+
 if TYPE_CHECKING:
     from sae_lens import SAE
 
@@ -33,7 +34,7 @@ SHOWN_AROUND = 10
 """Tokens shown before and after an activating one, as far as its row has them."""
 TOP_SEQUENCES = 20
 NO_TOKEN = -1
-"""Stands in a sequence where its row has ended; never shown."""
+"""Fills a sequence beyond the end of its row; never shown."""
 
 
 class _WholeRows(SequenceDataGenerator):
@@ -99,7 +100,7 @@ class Panels:
             height=None,
         )
         # Of a feature that is not active on this text there are no activations to show.
-        self.silent_layout = SaeVisLayoutConfig(columns=[Column(*logits), Column(FeatureTablesConfig())], height=None)
+        self.dead_layout = SaeVisLayoutConfig(columns=[Column(*logits), Column(FeatureTablesConfig())], height=None)
         config = SaeVisConfig(hook_point=hook_name, features=self.features, feature_centric_layout=self.layout)
         self._sequences = _WholeRows(config, tokens, unembedding)
 
@@ -130,7 +131,7 @@ class Panels:
                 logits_table_data=get_logits_table_data(logits, n_rows=self.layout.logits_table_cfg.n_rows),
             )
             if not len(active):
-                return data, self.silent_layout
+                return data, self.dead_layout
             data.acts_histogram_data = ActsHistogramData.from_data(
                 data=active,
                 n_bins=self.layout.act_hist_cfg.n_bins,

@@ -1,30 +1,21 @@
 """ReasonScore against loops over positions, written from the definition."""
 
 import random
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from brute_force import reason_scores, sets_of_positions
+from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from brute_force import reason_scores, sets_of_positions  # noqa: E402
+from reasonscore import score as core
+from reasonscore.ranks import Ranks
 
 GROUPS = {"ab": [(1, 2), (2,)], "aba": [(1, 2, 1)], "c": [(3,)], "never": [(9, 9)]}
 
 
-@pytest.fixture
-def core(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("extraction/reason_score.py")
-
-
 @pytest.mark.parametrize("window", [(0, 0), (1, 2), (2, 0), (0, 3), (4, 5), (30, 30)])
 @pytest.mark.parametrize("ignored", [[], [0], [1, 3], [0, 1, 2, 3, 4]])
-def test_membership_equals_a_loop_over_positions(core: ModuleType, window: tuple[int, int], ignored: list[int]) -> None:
+def test_membership_equals_a_loop_over_positions(window: tuple[int, int], ignored: list[int]) -> None:
     rng = random.Random(str((window, ignored)))
     for shape in [(4, 12), (1, 7), (3, 2), (2, 1)]:
         rows = [[rng.randrange(5) for _ in range(shape[1])] for _ in range(shape[0])]
@@ -35,27 +26,19 @@ def test_membership_equals_a_loop_over_positions(core: ModuleType, window: tuple
         assert [{tuple(index) for index in got[:, s].nonzero().tolist()} for s in range(got.shape[1])] == expected
 
 
-def test_windows_are_cut_at_the_row_and_never_cancel(core: ModuleType) -> None:
-    tokens = torch.tensor([[3, 0, 0, 0, 3], [0, 0, 0, 0, 0]])
-    sets = core.find_membership(tokens, {"c": [(3,)]}, left=2, right=1).sets
-    assert sets[:, 0].int().tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
-    assert sets[:, 2].int().tolist() == [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
-
-
-def test_matches_are_counted_by_spelling_start(core: ModuleType) -> None:
+def test_matches_are_counted_by_spelling_start() -> None:
     tokens = torch.tensor([[1, 2, 1, 2, 1], [3, 3, 0, 1, 2]])
     matches = core.find_membership(tokens, GROUPS, left=1, right=2, ignored_ids=[3]).matches
     assert matches.tolist() == [3 + 3, 2, 2, 0]
 
 
-def test_spellings_of_one_word_form_one_group(core: ModuleType) -> None:
+def test_spellings_of_one_word_form_one_group() -> None:
     ids = {"wait": [5], " wait": [6], "Wait": [5], " Let me": [7, 8], "let me": [9, 8]}
     groups = core.group_spellings(ids, ids.__getitem__)
     assert groups == {"wait": [(5,), (6,)], "let me": [(7, 8), (9, 8)]}
 
 
 def sums_of(
-    core: ModuleType,
     activations: torch.Tensor,
     rows: list[list[int]],
     groups: dict,
@@ -104,21 +87,15 @@ def cases(draw: st.DrawFn) -> dict:
     }
 
 
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(case=cases())
-def test_scores_equal_a_loop_over_positions(core: ModuleType, case: dict) -> None:
+def test_scores_equal_a_loop_over_positions(case: dict) -> None:
     alpha, seed = case.pop("alpha"), case.pop("seed")
     shape = (len(case["rows"]), len(case["rows"][0]), 5)
     activations = torch.relu(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
     activations[:, :, 3] = 0  # a feature that never fires
     sets = sets_of_positions(case["rows"], case["groups"], *case["window"], case["ignored"])
-    sums = sums_of(core, activations, **case)
+    sums = sums_of(activations, **case)
     scores = core.reason_scores(sums.by_set, sums.n_positions, alpha=alpha).score
     assert scores.tolist() == pytest.approx(reason_scores(activations, sets, alpha), abs=1e-7)
     assert sums.n_positions.tolist() == [len(positions) for positions in sets]
@@ -129,36 +106,26 @@ def test_scores_equal_a_loop_over_positions(core: ModuleType, case: dict) -> Non
         assert sums.n_active[feature].item() == sum(value > 0 for value in values)
 
 
-def test_each_block_holds_the_sums_of_its_own_rows(core: ModuleType) -> None:
+def test_each_block_holds_the_sums_of_its_own_rows() -> None:
     rng = random.Random(5)
     rows = [[rng.randrange(5) for _ in range(9)] for _ in range(11)]
     activations = torch.relu(torch.randn(11, 9, 5, generator=torch.Generator().manual_seed(2)))
     options = {"groups": GROUPS, "window": (1, 2), "ignored": [0], "cut": 2}
-    sums = sums_of(core, activations, rows, batches=[1, 6, 11], n_blocks=4, **options)
+    sums = sums_of(activations, rows, batches=[1, 6, 11], n_blocks=4, **options)
     sizes = []
     for block in range(4):
         own = [row for row in range(11) if row * 4 // 11 == block]
-        part = sums_of(core, activations[own], [rows[row] for row in own], batches=[len(own)], n_blocks=1, **options)
+        part = sums_of(activations[own], [rows[row] for row in own], batches=[len(own)], n_blocks=1, **options)
         torch.testing.assert_close(sums.by_block[block], part.by_set, rtol=1e-6, atol=1e-6)
         assert sums.positions_by_block[block].tolist() == part.n_positions.tolist()
         sizes.append(len(own))
     assert sum(sizes) == 11 and max(sizes) - min(sizes) <= 1
 
 
-def test_one_word_has_entropy_one_and_a_word_that_never_occurs_lowers_it(core: ModuleType) -> None:
-    one = core.reason_scores(torch.tensor([[4.0], [4.0], [1.0]]), torch.tensor([2, 2, 5]), alpha=0.7)
-    assert one.entropy.item() == 1
-    two = core.reason_scores(torch.tensor([[4.0], [0.0], [4.0], [1.0]]), torch.tensor([2, 0, 2, 5]), alpha=0.7)
-    assert two.entropy.item() == pytest.approx(0, abs=1e-9) and two.score.isfinite().all()
-
-
-def test_a_part_of_the_features_can_be_added_up_over_ranks(
-    core: ModuleType, load_script: Callable[[str], ModuleType]
-) -> None:
+def test_a_part_of_the_features_can_be_added_up_over_ranks() -> None:
     """gloo reduces the memory of a tensor as it lies: a view of some columns would be added up wrongly."""
     sums = core.ActivationSums.zeros(3, 20, n_blocks=4)
     part = sums.of_features(slice(5, 9))
     assert part.by_block.shape == (4, 5, 4) and part.by_block.is_contiguous()
-    ranks = load_script("extraction/ranks.py").Ranks(rank=0, size=2)
     with pytest.raises(ValueError, match="contiguous"):
-        ranks.add(sums.by_block[..., 5:9])
+        Ranks(rank=0, size=2).add(sums.by_block[..., 5:9])

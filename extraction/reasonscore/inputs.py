@@ -1,0 +1,242 @@
+"""What scoring and dashboards have in common: arguments, and the model, SAE and text they name, checked early."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasonscore.sae import CONFIG, SaeSource, check_fits, find_sae, load_sae
+from transformer_lens_r1.shared.arguments import DTYPES, add_model_arguments, int_list, positive_int, resolve_device
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import hash_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sae_lens import SAE
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+
+def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> None:
+    """Add the flags for model, SAE and text, and those that bound memory."""
+    add_model_arguments(parser)
+    sae = parser.add_argument_group("SAE")
+    sae.add_argument("--sae_path", required=True, help="folder of a SAELens SAE, SAELens release, or Hub repo")
+    sae.add_argument("--sae_id", help="SAE within the release, repo or folder, like blocks.19.hook_resid_post")
+    sae.add_argument("--sae_revision", help="branch, tag or commit of the SAE's Hub repo (default: its main branch)")
+    sae.add_argument("--sae_dtype", choices=DTYPES, default="float32", help="number format of the SAE's weights")
+    text = parser.add_argument_group("text")
+    text.add_argument("--dataset_path", required=True, help="data set: folder or Hub id")
+    text.add_argument("--dataset_revision", help="branch, tag or commit of the data set on the Hub")
+    text.add_argument("--column_name", default="text", help="column of text, or of rows of token ids")
+    text.add_argument("--context_size", type=positive_int, help="tokens in a row made from text (default: the SAE's)")
+    text.add_argument("--n_samples", type=positive_int, default=n_samples, help="rows, drawn by a seeded shuffle")
+    text.add_argument(
+        "--ignore_tokens",
+        type=int_list,
+        help="ids that count nowhere, like 128000,128001, or '' for none (default: those the SAE was trained without, "
+        "else bos and eos)",
+    )
+    text.add_argument("--seed", type=int, default=42, help="of the shuffle of rows")
+    memory = parser.add_argument_group("memory (results do not depend on it)")
+    memory.add_argument("--minibatch_size_tokens", type=positive_int, default=16, help="rows in a forward pass")
+    memory.add_argument("--minibatch_size_features", type=positive_int, default=8192, help="features encoded at once")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a script works on once everything cheap has been checked."""
+
+    source: SaeSource
+    layer: int
+    """The layer whose output the SAE reads."""
+    tokenizer: PreTrainedTokenizerBase | None
+    tokens: Tensor
+    """int64 [rows, context], on the CPU."""
+    ignored: list[int]
+
+
+def load_inputs(args: argparse.Namespace) -> Inputs:
+    """Check SAE, model and data set against each other, then make the rows of tokens; no weights are loaded.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    from transformer_lens_r1 import load_config, load_tokenizer
+    from transformer_lens_r1.shared.data import load_rows
+
+    resolve_device(args.device)
+    source = find_sae(args.sae_path, args.sae_id, revision=args.sae_revision)
+    remote = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    config = load_config(args.model_path, **remote)
+    layer = check_fits(source, config, args.model_path)
+    context_size = args.context_size or source.context_size
+    if context_size is None:
+        raise UserError(f"SAE {source} does not say its context size: give --context_size")
+    dataset = load_rows(args.dataset_path, columns=(args.column_name,), revision=args.dataset_revision)
+    tokenizer = load_tokenizer(args.model_path, **remote)
+    tokens = sample_rows(
+        dataset,
+        tokenizer,
+        column=args.column_name,
+        context_size=context_size,
+        prepend_bos=source.prepend_bos,
+        n_samples=args.n_samples,
+        vocab_size=config.vocab_size,
+        seed=args.seed,
+    )
+    ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer, vocab_size=config.vocab_size)
+    return Inputs(source, layer, tokenizer, tokens, ignored)
+
+
+def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerBridge, SAE]:
+    """The model up to the SAE's hook point, and the SAE with the decoder norm folded in.
+
+    Raises:
+        UserError: weights are damaged.
+    """
+    from transformer_lens_r1 import load_model
+
+    device = resolve_device(args.device)
+    sae = load_sae(inputs.source, device=device, dtype=args.sae_dtype)
+    model = load_model(
+        args.model_path,
+        device=device,
+        dtype=args.dtype,
+        n_layers=inputs.layer + 1,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        tokenizer=inputs.tokenizer,
+    )
+    return model, sae
+
+
+def sample_rows(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    column: str,
+    context_size: int,
+    prepend_bos: bool,
+    n_samples: int,
+    vocab_size: int,
+    seed: int = 42,
+) -> Tensor:
+    """The first ``n_samples`` rows of tokens after a seeded shuffle; all rows if there are fewer.
+
+    A column of ids is taken as it is. Text becomes rows by `transformer_lens_r1.tokenize_and_concatenate`: documents
+    joined by eos, cut into ``context_size`` ids, rows that would need padding left out.
+
+    Args:
+        dataset: one document or one row of ids per row.
+        tokenizer: the model's.
+        column: where the text or the ids are.
+        context_size: ids in a row made from text; the SAE's own context.
+        prepend_bos: start each row made from text with bos; what the SAE was trained with.
+        n_samples: rows wanted.
+        vocab_size: the model's; ids at or above it are refused.
+        seed: of the shuffle.
+
+    Returns:
+        int64 [rows, context].
+
+    Raises:
+        UserError: the column holds neither text nor ids, less text than one row, or an id outside the vocabulary.
+    """
+    import torch
+
+    from transformer_lens_r1 import tokenize_and_concatenate
+
+    kind = dataset.features[column]
+    if getattr(kind, "dtype", None) in ("string", "large_string"):
+        dataset = tokenize_and_concatenate(
+            dataset, tokenizer, context_size=context_size, column=column, add_bos=prepend_bos, vocab_size=vocab_size
+        )
+        column = "tokens"
+        if len(dataset) == 0:
+            raise UserError(f"the text gives no row of {context_size} tokens: give more text or a smaller context")
+    elif not getattr(getattr(kind, "feature", None), "dtype", "").startswith(("int", "uint")):
+        raise UserError(f"column {column!r} holds {kind}; expected text, or rows of token ids")
+    rows = dataset.select_columns([column]).with_format(None).shuffle(seed=seed)
+    tokens = torch.tensor(rows[: min(n_samples, len(rows))][column], dtype=torch.int64)
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise UserError(
+            f"the rows hold ids from {tokens.min()} to {tokens.max()}, but the model knows 0 to {vocab_size - 1}: "
+            "they were made with another tokenizer"
+        )
+    return tokens
+
+
+def ignored_ids(
+    choice: list[int] | None,
+    excluded: list[int] | bool | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocab_size: int,
+) -> list[int]:
+    """Ids that count nowhere: those asked for, else those the SAE was trained without, else bos and eos.
+
+    Args:
+        choice: what the user asked for; an empty list is a choice too.
+        excluded: the SAE's ``exclude_special_tokens``: a list of ids, true for every special token, or nothing.
+        tokenizer: the model's.
+        vocab_size: likewise.
+
+    Raises:
+        UserError: the user asked for an id that the model does not know.
+    """
+    for token in choice or []:
+        if not 0 <= token < vocab_size:
+            raise UserError(f"--ignore_tokens {token}: the model knows ids 0 to {vocab_size - 1}")
+    if choice is not None:
+        return choice
+    if isinstance(excluded, list):
+        return [int(token) for token in excluded]
+    if excluded is True:
+        return sorted(set(tokenizer.all_special_ids))
+    return sorted({tokenizer.bos_token_id, tokenizer.eos_token_id} - {None})
+
+
+def input_identity(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
+    """What tells the model, the SAE and the text of a run from others, for `check_same_run`."""
+    source = inputs.source
+    config = hash_file(source.folder / CONFIG) if source.folder is not None else f"{source} {source.revision}"
+    tokens = inputs.tokens
+    digest = hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.numpy().tobytes())
+    return {
+        "--dtype": args.dtype,
+        "--sae_dtype": args.sae_dtype,
+        "--n_samples": len(tokens),
+        "--seed": args.seed,
+        "--ignore_tokens": inputs.ignored,
+        "--model_path": _model_identity(args.model_path, args.revision),
+        "--sae_path": {"weights_sha256": source.weights_sha256, "config_sha256": config},
+        "--dataset_path": {"tokens_sha256": digest.hexdigest()},
+    }
+
+
+def _model_identity(model_path: str, revision: str | None) -> dict[str, Any]:
+    """Of a folder, hashes of samples of its files, which take no time for gigabytes; of a Hub model, its commit."""
+    from transformer_lens_r1.loading import WEIGHT_PATTERNS
+    from transformer_lens_r1.shared.hub import cached_commit
+
+    folder = Path(model_path)
+    if not folder.is_dir():
+        return {"id": model_path, "commit": cached_commit(model_path, "config.json", revision=revision)}
+    files = sorted({path for pattern in ("config.json", *WEIGHT_PATTERNS) for path in folder.glob(pattern)})
+    return {f"{path.name} sha256": _hash_samples(path) for path in files}
+
+
+def _hash_samples(path: Path, *, n_samples: int = 64, n_bytes: int = 2**16) -> str:
+    """SHA-256 of a file's size and of evenly spaced pieces of it."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for sample in range(n_samples):
+            file.seek(sample * size // n_samples)
+            digest.update(file.read(n_bytes))
+    return digest.hexdigest()
