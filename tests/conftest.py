@@ -28,13 +28,32 @@ FIXTURES = REPOSITORY / "tests" / "fixtures"
 
 # Files that start engines or whole pipelines: minutes each, which would be left over at the end on one core.
 LONG = (
-    "test_vllm_compiled.py", "test_vllm_parallel.py", "test_vllm_sae.py", "test_quickstart.py", "test_interruption.py",
+    "test_vllm_gpu_paths.py", "test_vllm_compiled.py", "test_vllm_parallel.py", "test_vllm_sae.py",
+    "test_quickstart.py", "test_interruption.py",
 )  # fmt: skip
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+WITHOUT_VLLM = "needs vLLM, which is not installed here"
+
+
+def pytest_sessionstart() -> None:
+    """In CI a Linux machine has vLLM: without it most of the evaluation would pass untested."""
+    if os.environ.get("CI") == "true" and sys.platform == "linux" and not HAS_VLLM:
+        raise pytest.UsageError("vLLM is not installed, and CI=true: on Linux bash setup.sh installs it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, in the order of LONG."""
+    """The long files first, in the order of LONG; what needs vLLM is skipped if there is none (macOS)."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    for item in items:
+        if not HAS_VLLM and item.get_closest_marker("needs_vllm"):
+            item.add_marker(pytest.mark.skip(reason=WITHOUT_VLLM))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for the tests that a missing vLLM left out."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    if count := sum(WITHOUT_VLLM in reason for reason in skipped):
+        terminalreporter.line(f"{count} tests that need vLLM were skipped: it is not installed here")
 
 
 @pytest.fixture(scope="session")

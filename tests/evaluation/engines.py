@@ -1,13 +1,16 @@
 """What the tests of both back ends ask of a model, and the comparison of one with the other."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_sae import TASKS_DIR
+from lm_eval_sae.model_arguments import PARALLEL
 from lm_eval_sae.models import HFSAE
 from lm_eval_sae.steering import Steering, read_steering
 
@@ -60,9 +63,14 @@ def generations(prompts: Sequence[str], **gen_kwargs: Any) -> list[Instance]:
 
 
 def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE":
-    """A small engine in float32."""
+    """A small engine in float32. Skips the test if it is to be spread over more GPUs than there are."""
+    from vllm.platforms import current_platform
+
     from lm_eval_sae.vllm_model import VLLMSAE
 
+    needed = math.prod(arguments.get(name, 1) for name in PARALLEL)
+    if current_platform.is_cuda_alike() and needed > (gpus := current_platform.device_count()):
+        pytest.skip(f"needs {needed} GPUs; there {'is' if gpus == 1 else 'are'} {gpus}")
     arguments = {"kv_cache_memory_bytes": 2**27} | arguments
     return VLLMSAE(str(model), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=eager, **arguments)
 

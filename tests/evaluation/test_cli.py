@@ -268,9 +268,10 @@ def test_mistakes_of_steering_end_before_the_model_is_loaded(
             ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_gen_toks=-3"],
             "max_gen_toks is -3",
         ),
-        (
+        pytest.param(
             ["--model", "vllm", "--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "top_p=5"],
             "--gen_kwargs: top_p must be in",
+            marks=pytest.mark.needs_vllm,
         ),
         (
             ["--model_args", "pretrained=MODEL,max_length=64", "--tasks", "math-500", "--gen_kwargs=max_gen_toks=99"],

@@ -41,6 +41,7 @@ def test_a_wrong_model_argument_of_transformers(arguments: str, message: str, ti
         prepare(tiny_llama, arguments=arguments)
 
 
+@pytest.mark.needs_vllm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -61,6 +62,7 @@ def test_a_wrong_model_argument_of_vllm(arguments: str, message: str, tiny_llama
         prepare(tiny_llama, arguments=arguments, engine="vllm")
 
 
+@pytest.mark.needs_vllm
 def test_a_worker_class_is_refused_where_steering_has_its_own(tiny_llama: Path, make_sae: Callable[..., Path]) -> None:
     worker = "worker_cls=vllm.v1.worker.cpu_worker.CPUWorker"
     prepare(tiny_llama, arguments=worker, engine="vllm")
@@ -117,9 +119,12 @@ def test_a_device_that_is_not_there(
         # An entry of the model's config, and one of from_pretrained's own.
         ("hf", "dtype=bfloat16,attn_implementation=eager,use_cache=False,revision=main"),
         ("hf", "trust_remote_code=True,of_their_own_code=3"),
-        ("vllm", "dtype=half,enforce_eager=True,max_num_seqs=8,enable_thinking=False,swap_space=4"),
+        pytest.param(
+            "vllm", "dtype=half,enforce_eager=True,max_num_seqs=8,enable_thinking=False,swap_space=4",
+            marks=pytest.mark.needs_vllm,
+        ),
     ],
-)
+)  # fmt: skip
 def test_arguments_that_the_engines_take_pass(engine: str, arguments: str, tiny_llama: Path) -> None:
     options = ["--batch_size", "auto:4", "--limit", "0.5"]
     prepare(tiny_llama, *options, arguments=arguments, engine=engine, gen="max_gen_toks=8,do_sample=True,top_p=0.5")
@@ -141,6 +146,7 @@ def test_more_gpus_than_are_visible_are_refused() -> None:
             require_gpus(arguments, gpus)
 
 
+@pytest.mark.needs_vllm
 def test_a_cuda_machine_counts_its_gpus(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(is_cuda_alike=lambda: True, is_cpu=lambda: False, device_count=lambda: 1)
     monkeypatch.setattr("vllm.platforms.current_platform", cuda)

@@ -424,6 +424,7 @@ def test_the_shell_script_hands_its_variables_on(
     ]
 
 
+@pytest.mark.needs_vllm
 def test_one_vllm_engine_gives_the_greedy_texts_of_transformers(
     sweep: ModuleType, sae: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

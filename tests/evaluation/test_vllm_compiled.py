@@ -11,6 +11,8 @@ from engines import SLOTS, assert_agree, assert_all_differ, start_hf, start_vllm
 
 from lm_eval_sae.steering import Steering  # noqa: E402
 
+pytestmark = pytest.mark.needs_vllm
+
 
 def compiled_graphs(cache: Path) -> set[str]:
     """The keys under which vLLM keeps what it compiled."""

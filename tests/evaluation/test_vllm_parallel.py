@@ -13,6 +13,7 @@ from lm_eval_sae.unfinished import FOLDER, kept_in  # noqa: E402
 from lm_eval_sae.vllm_engine import split_cores  # noqa: E402
 
 
+@pytest.mark.needs_vllm
 def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, Steering | None]) -> None:
     reference = start_hf(tiny_qwen2)
     model = start_vllm(tiny_qwen2, slots=SLOTS, tensor_parallel_size=2)
@@ -22,6 +23,7 @@ def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, 
     assert len(workers) == 2 and workers[0] == workers[1] and workers[0]["1"] > 0
 
 
+@pytest.mark.needs_vllm
 def test_the_pipeline_rank_that_owns_a_layer_steers_it(tiny_llama: Path, steerings: dict[str, Steering | None]) -> None:
     reference = start_hf(tiny_llama)
     # Compiled: vLLM's CPU worker skips the warm-up of an eager engine, and without it a pipeline fails, steered or not.
@@ -31,6 +33,7 @@ def test_the_pipeline_rank_that_owns_a_layer_steers_it(tiny_llama: Path, steerin
     model.close()
 
 
+@pytest.mark.needs_vllm
 def test_data_parallel_replicas_all_steer(
     tiny_llama: Path, steerings: dict[str, Steering | None], tmp_path: Path
 ) -> None:

@@ -4,7 +4,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -34,7 +35,11 @@ from lm_eval_sae.intervention import FeatureIntervention, slot_values  # noqa: E
 from lm_eval_sae.models import HFSAE  # noqa: E402
 from lm_eval_sae.steering import Steering  # noqa: E402
 from lm_eval_sae.unfinished import FOLDER, Unfinished, kept_in  # noqa: E402
-from lm_eval_sae.vllm_model import VLLM, VLLMSAE  # noqa: E402
+
+if TYPE_CHECKING:
+    from lm_eval_sae.vllm_model import VLLMSAE
+
+pytestmark = pytest.mark.needs_vllm
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +48,14 @@ def hf(tiny_llama: Path) -> HFSAE:
 
 
 @pytest.fixture(scope="module")
-def eager(tiny_llama: Path) -> Iterator[VLLMSAE]:
+def eager(tiny_llama: Path) -> "Iterator[VLLMSAE]":
     model = start_vllm(tiny_llama, slots=SLOTS)
     yield model
     model.close()
 
 
 def test_eager_engine_equals_transformers_for_every_intervention(
-    eager: VLLMSAE, hf: HFSAE, steerings: dict[str, Steering | None]
+    eager: "VLLMSAE", hf: HFSAE, steerings: dict[str, Steering | None]
 ) -> None:
     values = [assert_agree(eager, hf, steering) for steering in (*steerings.values(), steerings["set"])]
     assert values[0] == values[-1]  # back again
@@ -58,8 +63,10 @@ def test_eager_engine_equals_transformers_for_every_intervention(
 
 
 def test_the_prefix_cache_is_used_and_forgotten_when_the_intervention_changes(
-    eager: VLLMSAE, hf: HFSAE, steerings: dict[str, Steering | None], monkeypatch: pytest.MonkeyPatch
+    eager: "VLLMSAE", hf: HFSAE, steerings: dict[str, Steering | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lm_eval_sae.vllm_model import VLLMSAE
+
     cached: list[list[int]] = []
     require = VLLMSAE._require_steered
 
@@ -106,7 +113,7 @@ def test_in_bfloat16_a_layer_is_changed_as_exactly_as_its_output_can_hold(
     assert (((rounded - active)[:, None] * decoder).abs() > 4 * allowed).any()
 
 
-def test_positions_are_counted(eager: VLLMSAE, steerings: dict[str, Steering | None]) -> None:
+def test_positions_are_counted(eager: "VLLMSAE", steerings: dict[str, Steering | None]) -> None:
     eager.set_intervention(steerings["several"])
     assert eager.steered_positions == 0  # not those of the warm-up, nor of what was steered before
     completions = eager.generate_until(generations(PROMPTS), disable_tqdm=True)
@@ -117,7 +124,7 @@ def test_positions_are_counted(eager: VLLMSAE, steerings: dict[str, Steering | N
     assert record["steered_positions"] == eager.steered_positions and len(record["features"]) == 3
 
 
-def test_repeats_differ_and_come_back_with_their_seed(eager: VLLMSAE, steerings: dict[str, Steering | None]) -> None:
+def test_repeats_differ_and_come_back_with_their_seed(eager: "VLLMSAE", steerings: dict[str, Steering | None]) -> None:
     eager.set_intervention(steerings["set"])
 
     def texts(prompts: list[str], **more: int) -> dict[str, list[str]]:
@@ -137,7 +144,7 @@ def test_repeats_differ_and_come_back_with_their_seed(eager: VLLMSAE, steerings:
 
 
 def test_completions_of_an_interrupted_run_are_not_generated_again(
-    eager: VLLMSAE, steerings: dict[str, Steering | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    eager: "VLLMSAE", steerings: dict[str, Steering | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_engine, "KEEP_EVERY_SECONDS", 0.0)
     written: list[int] = []
@@ -180,7 +187,7 @@ def test_completions_of_an_interrupted_run_are_not_generated_again(
     assert continued[2] >= sum(json.loads(line)[1]["positions"] for line in lines[:3]) > 0
 
 
-def test_reasoning_tokens_end_at_the_cutoff(eager: VLLMSAE) -> None:
+def test_reasoning_tokens_end_at_the_cutoff(eager: "VLLMSAE") -> None:
     eager.set_intervention(None)
     eager.generate_until(generations(PROMPTS[1:2]), disable_tqdm=True)
     ids = eager._outputs[0].token_ids
@@ -189,7 +196,7 @@ def test_reasoning_tokens_end_at_the_cutoff(eager: VLLMSAE) -> None:
 
 
 def test_a_value_that_a_feature_has_anyway_changes_nothing(
-    tiny_llama: Path, eager: VLLMSAE, hf: HFSAE, make_sae: Callable[..., Path], tmp_path: Path
+    tiny_llama: Path, eager: "VLLMSAE", hf: HFSAE, make_sae: Callable[..., Path], tmp_path: Path
 ) -> None:
     """At the first position the residual stream depends on one token alone: there the feature has one value."""
     full = SAE.load_from_disk(make_sae("standard"))
@@ -203,7 +210,7 @@ def test_a_value_that_a_feature_has_anyway_changes_nothing(
     entry = {"sae_path": str(make_sae("standard")), "sae_feature_idx": feature, "sae_strength": 1.0}
     request = [(("", ""), [bos], [40])]  # the log-likelihood of one token after the first
 
-    def likelihood(model: VLLMSAE | HFSAE, value: float | None) -> float:
+    def likelihood(model: "VLLMSAE | HFSAE", value: float | None) -> float:
         maximum = {} if value is None else {"sae_max_activation": value}
         model.set_intervention(steering_of(tmp_path, "one", [{**entry, **maximum}]) if maximum else None)
         return model._loglikelihood_tokens(request, disable_tqdm=True)[0][0]
@@ -247,7 +254,7 @@ def test_all_tasks_run_by_the_papers_command_line(
 
 
 def test_an_intervention_that_does_not_fit_the_running_engine(
-    eager: VLLMSAE, make_sae: Callable[..., Path], steerings: dict[str, Steering | None], tmp_path: Path
+    eager: "VLLMSAE", make_sae: Callable[..., Path], steerings: dict[str, Steering | None], tmp_path: Path
 ) -> None:
     eager.set_intervention(steerings["set"])
     third = make_sae("standard", hook_name="blocks.3.hook_resid_post")
@@ -261,6 +268,8 @@ def test_an_intervention_that_does_not_fit_the_running_engine(
 
 
 def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, hf: HFSAE) -> None:
+    from lm_eval_sae.vllm_model import VLLM
+
     ours = start_vllm(tiny_llama)
     assert "worker_cls" not in ours.model_args and "additional_config" not in ours.model_args
     got = ours.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True)
@@ -277,6 +286,27 @@ def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, hf: HFSAE) 
         del request.args[1]["cutoff_token"]  # which stock lm-eval hands to vLLM, which refuses it
     assert stock.generate_until(requests, disable_tqdm=True) == texts
     stock.model.llm_engine.engine_core.shutdown()
+
+
+def test_a_gpu_of_which_little_is_free_is_enough_for_a_cache_of_a_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.config import CacheConfig
+    from vllm.v1.worker.utils import request_memory
+
+    from lm_eval_sae.vllm_model import VLLMSAE
+
+    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
+
+    def arguments(**given: Any) -> dict[str, Any]:
+        VLLMSAE._suit_platform(given)
+        return given
+
+    sized = arguments(kv_cache_memory_bytes=2**27)
+    card = SimpleNamespace(total_memory=80 * 2**30, free_memory=2 * 2**30, device_="cuda:0")  # others have the rest
+    assert request_memory(card, CacheConfig(**sized)) <= card.free_memory
+    with pytest.raises(ValueError, match="less than desired GPU memory utilization"):
+        request_memory(card, CacheConfig(kv_cache_memory_bytes=2**27))
+    given = {"kv_cache_memory_bytes": 2**27, "gpu_memory_utilization": 0.5}
+    assert arguments(**given) == given and arguments() == {}
 
 
 def test_a_layer_that_is_not_steered_fails_the_run(

@@ -241,10 +241,15 @@ class VLLMSAE(VLLM):
     def _suit_platform(kwargs: dict[str, Any]) -> None:
         """Without a GPU: a key-value cache that leaves room for others, cores of its own for every rank, and prompts
         in one piece: after a part of a prompt vLLM winds back the request's random generator, which only CUDA's can.
+        On a GPU: no more of the card than is needed, if the size of the key-value cache is given.
         """
         from vllm.platforms import current_platform
 
         if not current_platform.is_cpu():
+            if kwargs.get("kv_cache_memory_bytes") is not None:
+                # vLLM then reads the share only to refuse a card of which less is free: its default, 0.92, would keep
+                # a second process off a card that has room for both.
+                kwargs.setdefault("gpu_memory_utilization", 0.01)
             return
         kwargs.setdefault("enable_chunked_prefill", False)
         sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}

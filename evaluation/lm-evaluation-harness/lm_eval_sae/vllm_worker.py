@@ -48,14 +48,13 @@ class SteeringWorker(PlatformWorker):
         super().load_model(**kwargs)
         slots = self.vllm_config.additional_config[CONFIG_KEY]["slots"]
         layers = self.get_model().model.layers
-        device = next(self.get_model().parameters()).device
         self.interventions: dict[str, FeatureIntervention] = {}  # of the layers that this pipeline rank owns
         for layer, count in slots.items():
             index = int(layer)
             if not any(True for _ in layers[index].parameters()):
                 continue  # another rank's
             d_in = self.model_config.hf_text_config.hidden_size
-            self.interventions[layer] = FeatureIntervention(d_in, count).to(device)
+            self.interventions[layer] = FeatureIntervention(d_in, count).to(self.device)
             layers[index] = SteeredLayer(layers[index], self.interventions[layer])
 
     def set_intervention(self, values: Mapping[str, Mapping[str, list]]) -> list[str]:

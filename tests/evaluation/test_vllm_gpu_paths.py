@@ -1,0 +1,182 @@
+"""Steering in the code that vLLM runs on GPUs, on its CPU build: the second model runner and the piecewise graph.
+
+Each engine is in a process of its own, as the scripts in `gpu_paths/` replace parts of vLLM.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from engines import steering_of  # noqa: E402
+
+from lm_eval_sae.intervention import slot_values  # noqa: E402
+from lm_eval_sae.vllm_engine import as_lists  # noqa: E402
+
+pytestmark = pytest.mark.needs_vllm
+
+SCRIPTS = Path(__file__).resolve().parent / "gpu_paths"
+LAYER, FEATURE = 2, 17  # of the fixture's SAE; the feature is active at most positions
+VALUES = [None, 2.0, -2.0, 0.0, None]  # that the feature is set to, one after another; None leaves it alone
+REQUESTS = [
+    {"prompt": list(range(5, 42)), "params": {"temperature": 0, "max_tokens": 6}},
+    {"prompt": list(range(50, 61)), "params": {"temperature": 1, "seed": 7, "max_tokens": 9}},
+    {"prompt": list(range(50, 140)), "params": {"temperature": 0, "max_tokens": 4, "prompt_logprobs": 1}},
+]
+POSITIONS = sum(len(one["prompt"]) + one["params"]["max_tokens"] - 1 for one in REQUESTS)
+TOLERANCE = 2e-4  # of a sum of log-probabilities; the worst that was seen is 3e-5, of the 89 of a prompt
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cpu_build() -> None:
+    """On a GPU these paths are what all other tests of vLLM run."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("replaces parts of vLLM's CPU build; another build is installed here")
+
+
+@pytest.fixture(scope="module")
+def job(tiny_llama: Path, legacy_sae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The requests under each of VALUES, as `gpu_paths/steered_job.py` reads them."""
+    folder = tmp_path_factory.mktemp("job")
+    interventions = []
+    for value in VALUES:
+        features = []
+        if value is not None:
+            entry = {"sae_path": str(legacy_sae), "sae_feature_idx": FEATURE, "sae_max_activation": 1.0}
+            features = steering_of(folder, "one", [{**entry, "sae_strength": value}]).layers()[LAYER]
+        interventions.append(as_lists({LAYER: slot_values(features, d_in=256, slots=1)}))
+    file = folder / "job.json"
+    content = {"model": str(tiny_llama), "layer": LAYER, "interventions": interventions, "requests": REQUESTS}
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_llama: Path, legacy_sae: Path) -> "Reference":
+    return Reference(tiny_llama, legacy_sae)
+
+
+class Reference:
+    """transformers, with the whole SAE in the layer's output: x' = decode(f with f_i = v) + (x − decode(f))."""
+
+    def __init__(self, model: Path, sae: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.sae = SAE.load_from_disk(sae)
+        self.sae.fold_W_dec_norm()
+        self.value: float | None = None
+        self.model.model.layers[LAYER].register_forward_hook(self._steer)
+
+    def _steer(self, _layer: torch.nn.Module, _inputs: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.value is None:
+            return x
+        f = self.sae.encode(x)
+        f_set = f.clone()
+        f_set[..., FEATURE] = self.value
+        return self.sae.decode(f_set) + (x - self.sae.decode(f))
+
+    @torch.no_grad()
+    def logprobs(self, ids: Sequence[int], value: float | None) -> torch.Tensor:
+        """Of every token of the vocabulary at every position but the last: [positions − 1, vocabulary]."""
+        self.value = value
+        return self.model(torch.tensor([list(ids)])).logits[0, :-1].log_softmax(-1)
+
+
+def run(script: str, job: Path, folder: Path, *words: str) -> dict[str, Any]:
+    """What a script of `gpu_paths/` found; vLLM keeps what it compiles in `folder`."""
+    result = folder / "result.json"
+    environment = {
+        **os.environ, "VLLM_CACHE_ROOT": str(folder / "vllm"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, str(SCRIPTS / script), str(job), str(result), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return json.loads(result.read_text())
+
+
+def assert_steered(runs: Sequence[dict[str, Any]], expected: Reference) -> None:
+    """Each run is the reference's under its value, every position it needed was steered once, and it is reversible."""
+    for value, of in zip(VALUES, runs, strict=True):
+        assert of["steered_positions"] == {str(LAYER): POSITIONS} and of["needed_positions"] == POSITIONS
+        for place, request in enumerate(REQUESTS):
+            prompt, tokens = request["prompt"], torch.tensor(of["tokens"][place])
+            logprobs = expected.logprobs([*prompt, *of["tokens"][place]], value)
+            generated = logprobs[len(prompt) - 1 :]
+            if request["params"]["temperature"] == 0:
+                assert torch.equal(generated.argmax(-1), tokens)
+            total = generated.gather(1, tokens[:, None]).sum().item()
+            assert of["logprobs"][place] == pytest.approx(total, abs=TOLERANCE)
+            if request["params"].get("prompt_logprobs"):
+                of_prompt = logprobs[: len(prompt) - 1].gather(1, torch.tensor(prompt[1:])[:, None]).sum().item()
+                assert sum(of["prompt_logprobs"][place]) == pytest.approx(of_prompt, abs=TOLERANCE)
+    plain, high, low, without, again = runs
+    assert again == plain
+    for request in (0, 2):  # the greedy ones
+        assert len({tuple(of["tokens"][request]) for of in (plain, high, low)}) == 3
+    # The comparison can tell: as small a change as taking away the feature's own activation is far more than it allows.
+    assert abs(without["logprobs"][0] - plain["logprobs"][0]) > 20 * TOLERANCE
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton's interpreter; triton is not installed here")
+@pytest.mark.parametrize(
+    ("words", "scheduler"), [([], "Scheduler"), (["async"], "AsyncScheduler")], ids=["synchronous", "asynchronous"]
+)
+def test_the_second_model_runner_steers(
+    words: list[str], scheduler: str, job: Path, expected: Reference, tmp_path: Path
+) -> None:
+    result = run("second_runner.py", job, tmp_path, *words)
+    assert (result["runner"], result["scheduler"]) == ("vllm.v1.worker.cpu.model_runner", scheduler)
+    assert_steered(result["runs"], expected)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("piecewise")
+
+
+@pytest.fixture(scope="module")
+def cold(job: Path, cache: Path) -> dict[str, Any]:
+    """Of a process that compiles the piecewise graph."""
+    return run("piecewise_graph.py", job, cache)
+
+
+@pytest.fixture(scope="module")
+def warm(cold: dict[str, Any], job: Path, cache: Path) -> dict[str, Any]:
+    """Of a second process, with the compile cache that the first left."""
+    return run("piecewise_graph.py", job, cache)
+
+
+def test_the_piecewise_graph_has_steering_in_one_of_its_pieces(cold: dict[str, Any]) -> None:
+    pieces = cold["pieces"]
+    assert [piece["splitting"] for piece in pieces] == [False, True] * 4 + [False]  # split at 4 layers' attention
+    # What follows the attention of the steered layer, to that of the next.
+    buffers = ["bias", "direction", "encoder", "positions", "threshold", "value"]
+    assert [place for place, piece in enumerate(pieces) if piece["intervention"]] == [2 * LAYER + 2]
+    assert pieces[2 * LAYER + 2]["intervention"] == buffers
+
+
+def test_the_piecewise_graph_follows_the_values_without_compiling_again(
+    cold: dict[str, Any], expected: Reference
+) -> None:
+    assert_steered(cold["runs"], expected)
+    before, after = cold["compiled"]
+    assert before == after and before["num_inductor_compiles"] > 0
+
+
+def test_a_second_start_takes_the_piecewise_graph_from_the_cache(cold: dict[str, Any], warm: dict[str, Any]) -> None:
+    assert warm["runs"] == cold["runs"]
+    names = ("num_graphs_seen", "num_inductor_compiles", "num_aot_artifacts_loaded")
+    assert [cold["compiled"][1][name] for name in names] == [1, 5, 0]
+    assert [warm["compiled"][1][name] for name in names] == [0, 0, 1]

@@ -1,0 +1,110 @@
+"""Where the host waits for a GPU, in training, scoring and dashboards: these functions, and no other.
+
+The stages run on a pretended device (pretended_cuda.py), each in a process of its own. Without a GPU this also shows
+that no operation mixes devices. A synchronisation that is listed here is known, not wanted.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from pretended_cuda import MASK, PAGEABLE, READ, SIZE, TO_DEVICE, TO_HOST, pretended_cuda  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is None, reason="the pretended device needs a CUDA build of torch; this one is for the CPU"
+)
+
+FOLDER = Path(__file__).resolve().parent
+# transformers copies a scalar to the device for the mask of each pass of the model.
+MODEL_PASS = (TO_DEVICE, "masking_utils.eager_mask")
+Found = dict[tuple[str, str], int]
+
+
+def synchronisations(stage: str, model: Path, sae: Path, folder: Path) -> tuple[dict[str, Found], dict[str, int]]:
+    """By part of the run: (what, "file.function") → how often; and how often each event of the run came."""
+    file = folder / f"{stage}.json"
+    command = [sys.executable, str(FOLDER / "synchronisations.py"), stage, str(model), str(sae), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-5000:]
+    result = json.loads(file.read_text())
+    found = {part: {(what, place): times for what, place, times in rows} for part, rows in result["found"].items()}
+    return found, result["times"]
+
+
+def test_the_pretended_device_tells_what_waits_from_what_does_not() -> None:
+    with pretended_cuda([FOLDER]) as device:
+        on_cpu = torch.arange(6.0)
+        x = on_cpu.pin_memory().to("cuda:0", non_blocking=True)
+        y = (x * 2 + torch.ones(6, device="cuda:0")).sum()
+        x.masked_fill_(x > 3, 0)
+        torch.zeros(0).to("cuda:0")
+        assert y.device.type == "cuda" and device.take() == {}
+
+        on_cpu.to("cuda:0", non_blocking=True)
+        on_cpu.to("cuda:0")
+        x.to("cpu", non_blocking=True)
+        on_cpu.copy_(x)
+        assert bool((x > 3).any()) and y.item() == 1
+        x[x > 3] = x[x > 3]
+        (x > 3).nonzero()
+        place = "test_synchronisations.test_the_pretended_device_tells_what_waits_from_what_does_not"
+        expected = {PAGEABLE: 1, TO_DEVICE: 1, TO_HOST: 2, READ: 2, MASK: 2, SIZE: 1}
+        assert device.take() == {(what, place): times for what, times in expected.items()}
+
+
+def test_scoring_waits_where_a_state_is_saved_and_for_nothing_else_of_ours(
+    tiny_llama: Path, legacy_sae: Path, tmp_path: Path
+) -> None:
+    found, times = synchronisations("scoring", tiny_llama, legacy_sae, tmp_path)
+    batches, saved = times["batches"], times["batches"] - 1
+    check, tensors = (READ, "scoring_pass._check_finite"), 3
+    assert found["pass"] == {MODEL_PASS: batches, check: 2}  # after the first batch and at the end
+    assert found["pass with states"] == {
+        MODEL_PASS: batches,
+        check: 2 + saved,
+        (TO_HOST, "saved_sums.save_sums"): tensors * saved,
+    }
+    assert found["continued"] == {MODEL_PASS: 1, check: 1, (TO_DEVICE, "reason_score.ActivationSums.to"): tensors}
+
+
+def test_a_training_step_waits_for_nothing_but_what_refills_the_buffer_and_the_log(
+    tiny_llama: Path, legacy_sae: Path, tmp_path: Path
+) -> None:
+    found, times = synchronisations("training", tiny_llama, legacy_sae, tmp_path)
+    put, refill = (TO_DEVICE, "activations.ActivationStream._put"), (TO_DEVICE, "activations.ActivationStream._refill")
+    assert found["norm estimate"] == {
+        MODEL_PASS: times["norm passes"],
+        put: times["norm passes"],
+        refill: times["norm refills"],
+        (READ, "trainer.Trainer._estimate_norm"): 2,  # one for each batch of the estimate
+    }
+    # 25 steps of 1,000, with a line for W&B and one for the progress bar after each tenth.
+    assert times["steps"] == 25 and times["logs"] == 2 < times["refills"] < times["passes"] < times["steps"]
+    assert found["steps"] == {
+        MODEL_PASS: times["passes"],
+        put: times["passes"],
+        refill: times["refills"],
+        (READ, "sae_trainer.SAETrainer.build_train_step_log_dict"): 7 * times["logs"],
+        (READ, "sae_trainer._unwrap_item"): 4 * times["logs"],
+    }
+
+
+def test_the_dashboards_pass_waits_once_for_each_of_a_batchs_results(
+    tiny_llama: Path, legacy_sae: Path, tmp_path: Path
+) -> None:
+    found, times = synchronisations("dashboards", tiny_llama, legacy_sae, tmp_path)
+    batches = times["batches"]
+    assert found["pass"] == {
+        MODEL_PASS: batches,
+        (TO_DEVICE, "dashboard_activations.store_activations"): 2 * batches,  # ids, and which of them count
+        (READ, "dashboard_activations.store_activations"): batches,  # whether all is finite
+        (TO_HOST, "dashboard_activations.store_activations"): batches,
+        (MASK, "dashboard_activations.store_activations"): 2 * batches,  # features and residual stream that count
+        (TO_DEVICE, "sae_io._cut"): 3,  # once: the shown features' indices, for each of the encoder's parameters
+        (TO_HOST, "dashboard_activations.Correlations.restore"): 8,  # once: the sums
+    }
