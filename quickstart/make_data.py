@@ -91,7 +91,7 @@ def read_rows(exemplars: Mapping[str, Exemplar]) -> dict[str, list[dict[str, Any
                 rows[name].append(complete(row, exemplars))
     except KeyError as error:
         raise UserError(
-            f"the installed lm-eval does not have worked example {error}: install the version that requirements.txt names"
+            f"the installed lm-eval lacks worked example {error}; install the version that requirements.txt names"
         ) from error
     return rows
 

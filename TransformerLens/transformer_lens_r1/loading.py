@@ -225,7 +225,7 @@ def load_tokenizer(
     missing = " ".join(tag for tag in R1_TAGS if tag not in tokenizer.get_vocab())
     if missing and source not in _named_without_tags:
         _named_without_tags.add(source)
-        print(f"note: the vocabulary of {source} has no {missing}; in text these are several tokens each", file=sys.stderr)
+        print(f"note: the vocabulary of {source} has no {missing}; each is several tokens", file=sys.stderr)
     return tokenizer
 
 

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,9 @@ def hub_fault(error: BaseException) -> str:
     """
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
-    chain = list(_chain(error))
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
     for cause in chain:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:
@@ -54,14 +55,6 @@ def hub_fault(error: BaseException) -> str:
         if isinstance(cause, HTTPError | ConnectionError | TimeoutError) and type(cause) is not ConnectionError:
             return f"the connection to the Hub failed ({type(cause).__name__}: {redact(first_line(cause))})"
     return redact(first_line(error))
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def redact(text: str) -> str:
