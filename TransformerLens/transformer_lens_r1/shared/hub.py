@@ -142,7 +142,7 @@ def _check_rights(account: dict[str, Any], owner: str, repo_id: str | None) -> N
     organisations = {org["name"]: org.get("roleInOrg") for org in account.get("orgs", [])}
     names = [account["name"], *organisations]
     if owner not in names:
-        raise UserError(f"--hf_user {owner}: this token may push for {', '.join(names)} only")
+        raise UserError(f"cannot push to {owner}: this token may push for {', '.join(names)} only")
     token = (account.get("auth") or {}).get("accessToken") or {}
     scopes = (token.get("fineGrained") or {}).get("scoped")
     may_write = token.get("role") != "read" and organisations.get(owner) != "read"
