@@ -33,7 +33,6 @@ R1_DISTILLS = tuple(
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 R1_TAGS = (BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
 _named_without_tags: set[str] = set()
-HOOK_PATTERN = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 
 
 def load_config(
@@ -267,7 +266,7 @@ def hook_layer(hook_name: str) -> int:
     Raises:
         UserError: any other hook point.
     """
-    match = HOOK_PATTERN.fullmatch(hook_name)
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook_name)
     if match is None:
         raise UserError(
             f"hook point {hook_name!r}: expected blocks.<layer>.hook_resid_post, like blocks.19.hook_resid_post"

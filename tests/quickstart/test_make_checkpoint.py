@@ -48,17 +48,12 @@ def test_finished_checkpoint_is_left_alone(load_script: Load, tmp_path: Path, ca
     assert not script.is_complete(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "no such file"), (b"PK\x03\x04", "not a GGUF file"), (b"GGUF and then something else", "SHA-256")],
-)
-def test_other_files_than_the_gguf_are_refused(
-    load_script: Load, tmp_path: Path, content: bytes | None, message: str
-) -> None:
+@pytest.mark.parametrize("content", [None, b"GGUF and then something else"])
+def test_other_files_than_the_gguf_are_refused(load_script: Load, tmp_path: Path, content: bytes | None) -> None:
     gguf = tmp_path / "model.gguf"
     if content is not None:
         gguf.write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="is not the SmolLM2-135M-Instruct"):
         load_script(SCRIPT).main(["--output_dir", str(tmp_path / "out"), "--gguf", str(gguf)])
     assert not (tmp_path / "out").exists()
 

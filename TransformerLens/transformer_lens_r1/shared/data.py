@@ -85,14 +85,9 @@ def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> 
         raise UserError(f"data set {path} is asked for at {named_revision} and at {revision}; name one revision")
     use_token(None)
     import datasets
-    import huggingface_hub
 
     try:
         return datasets.load_dataset(path, name, split=split, revision=revision or named_revision)
-    except huggingface_hub.errors.GatedRepoError as error:
-        raise UserError(
-            f"data set {path} is gated: accept its terms on its Hub page, then log in (hf auth login) or set HF_TOKEN"
-        ) from error
     except (*hub_errors(), datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
             f"no folder {path!r} here, and as a data set of the Hub it did not load: {hub_fault(error)}"
@@ -180,13 +175,7 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is not JSON, or the Hub does not give it out.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download
 
     repo_id, revision = split_revision(str(path))
     try:
@@ -199,8 +188,13 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
         raise UserError(f"{file} is not JSON ({error}); make the data set again, or delete that file") from error
     except hub_errors() as error:
         # An entry that is not in the cache of an unreachable Hub is no answer; one that the Hub does not have is.
-        absent = FileNotFoundError | EntryNotFoundError | RepositoryNotFoundError | HFValidationError
-        if isinstance(error, absent) and not isinstance(error, LocalEntryNotFoundError):
+        absent = (
+            FileNotFoundError,
+            errors.EntryNotFoundError,
+            errors.RepositoryNotFoundError,
+            errors.HFValidationError,
+        )
+        if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
             return None
         raise UserError(f"cannot read {PROVENANCE} of {path}: {hub_fault(error)}") from error
     known = isinstance(provenance, dict) and "vocabulary_sha256" in (provenance.get("tokenizer") or {})
