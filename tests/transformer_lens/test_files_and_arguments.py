@@ -55,7 +55,7 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path, fixture_text: Path)
         data.load_rows(fixture_text, columns=["txt"])
     with pytest.raises(UserError, match="holds no data set"):
         data.load_rows(tmp_path)
-    with pytest.raises(UserError, match="no folder .* here, and as a data set of the Hub it did not load"):
+    with pytest.raises(UserError, match="no data set folder .*, and as a data set of the Hub it did not load"):
         data.load_rows(tmp_path / "nowhere")
 
 

@@ -90,7 +90,7 @@ def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> 
         return datasets.load_dataset(path, name, split=split, revision=revision or named_revision)
     except (*hub_errors(), datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
-            f"no folder {path!r} here, and as a data set of the Hub it did not load: {hub_fault(error)}"
+            f"no data set folder {path!r}, and as a data set of the Hub it did not load: {hub_fault(error)}"
         ) from error
 
 

@@ -51,7 +51,7 @@ def check_bad_rows(faults: Sequence[tuple[int, str]], *, n_records: int, max_bad
     for index, fault in faults[:NAMED_AT_MOST]:
         print(f"left out record {index}: {fault}", file=sys.stderr)
     if faults:
-        print(f"left out {len(faults):,} malformed records of {n_records:,} ({PROVENANCE} lists them)", file=sys.stderr)
+        print(f"left out {len(faults):,} of {n_records:,} records, malformed; {PROVENANCE} lists them", file=sys.stderr)
 
 
 def bad_rows_info(faults: Sequence[tuple[int, str]]) -> dict[str, Any]:
