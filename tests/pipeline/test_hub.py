@@ -5,11 +5,10 @@ import shutil
 from pathlib import Path
 
 from hub_client import HubClient, assert_one_line, contents, local_rows, stored_rows
-from hub_server import NARROW_TOKEN, SIGNATURE, TOKEN, HubServer
+from hub_server import SIGNATURE, TOKEN, HubServer
 from random_checkpoints import KINDS, save_random_checkpoint
 
 OPENTHOUGHTS = "training/datasets/prepare_openthoughts_dataset.py"
-MERGE = "training/datasets/merge_datasets.py"
 UPLOAD = "training/upload_sae.py"
 TOKENISED = "datasets/researcher/tiny-llama-OpenThoughts-114k-tokenized"
 CUT = None
@@ -86,26 +85,6 @@ def test_a_model_and_a_data_set_are_read_at_a_revision_which_the_card_names(
     flags[1] = str(tiny_llama)
     done = client.run(OPENTHOUGHTS, *flags, "--dataset_path", "someone/thoughts@v9", token=TOKEN)
     assert_one_line(done, "someone/thoughts")
-
-
-def test_parts_of_a_merged_set_are_read_at_their_revisions(
-    hub: HubServer, client: HubClient, tmp_path: Path, parts: list[Path]
-) -> None:
-    hub.add("datasets/someone/part", {path.name: path.read_bytes() for path in parts[0].iterdir()})
-    repository = hub.repositories["datasets/someone/part"]
-    repository.tags["v1"] = repository.head()
-    repository.files["train-00000-of-00001.parquet"] = b"not parquet"
-    done = client.run(
-        MERGE, "someone/part@v1", parts[1], "--output_dir", tmp_path / "merged", "--hf_user", "laboratory",
-        "--hf_token", NARROW_TOKEN,
-    )  # fmt: skip
-    assert done.status == 0, done.err
-    assert sorted(local_rows(tmp_path / "merged")) == sorted(local_rows(parts[0]) + local_rows(parts[1]))
-    info = json.loads((tmp_path / "merged" / "provenance.json").read_text())
-    assert [part["commit"] for part in info["parts"]] == [repository.tags["v1"], None]
-    # a token that may write for this owner only has pushed them
-    card = hub.repos["datasets/laboratory/part-part-1"]["README.md"].decode()
-    assert "CC-BY-4.0" in card and "someone/part-1" in card and str(tmp_path) not in card
 
 
 def test_a_distill_loads_by_its_name_as_a_bridge_in_transformer_lens_and_in_saelens(

@@ -44,10 +44,14 @@ def test_a_failed_push_is_one_line_keeps_the_data_and_can_be_done_alone(
 
 def test_a_passing_failure_is_tried_again(hub: HubServer, client: HubClient, tmp_path: Path, parts: list[Path]) -> None:
     faults = [hub.fail("POST .*/objects/batch", 429, times=2), hub.fail("PUT /lfs/", CUT, times=2)]
-    done = client.run(MERGE, *parts, "--output_dir", tmp_path / "merged", "--hf_repo", "researcher/merged", token=TOKEN)
+    flags = ["--output_dir", tmp_path / "merged", "--hf_user", "laboratory"]
+    done = client.run(MERGE, *parts, *flags, token=NARROW_TOKEN)  # which may write for this owner only
     assert done.status == 0, done.err
     assert [fault.seen for fault in faults] == [2, 2]
-    assert stored_rows(hub.repos["datasets/researcher/merged"]) == local_rows(tmp_path / "merged")
+    files = hub.repos["datasets/laboratory/part-0-part-1"]
+    assert stored_rows(files) == local_rows(tmp_path / "merged")
+    card = files["README.md"].decode()
+    assert "CC-BY-4.0" in card and "someone/part-1" in card and str(tmp_path) not in card
 
 
 def test_without_an_output_folder_the_rows_wait_for_a_failed_push(
