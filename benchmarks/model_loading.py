@@ -49,11 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=positive_int, default=3, help="loads of each size")
     args = parser.parse_args(argv)
 
-    from transformer_lens_r1 import load_config
-
-    depth = load_config(args.model_path).num_hidden_layers
-    if not args.n_layers or not all(1 <= n <= depth for n in args.n_layers):
-        raise UserError(f"--n_layers {args.n_layers}: expected numbers from 1 to the model's {depth} layers")
     measured: dict[int, list[dict[str, float]]] = {n: [] for n in args.n_layers}
     for _ in range(args.rounds):
         for n in args.n_layers:

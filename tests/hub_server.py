@@ -130,8 +130,6 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    # ----------------------------------------------------------------- dispatch
-
     def respond(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
@@ -149,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.cut and self.command in ("POST", "PUT"):
             self.rfile.read(length // 2)
             return self.hang_up()
-        body = self.rfile.read(length) if "chunked" not in self.headers.get("Transfer-Encoding", "") else self.chunks()
+        assert "Transfer-Encoding" not in self.headers
+        body = self.rfile.read(length)
         for method, pattern, answer in ROUTES:
             if (method == self.command or (method, self.command) == ("GET", "HEAD")) and (
                 match := re.fullmatch(pattern, path)
@@ -160,19 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = respond
 
-    def chunks(self) -> bytes:
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
-
     def hang_up(self) -> None:
         self.close_connection = True
         self.connection.close()
-
-    # ------------------------------------------------------------------ answers
 
     def whoami(self, match: re.Match[str], body: bytes) -> None:
         auth = ACCOUNTS.get(self.token)
@@ -221,19 +210,6 @@ class _Handler(BaseHTTPRequestHandler):
         paths = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
         self.reply([_entry(name, found[2][name]) for name in paths if name in found[2]])
 
-    def refs(self, match: re.Match[str], body: bytes) -> None:
-        if (found := self.find(match, "main")) is None:
-            return
-        repository, commit, _ = found
-        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repository.tags.items()]
-        main = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit}
-        self.reply({"branches": [main], "converts": [], "tags": tags})
-
-    def tag(self, match: re.Match[str], body: bytes) -> None:
-        if self.may_write(match[2].split("/")[0]) and (found := self.find(match, match[3])) is not None:
-            found[0].tags[json.loads(body)["tag"]] = found[1]
-            self.reply({})
-
     def preupload(self, match: re.Match[str], body: bytes) -> None:
         if self.may_write(match[2].split("/")[0]) and self.find(match, match[3]) is not None:
             files = [file["path"] for file in json.loads(body)["files"]]
@@ -248,10 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = {"oid": wanted["oid"], "size": wanted["size"]}
             if wanted["oid"] not in self.server_state.lfs:
                 place = f"{self.server_state.storage}/lfs/{wanted['oid']}"
-                answer["actions"] = {
-                    "upload": {"href": f"{place}?{SIGNATURE}"},
-                    "verify": {"href": f"{place}/verify"},
-                }
+                answer["actions"] = {"upload": {"href": f"{place}?{SIGNATURE}"}}
             objects.append(answer)
         self.reply({"transfer": "basic", "objects": objects})
 
@@ -261,10 +234,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply({"error": "bad signature or content"}, status=403)
         self.server_state.lfs[match[1]] = body
         self.reply({})
-
-    def lfs_verify(self, match: re.Match[str], body: bytes) -> None:
-        stored = self.server_state.lfs.get(match[1])
-        self.reply({}, status=200 if stored is not None and len(stored) == json.loads(body)["size"] else 404)
 
     def lfs_get(self, match: re.Match[str], body: bytes) -> None:
         self.content(self.server_state.lfs[match[1]], {"ETag": f'"{match[1]}"'})
@@ -300,8 +269,6 @@ class _Handler(BaseHTTPRequestHandler):
         place = f"{self.server_state.storage}/lfs/{oid}?{SIGNATURE}"
         headers |= {"Location": place, "X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(content))}
         self.reply(b"", status=302, headers=headers)
-
-    # ------------------------------------------------------------------ helpers
 
     @property
     def token(self) -> str:
@@ -378,8 +345,6 @@ ROUTES: list[tuple[str, str, Answer]] = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/validate-yaml", lambda handler, match, body: handler.reply({"errors": [], "warnings": []})),
     ("POST", "/api/repos/create", _Handler.create),
-    ("GET", _API + r"/refs", _Handler.refs),
-    ("POST", _API + r"/tag/([^/]+)", _Handler.tag),
     ("POST", _API + r"/paths-info/([^/]+)", _Handler.paths_info),
     ("GET", _API + r"/tree/([^/]+)(?:/(.*))?", _Handler.tree),
     ("POST", _API + r"/preupload/([^/]+)", _Handler.preupload),
@@ -387,7 +352,6 @@ ROUTES: list[tuple[str, str, Answer]] = [
     ("GET", _API + r"(?:/revision/([^/]+))?", _Handler.info),
     ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/([0-9a-f]{64})", _Handler.lfs_put),
-    ("POST", r"/lfs/([0-9a-f]{64})/verify", _Handler.lfs_verify),
     ("GET", r"/lfs/([0-9a-f]{64})", _Handler.lfs_get),
     ("GET", r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]

@@ -32,18 +32,17 @@ CODE_WITH_FUNCTION_NAME = (
 )
 PLAIN_DOMAINS = ("puzzle", "biology", "chemistry", "physics")
 DOMAINS = ("code", "math", *PLAIN_DOMAINS)
-ROLES = ("system", "user", "assistant")
 
 
 class MalformedRow(ValueError):
-    """A record that is not what its data set's schema says."""
+    """A record that does not fit its data set's schema."""
 
 
 def format_openthoughts(sample: Mapping[str, Any]) -> str:
     """One record of OpenThoughts-114k (config ``metadata``) as R1 text.
 
     Raises:
-        MalformedRow: a field is missing or not text, the domain is unknown, or ``test_cases`` is no JSON object.
+        MalformedRow: a field is missing or not text, the domain is unknown, or ``test_cases`` is not a JSON object.
     """
     return (
         f"{OPENTHOUGHTS_SYSTEM}{USER}{_openthoughts_question(sample)}{ASSISTANT}{THINK}\n"
@@ -96,7 +95,7 @@ def format_lmsys(conversation: Sequence[Mapping[str, Any]]) -> str:
             last = position == len(conversation) - 1
             parts.append(ASSISTANT + content + ("" if last else EOS))
         else:
-            raise MalformedRow(f"unknown role {role!r}, expected one of {', '.join(ROLES)}")
+            raise MalformedRow(f"unknown role {role!r}, expected system, user or assistant")
     return "".join(parts)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens_r1.chat_format import ASSISTANT, BOS, END_THINK, EOS, THINK, USER
-from transformer_lens_r1.shared.arguments import DTYPES
+from transformer_lens_r1.shared.arguments import resolve_device
 from transformer_lens_r1.shared.errors import UserError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ R1_DISTILLS = tuple(
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 R1_TAGS = (BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
 _named_without_tags: set[str] = set()
-HOOK_PATTERN = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 
 
 def load_config(
@@ -48,22 +47,14 @@ def load_config(
     from transformers import AutoConfig
 
     source = checkpoint_source(name_or_path)
-    if isinstance(source, Path):
-        folder = source
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model folder {folder} has no config.json: expected a checkpoint that transformers wrote")
-        if not any(True for pattern in WEIGHT_PATTERNS for _ in folder.glob(pattern)):
-            gguf = "only .gguf files" if any(folder.glob("*.gguf")) else "no weights"
-            raise UserError(
-                f"model folder {folder} has {gguf}: expected *.safetensors beside its config.json; "
-                "download the checkpoint as transformers has it, or give its Hub id"
-            )
     try:
         config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a damaged config.json makes of the library that reads it
         hint = "" if isinstance(source, Path) or source in R1_DISTILLS else did_you_mean(source, R1_DISTILLS)
         raise UserError(f"cannot load the model {source}: {_reason(error)}{hint}") from error
     check_architecture(f"model {name_or_path}", config.model_type, config.architectures)
+    if isinstance(source, Path) and not any(any(source.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+        raise UserError(f"model folder {source} has no weights: expected *.safetensors beside its config.json")
     return config
 
 
@@ -86,7 +77,7 @@ def check_architecture(model: str, model_type: str, architectures: Sequence[str]
 
 
 def _reason(error: Exception) -> str:
-    """What a library says of a file that it cannot read, as one line; the error's type where that says more."""
+    """A library's message about a file that it cannot read, as one line, with the error's type if that says more."""
     line = first_line(error).rstrip(": ")
     return line if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {line}"
 
@@ -105,9 +96,8 @@ def load_model(
 
     Nothing is folded or centred: logits and ``blocks.L.hook_resid_post`` are those of transformers.
 
-    Weights that are loaded are those of the embedding, the layers, the final norm and the unembedding; files are
-    memory-mapped, and tensors of layers that ``n_layers`` leaves out stay unread. Peak memory on the host is that of
-    the weights loaded, in ``dtype``, and where the files hold another format, of what is read of them besides.
+    Files are memory-mapped, and tensors of layers that ``n_layers`` leaves out stay unread. Peak memory on the host is
+    that of the weights loaded, in ``dtype``, and if the files hold another format, of what is read of them besides.
 
     Args:
         name_or_path: Hub id or local folder; the R1 distills also by their names alone
@@ -115,20 +105,22 @@ def load_model(
         device: where the weights go.
         dtype: the weights' number format, as a torch dtype or its name (``"bfloat16"``).
         n_layers: load only the first ``n_layers`` layers. Residual streams up to there are the full model's;
-            its logits mean nothing, it refuses to compute a loss, and a hook point of a layer that it has not.
+            its logits mean nothing, and it refuses to compute a loss, or a hook point on a layer that was not loaded.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: let code in the model's repository run.
-        tokenizer: what `load_tokenizer` gave, where the caller has it already.
+        tokenizer: what `load_tokenizer` gave, if the caller has it already.
 
     Raises:
-        UserError: see `load_config`; ``n_layers`` is more than the model has; or the weight files are damaged or
-            incomplete; or there is no such dtype or device here.
+        UserError: see `load_config`; ``n_layers`` is more than the model has, the weight files are damaged or
+            incomplete, or there is no such device here.
     """
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-    from transformer_lens_r1.bridge import CheckedBridge
+    from transformer_lens_r1.bridge import CheckedBridge, refuse_losses
 
-    dtype, device = _dtype(dtype), _device(device)
+    dtype = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    device = resolve_device(str(device))  # before the weights are read
     config = load_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     n_layers_of_checkpoint = config.num_hidden_layers
     if n_layers is not None:
@@ -144,28 +136,10 @@ def load_model(
             source, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )
     model.eval().requires_grad_(False)
-    return CheckedBridge.of(model, n_layers_of_checkpoint)
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    import torch
-
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UserError(f"dtype {dtype!r}: expected bfloat16, float16 or float32{did_you_mean(str(dtype), DTYPES)}")
-    return found
-
-
-def _device(device: torch.device | str) -> torch.device:
-    """The device, once it is clear that this machine has it: the weights are read before they are moved."""
-    import torch
-
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise UserError(f"device {device!r}: {first_line(error)}; expected cpu, cuda or cuda:N") from error
-    return found
+    model.__class__ = CheckedBridge
+    if len(model.blocks) < n_layers_of_checkpoint:
+        refuse_losses(model, n_layers_of_checkpoint=n_layers_of_checkpoint)
+    return model
 
 
 @contextmanager
@@ -203,21 +177,14 @@ def _read_weights(source: str, config: PretrainedConfig, dtype: torch.dtype, **h
             raise UserError(f"cannot read the weights of {source}: {_reason(error)}") from error
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise UserError(
-            f"the weights of {source} have {name} of shape {list(found)}, but its config.json asks for "
-            f"{list(expected)}; they belong to different models"
+            f"the weights of {source} have {name} of shape {list(found)}, but its config.json asks for {list(expected)}"
         )
-    absent = sorted(info["missing_keys"])
-    if absent:
-        raise UserError(
-            f"the weights of {source} lack {len(absent)} tensors that its config.json asks for, like {absent[0]}; "
-            "download the checkpoint again"
-        )
+    for name in sorted(info["missing_keys"]):
+        raise UserError(f"the weights of {source} lack {name}, which its config.json asks for; download them again")
     return model
 
 
 def _first_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
-    if not isinstance(n_layers, int) or isinstance(n_layers, bool):
-        raise UserError(f"n_layers is {n_layers!r}, expected a whole number")
     if not 1 <= n_layers <= config.num_hidden_layers:
         raise UserError(f"asked for the first {n_layers} layers of a model that has {config.num_hidden_layers}")
     config = copy.deepcopy(config)
@@ -254,13 +221,10 @@ def load_tokenizer(
     """
     source = str(checkpoint_source(name_or_path))
     tokenizer = _read_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    missing = [tag for tag in R1_TAGS if tag not in tokenizer.get_vocab()]
+    missing = " ".join(tag for tag in R1_TAGS if tag not in tokenizer.get_vocab())
     if missing and source not in _named_without_tags:
         _named_without_tags.add(source)
-        print(
-            f"note: the vocabulary of {source} has no {' '.join(missing)}; in text these are several tokens each",
-            file=sys.stderr,
-        )
+        print(f"note: the vocabulary of {source} has no {missing}; each is several tokens", file=sys.stderr)
     return tokenizer
 
 
@@ -278,7 +242,7 @@ def separate_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Give ``tokenizer``, in place, a pad token that is neither bos nor eos, so that padding cannot be taken for text.
 
     A special token that the vocabulary already holds for this (a ``…pad…`` or a reserved one, else unk) is preferred.
-    Where there is none, ``<|pad|>`` is added behind the vocabulary: such an id must never reach the model.
+    If there is none, ``<|pad|>`` is added behind the vocabulary: such an id must never reach the model.
     """
     used = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in used:
@@ -302,7 +266,7 @@ def hook_layer(hook_name: str) -> int:
     Raises:
         UserError: any other hook point.
     """
-    match = HOOK_PATTERN.fullmatch(hook_name)
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook_name)
     if match is None:
         raise UserError(
             f"hook point {hook_name!r}: expected blocks.<layer>.hook_resid_post, like blocks.19.hook_resid_post"
@@ -334,9 +298,6 @@ def residual_stream(model: TransformerBridge, tokens: torch.Tensor, hook_name: s
     """
     import torch
 
-    if hook_layer(hook_name) >= len(model.blocks):
-        raise UserError(f"no hook point {hook_name}: the model has layers 0 to {len(model.blocks) - 1}")
-
     def stop(activations: torch.Tensor, hook: Any) -> None:
         raise _Reached(activations)
 
@@ -349,7 +310,7 @@ def residual_stream(model: TransformerBridge, tokens: torch.Tensor, hook_name: s
 
 
 def checkpoint_source(name_or_path: str | os.PathLike[str]) -> Path | str:
-    """The folder, where it is one, else the Hub id; the R1 distills are completed by ``deepseek-ai/``.
+    """The folder if it is one, else the Hub id; the R1 distills are completed by ``deepseek-ai/``.
 
     Raises:
         UserError: neither an existing folder nor what a Hub id looks like.

@@ -24,9 +24,9 @@ from transformer_lens_r1.shared.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Of the call of `from_pretrained` that is under way: the configuration of its `hf_model=` (None where it is to come
-# from the Hub) and its `first_n_layers=`. TransformerLens does not hand them to the function that reads configurations.
-_request: ContextVar[tuple[Mapping[str, Any] | None, int | None]] = ContextVar("request", default=(None, None))
+# The configuration of the `hf_model=` of the `from_pretrained` that is running; None if it is to come from the Hub.
+# TransformerLens does not hand it to the function that reads configurations.
+_given: ContextVar[Mapping[str, Any] | None] = ContextVar("given", default=None)
 _registered: set[str] = set()
 
 
@@ -43,7 +43,7 @@ def register_r1_distills() -> list[str]:
 
     new = [name for name in R1_DISTILLS if name not in loading.OFFICIAL_MODEL_NAMES]
     if new and not _registered:
-        loading.get_pretrained_model_config = _with_request(loading.get_pretrained_model_config)
+        loading.get_pretrained_model_config = _with_given(loading.get_pretrained_model_config)
         loading.convert_hf_model_config = _with_r1_distills(loading.convert_hf_model_config)
         AbstractAttention.calculate_sin_cos_rotary = _with_exact_rotary(AbstractAttention.calculate_sin_cos_rotary)
     for name in new:
@@ -61,7 +61,7 @@ def hooked_config(config: Mapping[str, Any]) -> dict[str, Any]:
             embedding under ``rope_parameters``.
 
     Raises:
-        UserError: another architecture, or something that HookedTransformer cannot do or would leave out in silence.
+        UserError: another architecture, or something that HookedTransformer cannot do or would ignore.
     """
     architecture = check_architecture("hf_model", config["model_type"], config.get("architectures"))
     _refuse_what_would_be_lost(config)
@@ -73,7 +73,7 @@ def hooked_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "d_model": config["hidden_size"],
         "d_head": d_head,
         "n_heads": n_heads,
-        # TransformerLens' weight conversion for Llama wants None where every head has its own keys and values.
+        # TransformerLens' weight conversion for Llama wants None if every head has its own keys and values.
         "n_key_value_heads": n_key_value_heads if is_qwen2 or n_key_value_heads != n_heads else None,
         "d_mlp": config["intermediate_size"],
         "n_layers": config["num_hidden_layers"],
@@ -89,23 +89,17 @@ def hooked_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "rotary_adjacent_pairs": False,
         "rotary_dim": d_head,
         **_rotary(config["rope_parameters"], config["max_position_embeddings"]),
-        # The distills were trained on text that starts with bos, which Qwen2 itself has not.
+        # The distills were trained on text that starts with bos, unlike Qwen2 itself.
         "default_prepend_bos": True,
     }
 
 
 def _refuse_what_would_be_lost(config: Mapping[str, Any]) -> None:
-    for name in ("attention_bias", "mlp_bias"):
-        if config.get(name):
-            raise UserError(
-                f"this model has {name} true, and HookedTransformer has no such biases; load_model() takes them"
-            )
-    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
-        raise UserError(
-            "this model attends in a sliding window, which HookedTransformer does not for it; load_model() takes it"
-        )
+    lost = [name for name in ("attention_bias", "mlp_bias", "use_sliding_window") if config.get(name)]
     if config["hidden_act"] != "silu":
-        raise UserError(f"this model's hidden_act is {config['hidden_act']!r}, expected silu; load_model() takes any")
+        lost.append(f"hidden_act {config['hidden_act']!r}")
+    if lost:
+        raise UserError(f"HookedTransformer would ignore that this model has {', '.join(lost)}; load_model() does not")
 
 
 def _rotary(rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
@@ -121,19 +115,17 @@ def _rotary(rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
             "NTK_by_parts_high_freq_factor": rope["high_freq_factor"],
             "NTK_original_ctx_len": rope.get("original_max_position_embeddings", n_ctx),
         }
-    raise UserError(
-        f"this model's rotary scaling is {rope_type!r}, expected default or llama3; load_model() takes any kind"
-    )
+    raise UserError(f"this model's rotary scaling is {rope_type!r}, expected default or llama3; load_model() takes any")
 
 
-def _with_request(get_pretrained_model_config: Callable[..., Any]) -> Callable[..., Any]:
+def _with_given(get_pretrained_model_config: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(get_pretrained_model_config)
     def wrapped(model_name: str, hf_cfg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        token = _request.set((hf_cfg or None, kwargs.get("first_n_layers")))
+        token = _given.set(hf_cfg or None)
         try:
             return get_pretrained_model_config(model_name, hf_cfg=hf_cfg, **kwargs)
         finally:
-            _request.reset(token)
+            _given.reset(token)
 
     return wrapped
 
@@ -148,11 +140,7 @@ def _with_r1_distills(convert_hf_model_config: Callable[..., Any]) -> Callable[.
         name = make_model_alias_map().get(model_name.lower())
         if name not in _registered:
             return convert_hf_model_config(model_name, **kwargs)
-        config, first_n_layers = _request.get()
-        if config is None:
-            config = AutoConfig.from_pretrained(name, **kwargs).to_dict()
-        if first_n_layers is not None and not 1 <= first_n_layers <= config["num_hidden_layers"]:
-            raise UserError(f"first_n_layers is {first_n_layers}, but {name} has {config['num_hidden_layers']} layers")
+        config = _given.get() or AutoConfig.from_pretrained(name, **kwargs).to_dict()
         return {**hooked_config(config), "tokenizer_name": name, "quantization_method": quantization_method(config)}
 
     return wrapped

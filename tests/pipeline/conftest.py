@@ -1,17 +1,14 @@
 """A Hub-like server, a process that runs scripts against it, and data for them."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from hub_client import HubClient  # noqa: E402
-from hub_server import HubServer  # noqa: E402
+from hub_client import HubClient
+from hub_server import HubServer
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,12 @@
 """A Hub that fails, refuses or breaks off: one line, nothing lost, nothing told; real clients, a server on loopback."""
 
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from hub_client import HubClient, assert_one_line, contents, local_rows, stored_rows  # noqa: E402
-from hub_server import NARROW_TOKEN, READ_TOKEN, SIGNATURE, TOKEN, HubServer  # noqa: E402
+from hub_client import HubClient, assert_one_line, contents, local_rows, stored_rows
+from hub_server import NARROW_TOKEN, READ_TOKEN, SIGNATURE, TOKEN, HubServer
 
 MERGE = "training/datasets/merge_datasets.py"
 SUBSET = "extraction/prepare_openthoughts_subset.py"
@@ -20,22 +17,13 @@ CUT = None
     ("pattern", "status", "expected"),
     [
         ("POST /api/repos/create", 403, "not allowed to do this (403)"),
-        ("POST .*/preupload/", 401, "does not accept the token (401)"),
         ("POST .*/objects/batch", 429, "limits how often it may be asked (429)"),
-        ("PUT /lfs/", 500, "a fault of its own (500)"),
         ("PUT /lfs/", CUT, "the connection to the Hub failed"),
         ("POST .*/commit/", 500, "a fault of its own (500)"),
-        ("POST .*/commit/", CUT, "the connection to the Hub failed"),
     ],
 )
 def test_a_failed_push_is_one_line_keeps_the_data_and_can_be_done_alone(
-    hub: HubServer,
-    client: HubClient,
-    tmp_path: Path,
-    parts: list[Path],
-    pattern: str,
-    status: int | None,
-    expected: str,
+    hub: HubServer, client: HubClient, tmp_path: Path, parts: list[Path], pattern: str, status: int, expected: str
 ) -> None:
     merged = tmp_path / "merged"
     command = [*parts, "--output_dir", merged, "--hf_repo", "researcher/merged"]
@@ -43,9 +31,7 @@ def test_a_failed_push_is_one_line_keeps_the_data_and_can_be_done_alone(
     failed = client.run(MERGE, *command, token=TOKEN)
     assert fault.seen > 0
     assert_one_line(failed, expected, f"the result lies in {merged}", "--push_only")
-    assert TOKEN not in failed.out + failed.err and SIGNATURE not in failed.out + failed.err
-    rows = local_rows(merged)
-    before = contents(merged)
+    rows, before = local_rows(merged), contents(merged)
     assert len(rows) == 20
     assert not any(path.endswith(".parquet") for files in hub.repos.values() for path in files)
 
@@ -54,22 +40,18 @@ def test_a_failed_push_is_one_line_keeps_the_data_and_can_be_done_alone(
     assert pushed.status == 0, pushed.err
     assert stored_rows(hub.repos["datasets/researcher/merged"]) == rows
     assert contents(merged) == before
-    assert TOKEN not in pushed.out + pushed.err
 
 
-@pytest.mark.parametrize(
-    ("pattern", "status"),
-    [("POST .*/objects/batch", 429), ("PUT /lfs/", 500), ("PUT /lfs/", CUT), ("POST .*/preupload/", 503)],
-)
-def test_a_passing_failure_is_tried_again(
-    hub: HubServer, client: HubClient, tmp_path: Path, parts: list[Path], pattern: str, status: int | None
-) -> None:
-    fault = hub.fail(pattern, status, times=2)
-    done = client.run(MERGE, *parts, "--output_dir", tmp_path / "merged", "--hf_repo", "researcher/merged", token=TOKEN)
+def test_a_passing_failure_is_tried_again(hub: HubServer, client: HubClient, tmp_path: Path, parts: list[Path]) -> None:
+    faults = [hub.fail("POST .*/objects/batch", 429, times=2), hub.fail("PUT /lfs/", CUT, times=2)]
+    flags = ["--output_dir", tmp_path / "merged", "--hf_user", "laboratory"]
+    done = client.run(MERGE, *parts, *flags, token=NARROW_TOKEN)  # which may write for this owner only
     assert done.status == 0, done.err
-    assert fault.seen == 2
-    assert stored_rows(hub.repos["datasets/researcher/merged"]) == local_rows(tmp_path / "merged")
-    assert TOKEN not in done.err and SIGNATURE not in done.err
+    assert [fault.seen for fault in faults] == [2, 2]
+    files = hub.repos["datasets/laboratory/part-0-part-1"]
+    assert stored_rows(files) == local_rows(tmp_path / "merged")
+    card = files["README.md"].decode()
+    assert "CC-BY-4.0" in card and "someone/part-1" in card and str(tmp_path) not in card
 
 
 def test_without_an_output_folder_the_rows_wait_for_a_failed_push(
@@ -100,17 +82,16 @@ def test_without_an_output_folder_the_rows_wait_for_a_failed_push(
         (["--hf_repo", "researcher/theirs"], TOKEN, "was not made by these scripts"),
         (["--hf_repo", "researcher/public", "--private"], TOKEN, "exists and is public"),
         (["--hf_user", "researcher", "--hf_token", "two words"], None, "characters that no token has"),
-        (["--hf_repo", "nobody"], TOKEN, "expected user/name"),
         (["--output_dir", "nowhere", "--push_only"], TOKEN, "--push_only needs to know where"),
     ],
 )
 def test_what_the_hub_would_refuse_is_found_before_the_work(
-    hub: HubServer, client: HubClient, home: Path, parts: list[Path], flags: list[str], token: str | None, expected: str
+    hub: HubServer, client: HubClient, parts: list[Path], flags: list[str], token: str | None, expected: str
 ) -> None:
     hub.add("datasets/researcher/theirs", {"data.parquet": b"theirs"})
     hub.add("datasets/researcher/public", {"provenance.json": b"{}"})
     before = {name: dict(files) for name, files in hub.repos.items()}
-    # the parts are no data sets: reading them at all would end in another error
+    # the parts are not data sets: reading them at all would end in another error
     done = client.run(MERGE, parts[0] / "no", parts[1] / "no", *flags, token=token)
     assert_one_line(done, expected)
     assert done.err.count("\n") == 1
@@ -123,24 +104,15 @@ def test_what_the_hub_would_refuse_is_found_before_the_work(
     ("name", "pattern", "status", "expected"),
     [
         ("part-a", "GET /api/datasets/someone", 401, "someone/part-a"),
-        ("part-b", "GET /api/datasets/someone", 403, "someone/part-b"),
-        ("part-c", "GET /api/datasets/someone", 500, "a fault of its own (500)"),
-        ("part-d", "GET /lfs/", 403, "(403)"),
-        ("part-e", "GET /lfs/", 429, "(429)"),
-        ("part-f", "GET /lfs/", 500, "(500)"),
-        ("part-g", "GET /lfs/", CUT, "the connection to the Hub failed"),
+        ("part-b", "GET /api/datasets/someone", 500, "a fault of its own (500)"),
+        ("part-c", "GET /lfs/", 403, "(403)"),
+        ("part-d", "GET /lfs/", CUT, "the connection to the Hub failed"),
     ],
 )
 def test_a_failed_download_is_one_line_and_the_next_one_works(
-    hub: HubServer,
-    client: HubClient,
-    tmp_path: Path,
-    parts: list[Path],
-    name: str,
-    pattern: str,
-    status: int | None,
+    hub: HubServer, client: HubClient, tmp_path: Path, parts: list[Path], name: str, pattern: str, status: int,
     expected: str,
-) -> None:
+) -> None:  # fmt: skip
     # names and rows of their own, because what was downloaded once is taken from the cache
     rows = [[ord(name[-1]) + place for place in range(8)]] * 200
     pq.write_table(pa.table({"tokens": rows}), parts[0] / "train-00000-of-00001.parquet")
@@ -150,7 +122,6 @@ def test_a_failed_download_is_one_line_and_the_next_one_works(
     failed = client.run(MERGE, *command, token=TOKEN)
     assert fault.seen > 0
     assert_one_line(failed, f"someone/{name}", expected)
-    assert TOKEN not in failed.err and SIGNATURE not in failed.err
     assert not (tmp_path / "merged").exists()
     hub.faults.clear()
     worked = client.run(MERGE, *command, token=TOKEN)
@@ -164,7 +135,7 @@ def test_no_credential_is_left_anywhere(
     """Planted tokens, signed addresses included, are in no output and no file, however the runs end."""
     said = []
     for place, (pattern, status) in enumerate(
-        [(None, 0), ("GET /api/whoami-v2", 401), ("PUT /lfs/", CUT), ("POST .*/commit/", 403), ("PUT /lfs/", 500)]
+        [(None, 0), ("GET /api/whoami-v2", 401), ("PUT /lfs/", CUT), ("POST .*/commit/", 403)]
     ):
         hub.faults.clear()
         if pattern is not None:
@@ -186,14 +157,11 @@ def test_no_credential_is_left_anywhere(
     for done in said:
         for secret in (TOKEN, SIGNATURE):
             assert secret not in done.out + done.err
-    searched = 0
-    for folder in (home, tmp_path):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                content = path.read_bytes()
-                searched += 1
-                assert TOKEN.encode() not in content and SIGNATURE.encode() not in content, path
-                assert TOKEN not in path.name
-    assert searched > 20
+    files = [path for folder in (home, tmp_path) for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        assert TOKEN.encode() not in content and SIGNATURE.encode() not in content, path
+        assert TOKEN not in path.name
     published = [body for files in hub.repos.values() for body in files.values()]
     assert published and not any(TOKEN.encode() in body for body in published)

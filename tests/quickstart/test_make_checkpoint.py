@@ -48,17 +48,12 @@ def test_finished_checkpoint_is_left_alone(load_script: Load, tmp_path: Path, ca
     assert not script.is_complete(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "no such file"), (b"PK\x03\x04", "not a GGUF file"), (b"GGUF and then something else", "SHA-256")],
-)
-def test_other_files_than_the_gguf_are_refused(
-    load_script: Load, tmp_path: Path, content: bytes | None, message: str
-) -> None:
+@pytest.mark.parametrize("content", [None, b"GGUF and then something else"])
+def test_other_files_than_the_gguf_are_refused(load_script: Load, tmp_path: Path, content: bytes | None) -> None:
     gguf = tmp_path / "model.gguf"
     if content is not None:
         gguf.write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="is not the SmolLM2-135M-Instruct"):
         load_script(SCRIPT).main(["--output_dir", str(tmp_path / "out"), "--gguf", str(gguf)])
     assert not (tmp_path / "out").exists()
 
@@ -68,8 +63,6 @@ def test_folder_with_other_files_is_not_replaced(load_script: Load, tmp_path: Pa
     script = load_script(SCRIPT)
     with pytest.raises(UserError, match="other files"):
         script.main(["--output_dir", str(tmp_path)])
-    with pytest.raises(UserError, match="is a file"):
-        script.main(["--output_dir", str(tmp_path / "thesis.tex")])
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -79,10 +72,3 @@ def test_unreachable_index_is_one_line(load_script: Load, tmp_path: Path, monkey
     with pytest.raises(UserError, match="could not fetch .*--gguf") as error:
         load_script(SCRIPT).fetch_gguf(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_misspelt_flag_is_one_line(load_script: Load, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        load_script(SCRIPT).main(["--output", "somewhere"])
-    assert exit_info.value.code == 2
-    assert "--output_dir" in capsys.readouterr().err

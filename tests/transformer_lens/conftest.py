@@ -1,13 +1,10 @@
 """Random checkpoints of every kind of Llama and Qwen2 that the two loaders must get right."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from random_checkpoints import KINDS, save_random_checkpoint  # noqa: E402
+from random_checkpoints import KINDS, save_random_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,13 @@ def test_malformed_openthoughts_rows_are_named(changes: dict[str, Any]) -> None:
         format_openthoughts(openthoughts_row(**{"domain": "math", **changes}))
 
 
+def test_a_record_without_a_field_is_malformed() -> None:
+    row = openthoughts_row("math")
+    del row["deepseek_reasoning"]
+    with pytest.raises(MalformedRow, match="field 'deepseek_reasoning' is missing"):
+        format_openthoughts(row)
+
+
 def test_lmsys_conversations() -> None:
     system, user = {"role": "system", "content": "Be brief. "}, {"role": "user", "content": "Hi"}
     assistant = {"role": "assistant", "content": "Hello!"}
@@ -82,14 +89,6 @@ def test_empty_fields_are_text_like_any_other() -> None:
     )
     text = format_openthoughts(openthoughts_row("puzzle", problem="", deepseek_reasoning="", deepseek_solution=""))
     assert text.endswith("thinking process.\n<｜User｜><｜Assistant｜><think>\n\n</think>\n")
-
-
-@pytest.mark.parametrize("field", ["problem", "domain", "deepseek_reasoning", "deepseek_solution"])
-def test_a_record_without_a_field_is_malformed(field: str) -> None:
-    row = openthoughts_row("math")
-    del row[field]
-    with pytest.raises(MalformedRow, match=f"field '{field}' is missing"):
-        format_openthoughts(row)
 
 
 @pytest.mark.parametrize(

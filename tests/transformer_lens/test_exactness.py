@@ -1,20 +1,17 @@
 """Logits and residual streams are transformers' own, in both ways of loading and for every kind of checkpoint."""
 
 import copy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from random_checkpoints import KINDS
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from transformer_lens_r1 import load_model, load_tokenizer, register_r1_distills
 from transformer_lens_r1.loading import quiet
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from random_checkpoints import KINDS  # noqa: E402
 
 Activations = dict[str, torch.Tensor]  # logits, and blocks.L.hook_resid_post of every layer
 Loader = Callable[[Path, torch.dtype], torch.nn.Module]

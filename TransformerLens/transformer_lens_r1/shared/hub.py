@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ ADVICE = {
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises where the Hub, the network or the credentials fail."""
+    """What the Hub's client raises if the Hub, the network or the credentials fail."""
     from huggingface_hub.errors import HTTPError
 
     # `HTTPError` is that of whichever HTTP library the client is built on; failed uploads of large files are
@@ -40,10 +39,14 @@ def hub_fault(error: BaseException) -> str:
 
     The client wraps errors in others: the one that carries the Hub's answer says most.
     """
-    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HTTPError, LocalTokenNotFoundError
 
-    chain = list(_chain(error))
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
     for cause in chain:
+        if isinstance(cause, GatedRepoError):
+            return "it is gated: accept its terms on its Hub page, then log in with hf auth login, or set HF_TOKEN"
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:
             known = "the Hub has a fault of its own ({}): try again later" if status >= 500 else "the Hub answers {}"
@@ -54,14 +57,6 @@ def hub_fault(error: BaseException) -> str:
         if isinstance(cause, HTTPError | ConnectionError | TimeoutError) and type(cause) is not ConnectionError:
             return f"the connection to the Hub failed ({type(cause).__name__}: {redact(first_line(cause))})"
     return redact(first_line(error))
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def redact(text: str) -> str:
@@ -117,14 +112,14 @@ def check_hub_access(args: argparse.Namespace, *, repo_id: str | None = None, re
     """Make sure, before any work is done, that the Hub will take the push that ``args`` ask for.
 
     Args:
-        args: with ``hf_user``, ``hf_token`` and ``private``; nothing is checked where neither ``hf_user`` nor
+        args: with ``hf_user``, ``hf_token`` and ``private``; nothing is checked if neither ``hf_user`` nor
             ``repo_id`` names an owner.
-        repo_id: the repository as owner/name, where it is known already.
+        repo_id: the repository as owner/name, if it is known already.
         repo_type: ``dataset``, ``model`` or ``space``.
 
     Raises:
         UserError: no valid token, a token that cannot write there, a data set of other origin under that name, or a
-            public repository where a private one is wanted.
+            public repository if a private one is wanted.
     """
     owner = repo_id.split("/")[0] if repo_id is not None else args.hf_user
     if owner is None:
@@ -149,7 +144,7 @@ def _check_rights(account: dict[str, Any], owner: str, repo_id: str | None) -> N
     organisations = {org["name"]: org.get("roleInOrg") for org in account.get("orgs", [])}
     names = [account["name"], *organisations]
     if owner not in names:
-        raise UserError(f"--hf_user {owner}: this token may push for {', '.join(names)} only")
+        raise UserError(f"cannot push to {owner}: this token may push for {', '.join(names)} only")
     token = (account.get("auth") or {}).get("accessToken") or {}
     scopes = (token.get("fineGrained") or {}).get("scoped")
     may_write = token.get("role") != "read" and organisations.get(owner) != "read"
@@ -180,7 +175,7 @@ def _check_repository(api: HfApi, repo_id: str, *, repo_type: str, private: bool
 
 
 def push_folder(folder: Path, repo_id: str, *, repo_type: str, token: str | None, private: bool) -> str:
-    """Upload a finished folder to a Hub repository, made where there is none; returns the repository's id.
+    """Upload a finished folder to a Hub repository, made if there is none; returns the repository's id.
 
     A Space is a static one. Parquet files and feature pages of an earlier push that the folder does not hold are
     deleted: `load_dataset` would read the ones, and nothing would link to the others.

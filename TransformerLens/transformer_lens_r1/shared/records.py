@@ -1,4 +1,4 @@
-"""Records that are not what their data set's schema says: counted, named once, and few, or the run ends."""
+"""Records that do not fit their data set's schema: few are left out and counted, many end the run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from transformer_lens_r1.shared.arguments import fraction
 from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.files import PROVENANCE
 
 # Beyond these, the lines would push everything else off the terminal.
 NAMED_AT_MOST = 20
@@ -30,7 +31,7 @@ def too_many_bad_rows(n_bad: int, n_records: int, max_bad_rows: float) -> bool:
 
 
 def check_bad_rows(faults: Sequence[tuple[int, str]], *, n_records: int, max_bad_rows: float, where: str) -> None:
-    """Name each malformed record on stderr, the first of them with what is wrong.
+    """Name the first malformed records on stderr, with what is wrong, and count all of them.
 
     Args:
         faults: index in the data set and what is wrong, of every malformed record found.
@@ -49,13 +50,10 @@ def check_bad_rows(faults: Sequence[tuple[int, str]], *, n_records: int, max_bad
         )
     for index, fault in faults[:NAMED_AT_MOST]:
         print(f"left out record {index}: {fault}", file=sys.stderr)
-    if len(faults) > NAMED_AT_MOST:
-        rest = ", ".join(str(index) for index, _ in faults[NAMED_AT_MOST:])
-        print(f"left out {len(faults) - NAMED_AT_MOST:,} more: {rest}", file=sys.stderr)
     if faults:
-        print(f"left out {len(faults):,} of {n_records:,} records, which are malformed", file=sys.stderr, flush=True)
+        print(f"left out {len(faults):,} of {n_records:,} records, malformed; {PROVENANCE} lists them", file=sys.stderr)
 
 
 def bad_rows_info(faults: Sequence[tuple[int, str]]) -> dict[str, Any]:
-    """What ``provenance.json`` says of them: how many, and which."""
+    """How many records were malformed, and which, for ``provenance.json``."""
     return {"malformed": len(faults), "malformed_records": [index for index, _ in faults]}

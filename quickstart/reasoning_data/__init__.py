@@ -1,1 +1,0 @@
-"""Reasoning text for the quickstart: natural exemplars, and generated problems whose solutions check themselves."""
