@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import add_plan_arguments, print_plan
+from sae_training.plan import add_plan_arguments, print_plan
 
 from transformer_lens_r1.shared.arguments import ArgumentParser
 from transformer_lens_r1.shared.errors import run
@@ -40,17 +40,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_plan_arguments(parser)
     args = parser.parse_args(argv)
 
-    import run_checks
-    from training_config import build_config, model_dtype, own_settings, read_config
+    from sae_training import checks
+    from sae_training.config import build_config, model_dtype, own_settings, read_config
 
     values = read_config(args.config, args.set)
     if args.plan:
         print_plan(values, name=args.config.name, gpu=args.gpu, utilisation=args.utilisation)
         return
-    run_checks.resolve_devices(values)
+    checks.resolve_devices(values)
     cfg, own = build_config(values), own_settings(values)
     check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
-    from runner import Found, Stopped, measure_only, train
+    from sae_training.runner import Found, Stopped, measure_only, train
 
     found = Found(cfg)
     if not args.resume:
@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if found.checkpoint is None and not found.is_trained:
             print("no checkpoint to resume from: starting from the first step")
-    run_checks.check_wandb(cfg)
-    layers = run_checks.check_model(cfg)
-    train_rows, held_out_rows = run_checks.checked_rows(cfg)
+    checks.check_wandb(cfg)
+    layers = checks.check_model(cfg)
+    train_rows, held_out_rows = checks.checked_rows(cfg)
 
     from transformer_lens_r1.loading import load_model
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=cfg.llm_device or cfg.device,
         dtype=model_dtype(cfg),
         n_layers=None if own["evaluate_cross_entropy"] else layers,
-        **run_checks.hub_arguments(cfg),
+        **checks.hub_arguments(cfg),
     )
     try:
         if args.resume and found.is_trained:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from token_dataset import make_card, say, versions
+from token_data.card import make_card, say, versions
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, add_output_arguments, public_command, require_output
 from transformer_lens_r1.shared.errors import UserError, run

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from activations import ActivationSource, read_tokens
+
+from sae_training.activations import ActivationSource, read_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,19 +15,19 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import checkpoints
 import torch
 import wandb
-from activations import ActivationSource, ActivationStream, Prefetched, read_tokens
-from held_out import HeldOutEvaluator, Quality
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.constants import SAE_CFG_FILENAME as SAE_CONFIG
 from sae_lens.training.prefetch import PrefetchingIterator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from trainer import Trainer
 
+from sae_training import checkpoints
+from sae_training.activations import ActivationSource, ActivationStream, Prefetched, read_tokens
+from sae_training.held_out import HeldOutEvaluator, Quality
+from sae_training.trainer import Trainer
 from transformer_lens_r1.loading import quiet
 from transformer_lens_r1.shared.errors import UserError, first_line
 from transformer_lens_r1.shared.files import atomic_directory, write_json

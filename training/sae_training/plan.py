@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import plan_formulas as formulas
-from plan_formulas import BYTES, ModelSize
-from run_checks import norm_estimate_tokens
-
+from sae_training import plan_memory as formulas
+from sae_training.checks import norm_estimate_tokens
+from sae_training.plan_memory import BYTES, ModelSize
 from transformer_lens_r1.loading import hook_layer
 from transformer_lens_r1.shared.arguments import ArgumentParser, fraction
 from transformer_lens_r1.shared.errors import UserError
@@ -291,9 +290,8 @@ def print_plan(values: Mapping[str, Any], *, name: str, gpu: str, utilisation: f
     Raises:
         UserError: the config is wrong, or does not fit its model; or the utilisation is 0.
     """
-    from run_checks import check_model, hub_arguments
-    from training_config import build_config, model_dtype, own_settings
-
+    from sae_training.checks import check_model, hub_arguments
+    from sae_training.config import build_config, model_dtype, own_settings
     from transformer_lens_r1.loading import load_config
 
     if utilisation == 0:

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from config_values import coerce, dotted, one_of, read_yaml, refuse_unknown
-
+from sae_training.config_values import coerce, dotted, one_of, read_yaml, refuse_unknown
 from transformer_lens_r1.shared.arguments import DTYPES
 from transformer_lens_r1.shared.errors import UserError, did_you_mean
 
@@ -105,7 +104,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         UserError: there is no such file, it is no YAML mapping, an override has no ``=``, a key is misspelt, or see
             `flat_config`.
     """
-    import flat_config
+    from sae_training import flat_config
 
     path = Path(path)
     if not path.is_file():
@@ -144,8 +143,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 
 def _refuse_misspelt(values: Mapping[str, Any], *, flat: bool) -> None:
-    import flat_config
-    import sae_lens_keys
+    from sae_training import flat_config, sae_lens_keys
 
     known = [*sae_lens_keys.TOP, *OWN_KEYS]
     if flat:

@@ -13,8 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from config_values import coerce, one_of, refuse_unknown
-
+from sae_training.config_values import coerce, one_of, refuse_unknown
 from transformer_lens_r1.shared.errors import UserError
 
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")

@@ -168,7 +168,8 @@ def split_rows(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> tuple[D
 def check_measurable(cfg: LanguageModelSAERunnerConfig[Any], held_out_rows: Dataset) -> None:
     """Raise `UserError` where no held-out token is left to measure on, which would show after all training."""
     import torch
-    from activations import read_tokens
+
+    from sae_training.activations import read_tokens
 
     tokens = read_tokens(held_out_rows, 0, len(held_out_rows))[:, slice(*cfg.seqpos_slice)]
     excluded = cfg.exclude_special_tokens if isinstance(cfg.exclude_special_tokens, list) else []
