@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if found.checkpoint is None and not found.is_trained:
             print("no checkpoint to resume from: starting from the first step")
     checks.check_wandb(cfg)
-    layers = checks.check_model(cfg)
+    model_config = checks.check_model(cfg)
     train_rows, held_out_rows = checks.checked_rows(cfg)
 
     from transformer_lens_r1.loading import load_model
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.model_name,
         device=cfg.llm_device or cfg.device,
         dtype=model_dtype(cfg),
-        n_layers=None if own["evaluate_cross_entropy"] else layers,
+        n_layers=None if own["evaluate_cross_entropy"] else checks.layers_to_load(cfg, model_config),
         **checks.hub_arguments(cfg),
     )
     try:

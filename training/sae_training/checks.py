@@ -11,6 +11,7 @@ from transformer_lens_r1.shared.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig
+    from transformers import PretrainedConfig
 
 # At most this part of the rows is held out, however many `n_eval_batches` asks for.
 MAX_HELD_OUT = 0.1
@@ -54,20 +55,16 @@ def hub_arguments(cfg: LanguageModelSAERunnerConfig[Any]) -> dict[str, Any]:
     return {key: given[key] for key in ("revision", "trust_remote_code") if key in given}
 
 
-def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
-    """The number of layers to load, once the model's configuration fits the run's.
-
-    One more than the hook needs, where there is one: SAELens stops the forward pass where the layer behind the hook
-    begins, and without such a layer the final norm and the unembedding would run for nothing.
+def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> PretrainedConfig:
+    """The model's config.json, once it fits the run's configuration.
 
     Raises:
         UserError: no such model, no such layer in it, or sae.d_in is not its width.
     """
     from transformer_lens_r1.loading import hook_layer, load_config
 
-    layer = hook_layer(cfg.hook_name)
     model_config = load_config(cfg.model_name, **hub_arguments(cfg))
-    if layer >= model_config.num_hidden_layers:
+    if hook_layer(cfg.hook_name) >= model_config.num_hidden_layers:
         raise UserError(
             f"hook_name is {cfg.hook_name}, but {cfg.model_name} has layers 0 to {model_config.num_hidden_layers - 1}"
         )
@@ -76,7 +73,18 @@ def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
             f"sae.d_in is {cfg.sae.d_in}, but the residual stream of {cfg.model_name} is "
             f"{model_config.hidden_size} wide; set sae.d_in to {model_config.hidden_size}"
         )
-    return min(layer + 2, model_config.num_hidden_layers)
+    return model_config
+
+
+def layers_to_load(cfg: LanguageModelSAERunnerConfig[Any], model_config: PretrainedConfig) -> int:
+    """Layers of the model that a run without its loss needs: one more than the hook's, if there is one.
+
+    SAELens stops the forward pass at the start of the layer behind the hook; without such a layer, the final norm and
+    the unembedding would run for nothing.
+    """
+    from transformer_lens_r1.loading import hook_layer
+
+    return min(hook_layer(cfg.hook_name) + 2, model_config.num_hidden_layers)
 
 
 def checked_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> tuple[Dataset, Dataset]:

@@ -89,8 +89,6 @@ def tokenise(texts: Dataset, make_rows: RowMaker, *, folder: Path, num_proc: int
     """
 
     def ids_of(table: pa.Table) -> pa.Table:
-        if num_proc > 1:  # one thread each, all cores being in use
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
         return pa.table({"ids": encode_documents(make_rows.tokenizer, table["text"].to_pylist())})
 
     tokens = unusable = 0
@@ -127,11 +125,11 @@ def _map(
             remove_columns=data.column_names,
             features=features,
             num_proc=num_proc if num_proc > 1 else None,
-            cache_file_name=str(folder / f"{title.replace(' ', '-')}.arrow"),
+            cache_file_name=str(folder / f"{desc.replace(' ', '-')}.arrow"),
             # The library's cache key misses what a tokenizer carries inside, so a stale result could be reused.
             load_from_cache_file=False,
             new_fingerprint=secrets.token_hex(8),
-            desc=title,
+            desc=desc,
         )
         .with_format(None)
     )
