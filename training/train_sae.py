@@ -21,13 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_training.checkpoints import SAE_CONFIG, ExistingRun
 from sae_training.plan import add_plan_arguments, print_plan
 
 from transformer_lens_r1.shared.arguments import ArgumentParser
 from transformer_lens_r1.shared.errors import run
 from transformer_lens_r1.shared.files import check_output_folder
-
-SAE_CONFIG = "cfg.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,22 +40,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from sae_training import checks
-    from sae_training.config import build_config, model_dtype, own_settings, read_config
+    from sae_training.config import build_config, extra_settings, model_dtype, read_config
 
     values = read_config(args.config, args.set)
     if args.plan:
         print_plan(values, name=args.config.name, gpu=args.gpu, utilisation=args.utilisation)
         return
     checks.resolve_devices(values)
-    cfg, own = build_config(values), own_settings(values)
+    cfg, extra = build_config(values), extra_settings(values)
     check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
-    from sae_training.runner import Found, Stopped, measure_only, train
-
-    found = Found(cfg)
+    found = ExistingRun(cfg)
     if not args.resume:
         found.check_fresh()
     else:
-        found.check_same_run(cfg, own)
+        found.check_same(cfg, extra)
         if found.is_measured:
             print(f"this run is finished: its SAE is {cfg.output_path}")
             return
@@ -66,21 +63,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_config = checks.check_model(cfg)
     train_rows, held_out_rows = checks.checked_rows(cfg)
 
+    from sae_training.runner import Stopped, measure_only, train
+
     from transformer_lens_r1.loading import load_model
 
     model = load_model(
         cfg.model_name,
         device=cfg.llm_device or cfg.device,
         dtype=model_dtype(cfg),
-        n_layers=None if own["evaluate_cross_entropy"] else checks.layers_to_load(cfg, model_config),
+        n_layers=None if extra["evaluate_cross_entropy"] else checks.layers_to_load(cfg, model_config),
         **checks.hub_arguments(cfg),
     )
     try:
         if args.resume and found.is_trained:
-            summary = measure_only(cfg, model, held_out_rows, own)
+            summary = measure_only(cfg, model, held_out_rows, extra)
         else:
             checkpoint = found.checkpoint if args.resume else None
-            summary = train(cfg, model, train_rows, held_out_rows, own=own, checkpoint=checkpoint)
+            summary = train(cfg, model, train_rows, held_out_rows, extra=extra, checkpoint=checkpoint)
     except Stopped as stop:
         print(f"{stop}{how_to_resume(sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
         sys.exit(128 + stop.signum)

@@ -21,9 +21,6 @@ from transformer_lens_r1.shared.files import display_name
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# The Hub's limit.
-MAX_NAME = 96
-
 
 def merge(parts: Sequence[Dataset], *, seed: int) -> Dataset:
     """All rows of all parts (column `tokens` alone), shuffled with `seed`.
@@ -62,7 +59,7 @@ def row_length(part: Dataset) -> int:
 
 
 def shared_tokenizer(names: Sequence[str], provenances: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The tokenizer that made the parts, as `provenance.json` describes it; None where no part says.
+    """The tokenizer that made the parts, as `provenance.json` describes it; None if no part says.
 
     Raises:
         UserError: two parts were made with different vocabularies.
@@ -103,9 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     ids = [split_revision(part) for part in args.parts]
     name = "-".join(display_name(part).split("/")[-1] for part, _ in ids)
-    if args.hf_repo is None and args.hf_user is not None and len(name) > MAX_NAME:
-        raise UserError(f"the parts' names make a repository name of {len(name)} characters; choose one with --hf_repo")
-    destination = find_destination(args, name[:MAX_NAME])
+    destination = find_destination(args, name)
     if args.push_only:
         return push_rows(destination)
     parts = [load_rows(part, columns=("tokens",)) for part in args.parts]

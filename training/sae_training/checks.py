@@ -33,7 +33,7 @@ def resolve_devices(values: dict[str, Any]) -> None:
 
 
 def check_wandb(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raise `UserError` where the run would log to W&B but W&B has no key, or refuses the one there is."""
+    """Raise `UserError` if the run would log to W&B but W&B has no key, or refuses the one there is."""
     if not cfg.logger.log_to_wandb or os.environ.get("WANDB_MODE", "online") != "online":
         return
     import wandb
@@ -98,7 +98,6 @@ def checked_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> tuple[Dataset, Datas
     # The tokenizer first: it takes a small file, where the rows may take gigabytes from the Hub.
     tokenizer_known = check_tokenizer(cfg)
     train_rows, held_out_rows = split_rows(cfg, load_tokens(cfg))
-    check_measurable(cfg, held_out_rows)
     if not tokenizer_known:
         say(f"note: {cfg.dataset_path} does not say which tokenizer made it; taken on trust")
     report_epochs(cfg, train_rows)
@@ -171,23 +170,6 @@ def split_rows(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> tuple[D
             f"store_batch_size_prompts ({cfg.store_batch_size_prompts})"
         )
     return rows.select(range(len(rows) - held_out)), rows.select(range(len(rows) - held_out, len(rows)))
-
-
-def check_measurable(cfg: LanguageModelSAERunnerConfig[Any], held_out_rows: Dataset) -> None:
-    """Raise `UserError` where no held-out token is left to measure on, which would show after all training."""
-    import torch
-
-    from sae_training.activations import read_tokens
-
-    tokens = read_tokens(held_out_rows, 0, len(held_out_rows))[:, slice(*cfg.seqpos_slice)]
-    excluded = cfg.exclude_special_tokens if isinstance(cfg.exclude_special_tokens, list) else []
-    # The last position of a row predicts nothing.
-    usable = ~torch.isin(tokens, torch.tensor(excluded, dtype=tokens.dtype))
-    if not usable[:, : max(1, tokens.shape[1] - 1)].any():
-        raise UserError(
-            "seqpos_slice and exclude_special_tokens leave no token of the held-out rows to measure on; widen the one "
-            "or shorten the other"
-        )
 
 
 def norm_estimate_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> int:

@@ -111,7 +111,7 @@ def make_plan(
     cfg: LanguageModelSAERunnerConfig[Any],
     model_config: PretrainedConfig,
     *,
-    own: Mapping[str, Any],
+    extra: Mapping[str, Any],
     gpu: Gpu,
     utilisation: float = UTILISATION,
 ) -> Plan:
@@ -120,7 +120,7 @@ def make_plan(
     Args:
         cfg: what `build_config` made.
         model_config: the model's config.json.
-        own: what `own_settings` gave.
+        extra: what `extra_settings` gave.
         gpu: that the run is planned for.
         utilisation: part of its peak rate that is reached.
 
@@ -143,7 +143,7 @@ def make_plan(
         ModelWork.of_config(model_config, context=context),
         model_dtype(cfg),
     )
-    loss_measured = own["evaluate_cross_entropy"]
+    loss_measured = extra["evaluate_cross_entropy"]
     loaded = all_layers if loss_measured else layers_to_load(cfg, model_config)
     row_tokens = len(range(context)[slice(*cfg.seqpos_slice)])
     held_out = cfg.n_eval_batches * (cfg.eval_batch_size_prompts or rows)
@@ -205,12 +205,12 @@ def make_plan(
         work=work,
         overlap=bool(cfg.prefetch_llm_batches) and cfg.llm_device != cfg.device,
     )
-    _set_hours(plan, cfg, exact=own["float32_matmul_precision"] == "highest", model_16_bit=dtype != "float32")
+    _set_hours(plan, cfg, exact=extra["float32_matmul_precision"] == "highest", model_16_bit=dtype != "float32")
     if cfg.checkpoint_path is not None:
-        minutes = own["checkpoint_every_minutes"]
+        minutes = extra["checkpoint_every_minutes"]
         plan.checkpoints = int(60 * plan.total_hours / minutes) if minutes else 0
         plan.checkpoint_bytes = plan_memory.checkpoint_bytes(d_in, d_sae, buffer=memory["activation buffer"])
-        plan.kept = own["checkpoints_kept"]
+        plan.kept = extra["checkpoints_kept"]
         plan.snapshots = cfg.n_checkpoints
         plan.snapshot_bytes = plan_memory.snapshot_bytes(d_in, d_sae)
     return plan
@@ -304,12 +304,12 @@ def print_plan(values: Mapping[str, Any], *, name: str, gpu: str, utilisation: f
         UserError: the config is wrong, or does not fit its model; or the utilisation is 0.
     """
     from sae_training.checks import check_model
-    from sae_training.config import build_config, own_settings
+    from sae_training.config import build_config, extra_settings
 
     if utilisation == 0:
         raise UserError("--utilisation 0: expected more than 0, at most 1")
     cfg = build_config(values)
-    plan = make_plan(cfg, check_model(cfg), own=own_settings(values), gpu=GPUS[gpu], utilisation=utilisation)
+    plan = make_plan(cfg, check_model(cfg), extra=extra_settings(values), gpu=GPUS[gpu], utilisation=utilisation)
     print(render(plan, name))
 
 

@@ -105,31 +105,20 @@ def tokenise(texts: Dataset, make_rows: RowMaker, *, folder: Path, num_proc: int
     return Tokenised(rows, tokens, unusable)
 
 
-def _map(
-    data: Dataset,
-    function: Callable[[pa.Table], pa.Table],
-    features: Features,
-    title: str,
-    *,
-    folder: Path,
-    num_proc: int,
-) -> Dataset:
-    """A table function of every `DOCUMENTS_PER_GROUP` rows, which is the size of a group where one process maps."""
+def _map(data: Dataset, function: Callable, features: Features, desc: str, *, folder: Path, num_proc: int) -> Dataset:
+    """What a function makes of each `DOCUMENTS_PER_GROUP` rows, which are a group of documents if one process maps."""
     # As Arrow tables, whose rows become Python objects several times faster than the library's own.
-    return (
-        data.with_format("arrow")
-        .map(
-            function,
-            batched=True,
-            batch_size=DOCUMENTS_PER_GROUP,
-            remove_columns=data.column_names,
-            features=features,
-            num_proc=num_proc if num_proc > 1 else None,
-            cache_file_name=str(folder / f"{desc.replace(' ', '-')}.arrow"),
-            # The library's cache key misses what a tokenizer carries inside, so a stale result could be reused.
-            load_from_cache_file=False,
-            new_fingerprint=secrets.token_hex(8),
-            desc=desc,
-        )
-        .with_format(None)
+    mapped = data.with_format("arrow").map(
+        function,
+        batched=True,
+        batch_size=DOCUMENTS_PER_GROUP,
+        remove_columns=data.column_names,
+        features=features,
+        num_proc=num_proc if num_proc > 1 else None,
+        cache_file_name=str(folder / f"{desc.replace(' ', '-')}.arrow"),
+        # The library's cache key misses what a tokenizer carries inside, so a stale result could be reused.
+        load_from_cache_file=False,
+        new_fingerprint=secrets.token_hex(8),
+        desc=desc,
     )
+    return mapped.with_format(None)
