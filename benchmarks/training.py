@@ -63,8 +63,8 @@ class Benchmark:
         import torch
         import yaml
         from datasets import Dataset
-        from runner import Runner
-        from training_config import build_config, model_dtype, extra_settings, read_config
+        from sae_training.config import build_config, extra_settings, model_dtype, read_config
+        from sae_training.runner import Runner
 
         from transformer_lens_r1.loading import load_config, load_model
 
@@ -111,7 +111,7 @@ class Benchmark:
 
     def run(self) -> None:
         """Train until all rounds are timed, and print the figures."""
-        from trainer import Trainer
+        from sae_training.trainer import Trainer
 
         self.trainer = Trainer(
             sae=self.runner.sae,

@@ -10,7 +10,7 @@ training_summary.json, which holds the SAE's quality on rows that it was not tra
 
 Ctrl-C and SIGTERM save a checkpoint and stop; others are saved every `checkpoint_every_minutes`. The same command
 with `--resume` continues from the newest one, in the same folder and W&B run, to the same SAE as without the
-interruption. It starts from the first step where there is none, so a job that is queued again can always say --resume.
+interruption. It starts from the first step if there is none, so a job that is queued again can always say --resume.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_config = checks.check_model(cfg)
     train_rows, held_out_rows = checks.checked_rows(cfg)
 
-    from sae_training.runner import Stopped, measure_only, train
+    from sae_training.runner import Runner, Stopped
 
     from transformer_lens_r1.loading import load_model
 
@@ -74,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         n_layers=None if extra["evaluate_cross_entropy"] else checks.layers_to_load(cfg, model_config),
         **checks.hub_arguments(cfg),
     )
+    runner = Runner(cfg, model, train_rows, held_out_rows, extra)
     try:
         if args.resume and found.is_trained:
-            summary = measure_only(cfg, model, held_out_rows, extra)
+            summary = runner.measure_only()
         else:
-            checkpoint = found.checkpoint if args.resume else None
-            summary = train(cfg, model, train_rows, held_out_rows, extra=extra, checkpoint=checkpoint)
+            summary = runner.run(found.checkpoint if args.resume else None)
     except Stopped as stop:
         print(f"{stop}{how_to_resume(sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
         sys.exit(128 + stop.signum)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, StandardTrainingSAEConfig
-from sae_training import config, sae_lens_keys
+from sae_training import config, flat_config, sae_lens_keys
 
 from transformer_lens_r1.shared.errors import UserError
 

@@ -90,25 +90,18 @@ def layers_to_load(cfg: LanguageModelSAERunnerConfig[Any], model_config: Pretrai
 def checked_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> tuple[Dataset, Dataset]:
     """Token rows to train on and rows held out, once they fit the run and its model.
 
-    Says on stderr where the data's tokenizer is not known, and where the data is read more than once.
-
     Raises:
         UserError: see `check_tokenizer`, `load_tokens` and `split_rows`.
     """
-    # The tokenizer first: it takes a small file, where the rows may take gigabytes from the Hub.
-    tokenizer_known = check_tokenizer(cfg)
+    # The tokenizer first: it takes a small file, but the rows may take gigabytes from the Hub.
+    check_tokenizer(cfg)
     train_rows, held_out_rows = split_rows(cfg, load_tokens(cfg))
-    if not tokenizer_known:
-        say(f"note: {cfg.dataset_path} does not say which tokenizer made it; taken on trust")
     report_epochs(cfg, train_rows)
     return train_rows, held_out_rows
 
 
-def check_tokenizer(cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
+def check_tokenizer(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """Compare the tokenizer that made the data, as its `provenance.json` names it, with the model's.
-
-    Returns:
-        Whether there was anything to compare: False where the data does not say which tokenizer made it.
 
     Raises:
         UserError: the tokens were made with another vocabulary.
@@ -120,13 +113,13 @@ def check_tokenizer(cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
     provenance = read_provenance(cfg.dataset_path)
     made_with = (provenance or {}).get("tokenizer") or {}
     if made_with.get("vocabulary_sha256") is None:
-        return False
+        print(f"note: {cfg.dataset_path} does not say which tokenizer made it; taken on trust", file=sys.stderr)
+        return
     if vocabulary_hash(load_tokenizer(cfg.model_name, **hub_arguments(cfg))) != made_with["vocabulary_sha256"]:
         raise UserError(
             f"{cfg.dataset_path} was made with the tokenizer of {made_with.get('name')}, in which the same id means "
             f"other text than in that of {cfg.model_name}; tokenise the data for this model, or train on that one"
         )
-    return True
 
 
 def load_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset:
@@ -178,16 +171,12 @@ def norm_estimate_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
 
 
 def report_epochs(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> None:
-    """Warn on stderr where the run reads its data more than once, and say how often."""
+    """Warn on stderr if the run reads its data more than once, and say how often."""
     available = len(rows) * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     needed = cfg.training_tokens + norm_estimate_tokens(cfg)
     if needed > available:
-        say(
+        print(
             f"WARNING: the run reads {needed:,} tokens, the norm estimate included, and {cfg.dataset_path} holds "
-            f"{available:,} to train on: rows repeat {needed / available:.1f} times"
+            f"{available:,} to train on: rows repeat {needed / available:.1f} times",
+            file=sys.stderr,
         )
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal, on stderr."""
-    print(line, file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from sae_training import checkpoints
 from sae_training.activations import ActivationSource, ActivationStream, Prefetched, read_tokens
 from sae_training.checkpoints import SAE_CONFIG, SUMMARY
-from sae_training.held_out import HeldOutEvaluator, Quality
+from sae_training.held_out import HeldOutEvaluator
 from sae_training.trainer import Trainer
 from transformer_lens_r1.loading import quiet
 from transformer_lens_r1.shared.errors import UserError, first_line
@@ -85,7 +85,14 @@ class Runner(LanguageModelSAETrainingRunner):
         held_out_rows: Dataset,
         extra: Mapping[str, Any],
     ) -> None:
-        """See `train`."""
+        """
+        Args:
+            cfg: what `build_config` made.
+            model: a TransformerBridge with at least the hook's layers, all of them for `evaluate_cross_entropy`.
+            train_rows: column `tokens`, rows of `cfg.context_size` ids.
+            held_out_rows: the same, for the figures in the summary.
+            extra: the values of `config.EXTRA_KEYS`.
+        """
         torch.set_float32_matmul_precision(extra["float32_matmul_precision"])
         # SAELens draws the initial weights from torch's global generator, which it never seeds.
         torch.manual_seed(cfg.seed)
@@ -97,7 +104,12 @@ class Runner(LanguageModelSAETrainingRunner):
         self.folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path)
         source = ActivationSource.of_config(cfg, self.model)
         self.stream = ActivationStream.of_config(cfg, source, train_rows)
-        self.evaluator = make_evaluator(cfg, source, held_out_rows, extra)
+        self.evaluator = HeldOutEvaluator(
+            source,
+            held_out_rows,
+            batch_size=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts,
+            cross_entropy=extra["evaluate_cross_entropy"],
+        )
         self.manifest: dict[str, Any] = {
             "config": checkpoints.run_settings(cfg, extra),
             "rows": len(train_rows),
@@ -107,10 +119,16 @@ class Runner(LanguageModelSAETrainingRunner):
         }
 
     def run(self, checkpoint: Path | None = None) -> dict[str, Any]:
-        """Train, from `checkpoint` if there is one, and write the SAE.
+        """Train and write the SAE to `cfg.output_path`, whole or not at all.
+
+        Args:
+            checkpoint: a complete one of the same run to continue from.
+
+        Returns:
+            What `training_summary.json` holds.
 
         Raises:
-            Stopped: Ctrl-C or SIGTERM; what there is to save is saved.
+            Stopped: Ctrl-C or SIGTERM came; what there was to save is saved.
         """
         cfg = self.cfg
         self.started = self.last_saved = time.monotonic()
@@ -137,7 +155,8 @@ class Runner(LanguageModelSAETrainingRunner):
             self.provider = Prefetched(self.stream, int(cfg.prefetch_llm_batches))
             self.trainer.data_provider = self.provider
         try:
-            with stop_signals() as self.signals:
+            with stop_signals() as self.signals, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="To copy construct from a tensor")
                 sae = self.trainer.fit()
                 self.save_final_sae(sae, str(cfg.output_path), self.trainer.log_feature_sparsity)
                 if self.signals:
@@ -151,12 +170,25 @@ class Runner(LanguageModelSAETrainingRunner):
             if isinstance(self.provider, PrefetchingIterator):
                 self.provider.close()
         sae.eval()
-        quality = self.evaluator.quality(sae)
-        if cfg.logger.log_to_wandb:
-            figures = {f"held_out/{name}": value for name, value in quality.figures().items() if name != "tokens"}
-            wandb.log(figures, step=self.trainer.n_training_steps)
+        return self._measure(sae)
+
+    def measure_only(self) -> dict[str, Any]:
+        """Measure the SAE that is on the disk, for a run that was ended after its last step."""
+        return self._measure(SAE.load_from_disk(str(self.cfg.output_path), device=self.cfg.device))
+
+    def _measure(self, sae: Any) -> dict[str, Any]:
+        """Add the held-out figures to the summary beside the SAE, and remove the checkpoints, no longer needed."""
+        figures = self.evaluator.quality(sae).figures()
+        path = Path(str(self.cfg.output_path)) / SUMMARY
+        summary = {**json.loads(path.read_text(encoding="utf-8")), "held_out": figures}
+        if wandb.run is not None:
+            shown = {f"held_out/{name}": value for name, value in figures.items() if name != "tokens"}
+            wandb.log(shown, step=summary["training_steps"])
             wandb.finish()
-        return finish(cfg, quality)
+        write_json(path, summary)
+        if self.folder is not None:
+            checkpoints.remove_all(self.folder)
+        return summary
 
     def save_final_sae(self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: Any = None) -> None:
         """The SAE, whole or not at all, and before anything that measuring may run into."""
@@ -302,60 +334,3 @@ def hash_rows(*parts: Dataset) -> str:
         for index in range(0, len(rows), max(1, len(rows) // 64)):
             digest.update(read_tokens(rows, index, index + 1).numpy().tobytes())
     return digest.hexdigest()
-
-
-def make_evaluator(
-    cfg: LanguageModelSAERunnerConfig[Any], source: ActivationSource, rows: Dataset, extra: Mapping[str, Any]
-) -> HeldOutEvaluator:
-    """The measurement that a run's configuration asks for."""
-    batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
-    return HeldOutEvaluator(source, rows, batch_size=batch_size, cross_entropy=extra["evaluate_cross_entropy"])
-
-
-def finish(cfg: LanguageModelSAERunnerConfig[Any], quality: Quality) -> dict[str, Any]:
-    """Add the held-out figures to the summary beside the SAE, and remove the run's checkpoints, now of no more use."""
-    path = Path(str(cfg.output_path)) / SUMMARY
-    summary = {**json.loads(path.read_text(encoding="utf-8")), "held_out": quality.figures()}
-    write_json(path, summary)
-    if cfg.checkpoint_path is not None:
-        checkpoints.remove_all(Path(cfg.checkpoint_path))
-    return summary
-
-
-def measure_only(
-    cfg: LanguageModelSAERunnerConfig[Any], model: Any, held_out_rows: Dataset, extra: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Measure an SAE that is on the disk, for a run that was ended after its last step."""
-    source = ActivationSource.of_config(cfg, model)
-    sae = SAE.load_from_disk(str(cfg.output_path), device=cfg.device)
-    return finish(cfg, make_evaluator(cfg, source, held_out_rows, extra).quality(sae))
-
-
-def train(
-    cfg: LanguageModelSAERunnerConfig[Any],
-    model: Any,
-    train_rows: Dataset,
-    held_out_rows: Dataset,
-    *,
-    extra: Mapping[str, Any],
-    checkpoint: Path | None = None,
-) -> dict[str, Any]:
-    """Train and write the SAE to `cfg.output_path`, whole or not at all.
-
-    Args:
-        cfg: what `build_config` made.
-        model: a TransformerBridge with at least the hook's layers, all of them for `evaluate_cross_entropy`.
-        train_rows: column `tokens`, rows of `cfg.context_size` ids.
-        held_out_rows: the same, for the figures in the summary.
-        extra: the values of `training_config.EXTRA_KEYS`.
-        checkpoint: a complete one of the same run to continue from.
-
-    Returns:
-        What `training_summary.json` holds.
-
-    Raises:
-        Stopped: Ctrl-C or SIGTERM came; what there was to save is saved.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
-        return Runner(cfg, model, train_rows, held_out_rows, extra).run(checkpoint)
