@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -146,14 +145,14 @@ def shown(name: str | None) -> str:
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with what may be a local path as `shown`, at any depth."""
-    return {
-        key: without_paths(value)
-        if isinstance(value, Mapping)
-        else shown(value)
-        if key in PATH_KEYS and isinstance(value, str)
-        else value
-        for key, value in config.items()
-    }
+    public: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            value = without_paths(value)
+        elif key in PATH_KEYS and isinstance(value, str):
+            value = shown(value)
+        public[key] = value
+    return public
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -201,11 +200,7 @@ def stage(sae_path: Path, folder: Path, *, repo_id: str, sae_id: str, config: Ma
             (target / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     for name in (WEIGHTS, SPARSITY):
         if (sae_path / name).is_file():
-            # Linked if the file system can: at the paper's size the weights are 2 GB.
-            try:
-                (target / name).hardlink_to((sae_path / name).resolve())
-            except OSError:
-                shutil.copyfile(sae_path / name, target / name)
+            (target / name).symlink_to((sae_path / name).resolve())  # at the paper's size the weights are 2 GB
     card = make_card(repo_id, sae_id, config, public[SUMMARY], public[RUN_CONFIG])
     (folder / CARD).write_text(card, encoding="utf-8")
 
