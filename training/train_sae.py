@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_training.checkpoints import SAE_CONFIG, ExistingRun
-from sae_training.plan import add_plan_arguments, print_plan
+from sae_training.plan import GPUS, add_plan_arguments, make_plan, render
 
 from transformer_lens_r1.shared.arguments import ArgumentParser
 from transformer_lens_r1.shared.errors import run
@@ -43,11 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from sae_training.config import build_config, extra_settings, model_dtype, read_config
 
     values = read_config(args.config, args.set)
-    if args.plan:
-        print_plan(values, name=args.config.name, gpu=args.gpu, utilisation=args.utilisation)
-        return
-    checks.resolve_devices(values)
+    if not args.plan:  # a plan may be for another machine
+        checks.resolve_devices(values)
     cfg, extra = build_config(values), extra_settings(values)
+    if args.plan:
+        model_config = checks.check_model(cfg)
+        plan = make_plan(cfg, model_config, extra=extra, gpu=GPUS[args.gpu], utilisation=args.utilisation)
+        print(render(plan, args.config.name))
+        return
     check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
     found = ExistingRun(cfg)
     if not args.resume:

@@ -256,7 +256,7 @@ def test_what_has_no_counterpart_is_named_with_the_reason(
     ):
         assert key in left_out
     assert left_out.count("(") == 6
-    assert "32 rows are mixed at a time, where SAELens 5 mixed 32 × store_batch_size_prompts = 256" in buffer
+    assert "32 rows are mixed at a time; SAELens 5 mixed 32 × store_batch_size_prompts = 256" in buffer
     build(repository / OURS)
     assert capsys.readouterr().err == ""
 

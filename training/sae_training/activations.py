@@ -2,7 +2,7 @@
 
 The stream does what SAELens' activation store and mixing buffer do, batch for batch, with three differences. It can be
 saved and continued with nothing lost, buffer included. It keeps activations in the language model's number format and
-copies each of them twice (in and out), where SAELens joins, permutes and copies the whole buffer for every pass of the
+copies each of them twice (in and out); SAELens joins, permutes and copies the whole buffer for every pass of the
 model. And it knows before a pass which positions it will keep, so that a GPU is never waited for.
 """
 

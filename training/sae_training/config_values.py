@@ -50,7 +50,8 @@ def coerce(value: Any, expected: Any, name: str) -> Any:
     try:
         return TypeAdapter(expected, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{name} is {value!r}: {error.errors()[0]['msg'].lower()}") from error
+        problem = error.errors()[0]["msg"]
+        raise UserError(f"{name} is {value!r}: {problem[0].lower()}{problem[1:]}") from error
 
 
 def dotted(section: str, keys: Iterable[Any]) -> list[str]:

@@ -149,14 +149,14 @@ def translate(values: Mapping[str, Any], same: Collection[str]) -> tuple[dict[st
     if "n_batches_in_buffer" in values:
         buffer, rows = given["n_batches_in_buffer"], given.get("store_batch_size_prompts", 32)
         lines.append(
-            f"n_batches_in_buffer counts rows in SAELens 6: {buffer} rows are mixed at a time, where SAELens 5 mixed "
+            f"n_batches_in_buffer counts rows in SAELens 6: {buffer} rows are mixed at a time; SAELens 5 mixed "
             f"{buffer} × store_batch_size_prompts = {buffer * rows}"
         )
     return result | sections, lines
 
 
 def _refuse_gone(given: Mapping[str, Any], values: Mapping[str, Any], architecture: str) -> list[str]:
-    """Raise `UserError` where a key of `GONE` asks for what is gone; of the others, phrases on those in `values`."""
+    """Raise `UserError` if a key of `GONE` asks for what is gone; of the others, phrases on those in `values`."""
     left_out = []
     for key, gone in GONE.items():
         value = given.get(key, gone.default)

@@ -138,11 +138,8 @@ def make_plan(
         )
     d_in, d_sae, context, batch = cfg.sae.d_in, cfg.sae.d_sae, cfg.context_size, cfg.train_batch_size_tokens
     rows, used, all_layers = cfg.store_batch_size_prompts, hook_layer(cfg.hook_name) + 1, model_config.num_hidden_layers
-    size, model, dtype = (
-        ModelSize.of_config(model_config),
-        ModelWork.of_config(model_config, context=context),
-        model_dtype(cfg),
-    )
+    size, dtype = ModelSize.of_config(model_config), model_dtype(cfg)
+    model = ModelWork.of_config(model_config, context=context)
     loss_measured = extra["evaluate_cross_entropy"]
     loaded = all_layers if loss_measured else layers_to_load(cfg, model_config)
     row_tokens = len(range(context)[slice(*cfg.seqpos_slice)])
@@ -243,12 +240,12 @@ def _peaks(
     step = (sae, memory["gradients"] + memory["SAE step, beside its gradients"])
     turns = [[forward, step]] if cfg.prefetch_llm_batches else [[forward], [step]]
     turns.append([(llm, evaluation[0]), (sae, evaluation[1])])
-    peaks = {}
-    for device in dict.fromkeys((llm, sae, act)):
-        peaks[device] = sum(size for where, size in stays if where == device) + max(
-            sum(size for where, size in turn if where == device) for turn in turns
-        )
-    return peaks
+
+    def on(device: str, parts: list[tuple[str, int]]) -> int:
+        return sum(size for place, size in parts if place == device)
+
+    devices = dict.fromkeys((llm, sae, act))
+    return {device: on(device, stays) + max(on(device, turn) for turn in turns) for device in devices}
 
 
 def render(plan: Plan, name: str) -> str:
@@ -295,22 +292,6 @@ def add_plan_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--utilisation", type=fraction, default=UTILISATION, help="part of the GPU's peak rate to count on"
     )
-
-
-def print_plan(values: Mapping[str, Any], *, name: str, gpu: str, utilisation: float) -> None:
-    """Print the plan of the config that `read_config` gave.
-
-    Raises:
-        UserError: the config is wrong, or does not fit its model; or the utilisation is 0.
-    """
-    from sae_training.checks import check_model
-    from sae_training.config import build_config, extra_settings
-
-    if utilisation == 0:
-        raise UserError("--utilisation 0: expected more than 0, at most 1")
-    cfg = build_config(values)
-    plan = make_plan(cfg, check_model(cfg), extra=extra_settings(values), gpu=GPUS[gpu], utilisation=utilisation)
-    print(render(plan, name))
 
 
 def _row(name: str, value: str, remark: str = "") -> str:

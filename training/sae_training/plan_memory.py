@@ -90,7 +90,7 @@ def evaluation_peak_bytes(
     """Upper bounds of the memory that measuring a batch of held-out rows takes at once.
 
     Returns:
-        On the model's device: a forward pass through `n_layers` layers and, where the loss is measured, logits of the
+        On the model's device: a forward pass through `n_layers` layers and, if the loss is measured, logits of the
         batch, with those of one row in float32 and their logarithms. On the SAE's device: pre-activations, features,
         which of them are active, and four tensors as large as the input.
     """

@@ -48,9 +48,9 @@ logger = logging.getLogger(__name__)
 class Stopped(Exception):
     """The run was asked to stop, and did."""
 
-    def __init__(self, signum: int, where: str) -> None:
-        """Args: the signal, and what is left of the run: a sentence that ends where the command to resume goes."""
-        super().__init__(where)
+    def __init__(self, signum: int, message: str) -> None:
+        """Args: the signal, and what is left of the run: a sentence that the command to resume completes."""
+        super().__init__(message)
         self.signum = signum
 
 
@@ -160,8 +160,8 @@ class Runner(LanguageModelSAETrainingRunner):
                 sae = self.trainer.fit()
                 self.save_final_sae(sae, str(cfg.output_path), self.trainer.log_feature_sparsity)
                 if self.signals:
-                    where = f"stopped after the last step; the SAE is {cfg.output_path}; measure it with: "
-                    raise Stopped(self.signals[0], where)
+                    message = f"stopped after the last step; the SAE is {cfg.output_path}; measure it with: "
+                    raise Stopped(self.signals[0], message)
         except Stopped as stop:
             if cfg.logger.log_to_wandb:
                 wandb.finish(exit_code=128 + stop.signum)

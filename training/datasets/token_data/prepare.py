@@ -63,7 +63,7 @@ def prepare(
         argv: the command line; None for the process's own.
         script: its path from the root of the repository.
         description: the script's docstring.
-        dataset_path: Hub id of the data set, where the command line names no other.
+        dataset_path: Hub id of the data set, unless the command line names another.
         columns: the columns that the records must have.
         format_record: one record as text; raises `MalformedRow`.
         config_name: the data set's configuration on the Hub.
