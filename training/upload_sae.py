@@ -60,7 +60,9 @@ def read_sae_folder(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{CONFIG} or {WEIGHTS} in {path} is damaged: {error}") from error
     if shapes != expected:
-        raise UserError(f"{path / WEIGHTS} has {shapes}, but {CONFIG} asks for {expected}: files of different SAEs")
+        raise UserError(
+            f"{path / WEIGHTS} has {shapes}, but {CONFIG} asks for {expected}; the files belong to different SAEs"
+        )
     return config
 
 
@@ -167,8 +169,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not args.hf_user and not args.hf_repo:
         raise UserError("nowhere to push to: give --hf_user NAME or --hf_repo NAME/REPOSITORY")
-    if args.hf_repo and args.hf_repo.count("/") != 1:
-        raise UserError(f"--hf_repo {args.hf_repo}: expected user/name")
     config = read_sae_folder(args.sae_path)
     sae_id = args.sae_id or metadata(config, "hook_name")
     if not sae_id:

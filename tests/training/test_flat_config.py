@@ -19,92 +19,37 @@ Build = Callable[..., LanguageModelSAERunnerConfig[Any]]
 
 # Every field of SAELens 6.54's configuration objects, with the value that the paper's run gives it.
 RUN = {
-    "model_name": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
-    "model_class_name": "HookedTransformer",
-    "hook_name": "blocks.19.hook_resid_post",
-    "hook_eval": "NOT_IN_USE",
-    "hook_head_index": None,
-    "dataset_path": "andreuka18/DeepSeek-R1-Distill-Llama-8B-lmsys-openthoughts-tokenized",
-    "dataset_trust_remote_code": False,
-    "streaming": False,
-    "is_dataset_tokenized": True,
-    "use_chat_formatting": False,
-    "context_size": 1024,
-    "use_cached_activations": False,
-    "cached_activations_path": None,
-    "from_pretrained_path": None,
-    "n_batches_in_buffer": 32,
-    "training_tokens": 819_200_000,
-    "store_batch_size_prompts": 8,
-    "seqpos_slice": (None,),
-    "disable_concat_sequences": False,
-    "sequence_separator_token": "bos",
-    "activations_mixing_fraction": 0.5,
-    "device": "cuda",
-    "llm_device": "cuda",
-    "act_store_device": "cuda",
-    "prefetch_llm_batches": False,
-    "seed": 42,
-    "dtype": "float32",
-    "prepend_bos": False,
-    "autocast": False,
-    "autocast_lm": False,
-    "compile_llm": False,
-    "llm_compilation_mode": None,
-    "compile_sae": False,
-    "sae_compilation_mode": None,
-    "train_batch_size_tokens": 4096,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "lr": 5e-5,
-    "lr_scheduler_name": "constant",
-    "lr_warm_up_steps": 0,
-    "lr_end": 5e-6,
-    "lr_decay_steps": 40_000,
-    "n_restart_cycles": 1,
-    "dead_feature_window": 1000,
-    "feature_sampling_window": 1000,
-    "dead_feature_threshold": 1e-4,
-    "n_eval_batches": 10,
-    "eval_batch_size_prompts": None,
-    "n_checkpoints": 5,
-    "checkpoint_path": "sae_runs/r1-distill-llama-8b-ctx-1024-l1-5.checkpoints",
-    "save_final_checkpoint": False,
-    "output_path": "sae_runs/r1-distill-llama-8b-ctx-1024-l1-5",
-    "resume_from_checkpoint": None,
-    "verbose": False,
-    "model_kwargs": {},
-    "model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "bfloat16"},
-    "sae_lens_version": "6.54.12",
-    "sae_lens_training_version": "6.54.12",
-    "exclude_special_tokens": [128000, 128001],
+    "model_name": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "model_class_name": "HookedTransformer", "hook_name":
+    "blocks.19.hook_resid_post", "hook_eval": "NOT_IN_USE", "hook_head_index": None, "dataset_path":
+    "andreuka18/DeepSeek-R1-Distill-Llama-8B-lmsys-openthoughts-tokenized", "dataset_trust_remote_code": False,
+    "streaming": False, "is_dataset_tokenized": True, "use_chat_formatting": False, "context_size": 1024,
+    "use_cached_activations": False, "cached_activations_path": None, "from_pretrained_path": None,
+    "n_batches_in_buffer": 32, "training_tokens": 819_200_000, "store_batch_size_prompts": 8, "seqpos_slice":
+    (None,), "disable_concat_sequences": False, "sequence_separator_token": "bos", "activations_mixing_fraction":
+    0.5, "device": "cuda", "llm_device": "cuda", "act_store_device": "cuda", "prefetch_llm_batches": False, "seed":
+    42, "dtype": "float32", "prepend_bos": False, "autocast": False, "autocast_lm": False, "compile_llm": False,
+    "llm_compilation_mode": None, "compile_sae": False, "sae_compilation_mode": None, "train_batch_size_tokens":
+    4096, "adam_beta1": 0.9, "adam_beta2": 0.999, "lr": 5e-5, "lr_scheduler_name": "constant", "lr_warm_up_steps":
+    0, "lr_end": 5e-6, "lr_decay_steps": 40_000, "n_restart_cycles": 1, "dead_feature_window": 1000,
+    "feature_sampling_window": 1000, "dead_feature_threshold": 1e-4, "n_eval_batches": 10,
+    "eval_batch_size_prompts": None, "n_checkpoints": 5, "checkpoint_path":
+    "sae_runs/r1-distill-llama-8b-ctx-1024-l1-5.checkpoints", "save_final_checkpoint": False, "output_path":
+    "sae_runs/r1-distill-llama-8b-ctx-1024-l1-5", "resume_from_checkpoint": None, "verbose": False, "model_kwargs":
+    {}, "model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "bfloat16"}, "sae_lens_version":
+    "6.54.12", "sae_lens_training_version": "6.54.12", "exclude_special_tokens": [128000, 128001],
     "n_batches_for_norm_estimate": 1000,
-}
+}  # fmt: skip
 SAE = {
-    "d_in": 4096,
-    "d_sae": 65_536,
-    "dtype": "float32",
-    "device": "cuda",
-    "apply_b_dec_to_input": False,
-    "normalize_activations": "expected_average_only_in",
-    "reshape_activations": "none",
-    "decoder_init_norm": 0.1,
-    "l1_coefficient": 5.0,
-    "lp_norm": 1.0,
-    "l1_warm_up_steps": 10_000,
-}
+    "d_in": 4096, "d_sae": 65_536, "dtype": "float32", "device": "cuda", "apply_b_dec_to_input": False,
+    "normalize_activations": "expected_average_only_in", "reshape_activations": "none", "decoder_init_norm": 0.1,
+    "l1_coefficient": 5.0, "lp_norm": 1.0, "l1_warm_up_steps": 10_000,
+}  # fmt: skip
 LOGGER = {
-    "log_to_wandb": True,
-    "log_activations_store_to_wandb": False,
-    "log_optimizer_state_to_wandb": False,
-    "log_weights_to_wandb": True,
-    "wandb_project": "sae-lmsys-openthoughts",
-    "wandb_id": None,
-    "run_name": "r1-distill-llama-8b-ctx-1024-l1-5",
-    "wandb_entity": None,
-    "wandb_log_frequency": 30,
-    "eval_every_n_wandb_logs": 20,
-}
+    "log_to_wandb": True, "log_activations_store_to_wandb": False, "log_optimizer_state_to_wandb": False,
+    "log_weights_to_wandb": True, "wandb_project": "sae-lmsys-openthoughts", "wandb_id": None, "run_name":
+    "r1-distill-llama-8b-ctx-1024-l1-5", "wandb_entity": None, "wandb_log_frequency": 30, "eval_every_n_wandb_logs":
+    20,
+}  # fmt: skip
 # Every field of SAELens 5.5.2's LanguageModelSAERunnerConfig, with its default there (from its source).
 DEFAULTS_5 = {
     "model_name": "gelu-2l", "model_class_name": "HookedTransformer", "hook_name": "blocks.0.hook_mlp_out",

@@ -106,11 +106,7 @@ def assert_same_result(folder: Path, whole: Path) -> None:
 
 
 def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights(
-    tiny_llama: Path,
-    fixture_tokens: Path,
-    tmp_path: Path,
-    whole: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tmp_path, tiny_llama, fixture_tokens)
     process = start(config, "--set", "checkpoint_every_minutes=null")

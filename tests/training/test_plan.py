@@ -26,7 +26,6 @@ from train_sae import main
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from transformer_lens_r1.loading import load_model, residual_stream
-from transformer_lens_r1.shared.errors import UserError
 
 
 class LiveMemory(TorchDispatchMode):
@@ -321,11 +320,6 @@ def test_two_gpus_share_the_memory_and_the_time(papers_plan: Callable[..., Any])
     assert two.overlap and two.total_hours == pytest.approx(
         longest + one.hours["model, evaluations"] + one.hours["SAE, evaluations"]
     )
-
-
-def test_other_architectures_are_not_planned_as_if_they_were_standard(papers_plan: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="knows the memory of architecture standard, not of topk"):
-        papers_plan("sae={d_in: 4096, d_sae: 65536, architecture: topk}")
 
 
 def test_the_script_plans_without_weights(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,8 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_output_arguments(parser)
     args = parser.parse_args(argv)
     require_output(args)
-    if len(args.parts) < 2:
-        raise UserError("one data set needs no merging; give two or more")
     if len({str(Path(part).resolve()) if Path(part).exists() else part for part in args.parts}) < len(args.parts):
         raise UserError("a part is named twice, and its rows would stand in the data twice; name each once")
     if args.output_dir is not None and args.output_dir.resolve() in [Path(part).resolve() for part in args.parts]:

@@ -91,7 +91,7 @@ def checked_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> tuple[Dataset, Datas
     """Token rows to train on and rows held out, once they fit the run and its model.
 
     Raises:
-        UserError: see `check_tokenizer`, `load_tokens` and `split_rows`.
+        UserError: see `check_tokenizer` and `load_tokens`.
     """
     # The tokenizer first: it takes a small file, but the rows may take gigabytes from the Hub.
     check_tokenizer(cfg)
@@ -157,11 +157,6 @@ def split_rows(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> tuple[D
     """Rows to train on, and the last `n_eval_batches` × `eval_batch_size_prompts` (or a tenth of all) held out."""
     batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
     held_out = max(1, min(cfg.n_eval_batches * batch_size, int(MAX_HELD_OUT * len(rows))))
-    if len(rows) - held_out < cfg.store_batch_size_prompts:
-        raise UserError(
-            f"{cfg.dataset_path} has {len(rows)} rows, too few to hold {held_out} out and fill a batch of "
-            f"store_batch_size_prompts ({cfg.store_batch_size_prompts})"
-        )
     return rows.select(range(len(rows) - held_out)), rows.select(range(len(rows) - held_out, len(rows)))
 
 
