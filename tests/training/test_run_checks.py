@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import prepare_openthoughts_dataset
 import pytest
 from sae_training import checks, config
 
@@ -99,25 +98,6 @@ def test_the_qwen_configs_are_the_papers_recipe_at_another_size(repository: Path
     two = config.read_config(repository / "training/configs/r1-distill-llama-8b-two-gpus.yaml")
     places = {"device", "llm_device", "act_store_device", "prefetch_llm_batches", "logger", "output_path"}
     assert {key for key in two if two[key] != paper.get(key)} == places
-
-
-def test_tokens_that_were_made_for_the_model_pass(
-    build: Callable[..., Any], tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    records = [
-        {"problem": f"What is {i} + {i}?", "deepseek_reasoning": f"Wait, {i} + {i} is {2 * i}.",
-         "deepseek_solution": f"{2 * i}", "domain": "math", "test_cases": None, "starter_code": None}
-        for i in range(100)
-    ]  # fmt: skip
-    (tmp_path / "records").mkdir()
-    datasets.Dataset.from_list(records).to_parquet(str(tmp_path / "records" / "train.parquet"))
-    prepare_openthoughts_dataset.main(
-        ["--model_path", str(tiny_llama), "--dataset_path", str(tmp_path / "records")]
-        + ["--output_dir", str(tmp_path / "tokens"), "--context_size", str(CONTEXT)]
-    )
-    cfg = build(tmp_path / "tokens")
-    checks.checked_rows(cfg)
-    assert "which tokenizer" not in capsys.readouterr().err
 
 
 def test_tokens_of_another_tokenizer_are_refused(build: Callable[..., Any], tmp_path: Path, tiny_llama: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import merge_datasets
 import prepare_lmsys_dataset
-import prepare_openthoughts_dataset
 import pyarrow.parquet as pq
 import pytest
 from transformer_lens.utilities import tokenize_and_concatenate
@@ -147,29 +146,6 @@ def test_more_than_one_percent_of_malformed_rows_ends_the_run_before_anything_is
     write(exactly, {"conversation": [good] * 99 + [bad] * 2 + [good] * 99})
     prepare_lmsys_dataset.main(arguments(tiny_llama, exactly, tmp_path / "out"))
     assert len(tokens(tmp_path / "out")) > 0
-
-
-def test_openthoughts_rows_hold_the_prescribed_text(tiny_llama: Path, tmp_path: Path) -> None:
-    record = {
-        "problem": "what is the sum of two and two ",
-        "deepseek_reasoning": "but maybe it is more. therefore no ",
-        "deepseek_solution": "the answer is four ",
-        "domain": "math",
-        "test_cases": None,
-        "starter_code": None,
-    }
-    data = write(tmp_path, {key: [value] * 20 for key, value in record.items()})
-    prepare_openthoughts_dataset.main(arguments(tiny_llama, data, tmp_path / "out"))
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    strings = json.loads((Path(__file__).parents[1] / "fixtures" / "prompts.json").read_text())["openthoughts"]
-    user = strings["user_by_domain"]["math"].replace("{problem}", record["problem"])
-    text = strings["template"].replace("{system}", strings["system"]).replace("{user}", user)
-    text = text.replace("{assistant_reasoning}", record["deepseek_reasoning"])
-    text = text.replace("{assistant_solution}", record["deepseek_solution"])
-    document = tokenizer(text, add_special_tokens=False)["input_ids"]
-    stream = (document + [tokenizer.eos_token_id]) * 20
-    rows = [stream[start : start + CONTEXT] for start in range(0, len(stream) - CONTEXT, CONTEXT)]
-    assert sorted(tokens(tmp_path / "out")) == sorted(rows)
 
 
 def test_provenance_says_what_made_the_rows(tiny_llama: Path, conversations: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_push_that_fails_says_what_to_do(trained: Path, tmp_path: Path, monkey
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sae_id", ["../up", "/root", "a b", ""])
+@pytest.mark.parametrize("sae_id", ["../up", ""])
 def test_an_id_that_is_no_folder_is_refused(trained: Path, sae_id: str) -> None:
     config = json.loads((trained / "cfg.json").read_text())
     config["metadata"]["hook_name"] = None
@@ -148,24 +148,17 @@ def test_an_id_that_is_no_folder_is_refused(trained: Path, sae_id: str) -> None:
         upload_sae.main(["--sae_path", str(trained), "--hf_user", "me", "--sae_id", sae_id])
 
 
-@pytest.mark.parametrize("level", ["top", "metadata"])
-def test_no_local_path_is_uploaded(legacy_sae: Path, tmp_path: Path, level: str) -> None:
-
+def test_no_local_path_of_an_older_config_is_uploaded(legacy_sae: Path, tmp_path: Path) -> None:
     folder, staged = tmp_path / "sae", tmp_path / "staged"
     shutil.copytree(legacy_sae, folder, copy_function=shutil.copyfile)
-    config = json.loads((folder / "cfg.json").read_text())
-    # The model is still there, the data set is not any more.
+    # The model is still there, the data set is gone.
     paths = {"model_name": str(legacy_sae), "dataset_path": str(tmp_path / "gone" / "tokens")}
-    config = {**config, **paths} if level == "top" else {**config, "metadata": {"hook_name": "x", **paths}}
+    config = json.loads((folder / "cfg.json").read_text()) | paths
     (folder / "cfg.json").write_text(json.dumps(config))
     upload_sae.stage(folder, staged, repo_id="me/sae", sae_id="x", config=upload_sae.read_sae_folder(folder))
     pushed = json.loads((staged / "x" / "cfg.json").read_text())
-    values = pushed if level == "top" else pushed["metadata"]
-    assert (values["model_name"], values["dataset_path"]) == (legacy_sae.name, "tokens")
-    assert pushed["d_sae"] == config["d_sae"] and pushed.keys() == config.keys()
-    for text in ((staged / "x" / "cfg.json").read_text(), (staged / "README.md").read_text()):
-        assert str(tmp_path) not in text and str(legacy_sae) not in text
-    assert json.loads((folder / "cfg.json").read_text()) == config
+    assert pushed == config | {"model_name": legacy_sae.name, "dataset_path": "tokens"}
+    assert str(tmp_path) not in (staged / "README.md").read_text()
 
 
 def test_a_damaged_sae_is_not_uploaded(legacy_sae: Path, tmp_path: Path) -> None:
