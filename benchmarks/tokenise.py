@@ -81,17 +81,18 @@ def _texts(length: int) -> Iterator[str]:
 
 def ours(records: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
     """Make and write the rows; the number of tokens in all documents and between them."""
-    from token_shards import tokenise_records
+    from token_data.rows import default_processes, format_records, tokenise
 
     from transformer_lens_r1.shared.data import save_rows
     from transformer_lens_r1.tokenising import RowMaker
 
     with tempfile.TemporaryDirectory() as folder:
+        steps: dict[str, Any] = {"folder": Path(folder), "num_proc": default_processes()}
         make_rows = RowMaker(tokenizer=tokenizer, context_size=CONTEXT_SIZE, vocab_size=len(tokenizer))
-        shards, _ = tokenise_records(records, format_record, make_rows, folder=Path(folder) / "shards")
-        rows = shards.rows().shuffle(seed=42, keep_in_memory=True)
-        save_rows(rows, Path(folder) / "rows", info={}, card="")
-        return shards.tokens
+        texts, _ = format_records(records, format_record, **steps)
+        made = tokenise(texts, make_rows, **steps)
+        save_rows(made.rows.shuffle(seed=42, keep_in_memory=True), Path(folder) / "rows", info={}, card="")
+        return made.tokens
 
 
 def compare(name: str, tokenizer: PreTrainedTokenizerBase, *, n_characters: int, rounds: int) -> None:

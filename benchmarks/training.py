@@ -63,8 +63,8 @@ class Benchmark:
         import torch
         import yaml
         from datasets import Dataset
-        from runner import Runner
-        from training_config import build_config, model_dtype, own_settings, read_config
+        from sae_training.config import build_config, extra_settings, model_dtype, read_config
+        from sae_training.runner import Runner
 
         from transformer_lens_r1.loading import load_config, load_model
 
@@ -95,14 +95,14 @@ class Benchmark:
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(values))
         values = read_config(config, args.set)
-        self.args, self.cfg, own = args, build_config(values), own_settings(values)
+        self.args, self.cfg, extra = args, build_config(values), extra_settings(values)
         n_rows = 4 * args.buffer_rows + 2 * args.rows_per_pass
         tokens = torch.randint(0, model_config.vocab_size, (n_rows, args.context_size))
         rows = Dataset.from_dict({"tokens": tokens.numpy()})
-        n_layers = None if own["evaluate_cross_entropy"] else min(args.layer + 2, model_config.num_hidden_layers)
+        n_layers = None if extra["evaluate_cross_entropy"] else min(args.layer + 2, model_config.num_hidden_layers)
         model = load_model(args.model_path, device=args.device, dtype=model_dtype(self.cfg), n_layers=n_layers)
         held_out = rows.select(range(args.rows_per_pass))
-        self.runner = Runner(self.cfg, model, rows, held_out, own)
+        self.runner = Runner(self.cfg, model, rows, held_out, extra)
         self.stream, self.source = self.runner.stream, self.runner.stream.source
         self.tokens = tokens[: args.rows_per_pass]
         self.seconds: dict[str, list[float]] = defaultdict(list)
@@ -111,7 +111,7 @@ class Benchmark:
 
     def run(self) -> None:
         """Train until all rounds are timed, and print the figures."""
-        from trainer import Trainer
+        from sae_training.trainer import Trainer
 
         self.trainer = Trainer(
             sae=self.runner.sae,

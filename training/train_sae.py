@@ -10,7 +10,7 @@ training_summary.json, which holds the SAE's quality on rows that it was not tra
 
 Ctrl-C and SIGTERM save a checkpoint and stop; others are saved every `checkpoint_every_minutes`. The same command
 with `--resume` continues from the newest one, in the same folder and W&B run, to the same SAE as without the
-interruption. It starts from the first step where there is none, so a job that is queued again can always say --resume.
+interruption. It starts from the first step if there is none, so a job that is queued again can always say --resume.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import add_plan_arguments, print_plan
+from sae_training.checkpoints import SAE_CONFIG, ExistingRun
+from sae_training.plan import GPUS, add_plan_arguments, make_plan, render
 
 from transformer_lens_r1.shared.arguments import ArgumentParser
 from transformer_lens_r1.shared.errors import run
 from transformer_lens_r1.shared.files import check_output_folder
-
-SAE_CONFIG = "cfg.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,31 +39,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_plan_arguments(parser)
     args = parser.parse_args(argv)
 
-    import run_checks
-    from training_config import build_config, model_dtype, own_settings, read_config
+    from sae_training import checks
+    from sae_training.config import build_config, extra_settings, model_dtype, read_config
 
     values = read_config(args.config, args.set)
+    if not args.plan:  # a plan may be for another machine
+        checks.resolve_devices(values)
+    cfg, extra = build_config(values), extra_settings(values)
     if args.plan:
-        print_plan(values, name=args.config.name, gpu=args.gpu, utilisation=args.utilisation)
+        model_config = checks.check_model(cfg)
+        plan = make_plan(cfg, model_config, extra=extra, gpu=GPUS[args.gpu], utilisation=args.utilisation)
+        print(render(plan, args.config.name))
         return
-    run_checks.resolve_devices(values)
-    cfg, own = build_config(values), own_settings(values)
     check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
-    from runner import Found, Stopped, measure_only, train
-
-    found = Found(cfg)
+    found = ExistingRun(cfg)
     if not args.resume:
         found.check_fresh()
     else:
-        found.check_same_run(cfg, own)
+        found.check_same(cfg, extra)
         if found.is_measured:
             print(f"this run is finished: its SAE is {cfg.output_path}")
             return
         if found.checkpoint is None and not found.is_trained:
             print("no checkpoint to resume from: starting from the first step")
-    run_checks.check_wandb(cfg)
-    layers = run_checks.check_model(cfg)
-    train_rows, held_out_rows = run_checks.checked_rows(cfg)
+    checks.check_wandb(cfg)
+    model_config = checks.check_model(cfg)
+    train_rows, held_out_rows = checks.checked_rows(cfg)
+
+    from sae_training.runner import Runner, Stopped
 
     from transformer_lens_r1.loading import load_model
 
@@ -72,15 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.model_name,
         device=cfg.llm_device or cfg.device,
         dtype=model_dtype(cfg),
-        n_layers=None if own["evaluate_cross_entropy"] else layers,
-        **run_checks.hub_arguments(cfg),
+        n_layers=None if extra["evaluate_cross_entropy"] else checks.layers_to_load(cfg, model_config),
+        **checks.hub_arguments(cfg),
     )
+    runner = Runner(cfg, model, train_rows, held_out_rows, extra)
     try:
         if args.resume and found.is_trained:
-            summary = measure_only(cfg, model, held_out_rows, own)
+            summary = runner.measure_only()
         else:
-            checkpoint = found.checkpoint if args.resume else None
-            summary = train(cfg, model, train_rows, held_out_rows, own=own, checkpoint=checkpoint)
+            summary = runner.run(found.checkpoint if args.resume else None)
     except Stopped as stop:
         print(f"{stop}{how_to_resume(sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
         sys.exit(128 + stop.signum)

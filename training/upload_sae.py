@@ -1,19 +1,18 @@
-"""Publish a trained SAE on the Hugging Face Hub, where SAELens finds it by repository and id.
+"""Publish a trained SAE on the Hugging Face Hub, for SAELens to find by repository and id.
 
     python training/upload_sae.py --sae_path sae_runs/r1-distill-llama-8b-ctx-1024-l1-5 --hf_repo NAME/REPOSITORY \\
         --sae_id blocks.19.hook_resid_post --private
 
-Afterwards: `SAE.from_pretrained("NAME/REPOSITORY", "blocks.19.hook_resid_post")`. What is pushed: the SAE, by SAELens'
-own uploader, training_summary.json beside it, and a model card; of local paths in them only the last part.
+Afterwards: `SAE.from_pretrained("NAME/REPOSITORY", "blocks.19.hook_resid_post")`. Pushed are the SAE, by SAELens' own
+uploader, training_summary.json beside it, and a model card; of local paths in them, only the last component.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ PATH_KEYS = (
     "model_name", "dataset_path", "checkpoint_path", "cached_activations_path", "from_pretrained_path", "output_path",
     "resume_from_checkpoint",
 )  # fmt: skip
-# What the card says of the run, where its configuration is known: keys of runner_cfg.json, or of cfg.json.
+# What the card says of the run: keys of runner_cfg.json, or of cfg.json.
 CARD_KEYS = (
     "training_tokens", "train_batch_size_tokens", "lr", "lr_scheduler_name", "lr_warm_up_steps", "lr_decay_steps",
     "adam_beta1", "adam_beta2", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "decoder_init_norm",
@@ -43,7 +42,7 @@ CARD_KEYS = (
 
 
 def read_sae_folder(path: Path) -> dict[str, Any]:
-    """The configuration of the SAE in a folder, once its weights have the shapes that it says.
+    """The configuration of the SAE in a folder, once its weights are known to have the shapes that it names.
 
     Raises:
         UserError: a file is missing or damaged, or the weights are not those of the configuration.
@@ -52,47 +51,28 @@ def read_sae_folder(path: Path) -> dict[str, Any]:
 
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
-            raise UserError(f"{path} is no SAE folder: {name} is missing; expected what train_sae.py writes")
+            raise UserError(f"{path} is not an SAE folder: {name} is missing; expected what train_sae.py writes")
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        d_in, d_sae = config["d_in"], config["d_sae"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path / CONFIG} is damaged ({error!r}); expected d_in and d_sae in JSON") from error
-    expected = {"W_enc": [d_in, d_sae], "W_dec": [d_sae, d_in], "b_dec": [d_in]}
-    try:
+        config = read_json(path / CONFIG)
+        expected = {"W_enc": [config["d_in"], config["d_sae"]], "W_dec": [config["d_sae"], config["d_in"]]}
         with safe_open(path / WEIGHTS, framework="np") as weights:
-            names = set(weights.keys())
-            shapes = {name: weights.get_slice(name).get_shape() for name in expected if name in names}
-    except SafetensorError as error:
-        raise UserError(f"{path / WEIGHTS} is damaged: {error}") from error
-    for name, shape in expected.items():
-        if shapes.get(name) != shape:
-            raise UserError(
-                f"{path / WEIGHTS} has {name} of shape {shapes.get(name)}, but {CONFIG} says {shape}; "
-                "the files belong to different SAEs"
-            )
+            shapes = {name: weights.get_slice(name).get_shape() for name in expected}
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{CONFIG} or {WEIGHTS} in {path} is damaged: {error}") from error
+    if shapes != expected:
+        raise UserError(
+            f"{path / WEIGHTS} has {shapes}, but {CONFIG} asks for {expected}; the files belong to different SAEs"
+        )
     return config
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file beside the SAE; nothing where there is none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it to push the SAE without it") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no keys; delete it to push the SAE without it")
-    return value
+    """A JSON file beside the SAE; nothing if it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def metadata(config: Mapping[str, Any], key: str) -> Any:
-    """A field that SAELens 6 keeps under `metadata` and SAELens 5 kept at the top; None where neither has it."""
+    """A field that SAELens 6 keeps under `metadata` and SAELens 5 kept at the top; None if neither has it."""
     return (config.get("metadata") or {}).get(key) or config.get(key)
 
 
@@ -105,8 +85,8 @@ def make_card(
         repo_id: the repository.
         sae_id: the SAE's folder in it.
         config: its cfg.json.
-        summary: its training_summary.json; empty where there is none.
-        run_config: its runner_cfg.json; empty where there is none.
+        summary: its training_summary.json; empty if there is none.
+        run_config: its runner_cfg.json; empty if there is none.
     """
     model, data = shown(metadata(config, "model_name")), shown(metadata(config, "dataset_path"))
     header = "".join(
@@ -150,32 +130,31 @@ def loading_line(repo_id: str, sae_id: str) -> str:
     return f'SAE.from_pretrained("{repo_id}", "{sae_id}")'
 
 
-def table(title: str, rows: Iterator[tuple[str, Any]] | Any) -> str:
+def table(title: str, rows: Iterable[tuple[str, Any]]) -> str:
     """A Markdown table of names and values; values with parts of their own are left out."""
     lines = [f"| {title} | |", "|---|---|"]
     for name, value in rows:
-        if isinstance(value, bool) or value is None or isinstance(value, str | int | list | tuple):
-            lines.append(f"| {name.replace('_', ' ')} | {f'{value:,}' if type(value) is int else value} |")
-        elif isinstance(value, float):
-            lines.append(f"| {name.replace('_', ' ')} | {value:,.4g} |")
+        if not isinstance(value, Mapping):
+            shown_value = f"{value:,}" if type(value) is int else f"{value:,.4g}" if type(value) is float else value
+            lines.append(f"| {name.replace('_', ' ')} | {shown_value} |")
     return "\n".join(lines) + "\n"
 
 
 def shown(name: str | None) -> str:
-    """A Hub id as it is; of a local path only the last part, because what is pushed leaves the machine."""
+    """A Hub id as it is; only the last component of a local path: the rest would tell of this machine."""
     return display_name(name) if name else "unknown"
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with what may be a local path as `shown`, at any depth."""
-    return {
-        key: without_paths(value)
-        if isinstance(value, Mapping)
-        else shown(value)
-        if key in PATH_KEYS and isinstance(value, str)
-        else value
-        for key, value in config.items()
-    }
+    public: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            value = without_paths(value)
+        elif key in PATH_KEYS and isinstance(value, str):
+            value = shown(value)
+        public[key] = value
+    return public
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -190,8 +169,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not args.hf_user and not args.hf_repo:
         raise UserError("nowhere to push to: give --hf_user NAME or --hf_repo NAME/REPOSITORY")
-    if args.hf_repo and args.hf_repo.count("/") != 1:
-        raise UserError(f"--hf_repo {args.hf_repo}: expected user/name")
     config = read_sae_folder(args.sae_path)
     sae_id = args.sae_id or metadata(config, "hook_name")
     if not sae_id:
@@ -223,11 +200,7 @@ def stage(sae_path: Path, folder: Path, *, repo_id: str, sae_id: str, config: Ma
             (target / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     for name in (WEIGHTS, SPARSITY):
         if (sae_path / name).is_file():
-            # Linked where the file system can: at the paper's size the weights are 2 GB.
-            try:
-                (target / name).hardlink_to((sae_path / name).resolve())
-            except OSError:
-                shutil.copyfile(sae_path / name, target / name)
+            (target / name).symlink_to((sae_path / name).resolve())  # at the paper's size the weights are 2 GB
     card = make_card(repo_id, sae_id, config, public[SUMMARY], public[RUN_CONFIG])
     (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -240,7 +213,7 @@ def push(folder: Path, sae_path: Path, *, repo_id: str, sae_id: str, token: str 
     Args:
         folder: what `stage` wrote.
         sae_path: the user's folder, for messages.
-        repo_id: made where there is none.
+        repo_id: made if there is none.
         sae_id: the SAE's folder in the repository.
         token: the Hub token; None for the environment's or the login's.
         private: make the repository private.

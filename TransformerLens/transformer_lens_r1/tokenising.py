@@ -23,15 +23,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from .errors import UserError
-from .files import hash_file
+from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,43 +41,26 @@ DOCUMENTS_PER_GROUP = 1000
 CHARACTERS_PER_BATCH = 2**19
 
 
-def rows_from_documents(
-    documents: Sequence[np.ndarray | list[int]], *, row_length: int, eos_id: int, bos_id: int | None = None
-) -> np.ndarray:
-    """Join one group of tokenised documents and cut it into rows.
-
-    Args:
-        documents: token ids of each document, without special tokens added around it.
-        row_length: ids in a row, the bos included if there is one.
-        eos_id: put between two documents (not after the last).
-        bos_id: put in front of each row; None for rows of text alone.
-
-    Returns:
-        int64 [rows, row_length]; no rows at all where the group is shorter than one row.
-    """
-    text_length = row_length - (bos_id is not None)
-    separator = np.array([eos_id], dtype=np.int64)
-    pieces = [separator] * max(0, 2 * len(documents) - 1)
-    pieces[::2] = [np.asarray(document, dtype=np.int64) for document in documents]
-    joined = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
-    n_rows = len(joined) // text_length
-    rows = joined[: n_rows * text_length].reshape(n_rows, text_length)
-    if bos_id is not None:
-        rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=bos_id)
-    return rows
-
-
-def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Token ids (int64) of each text, in order, without special tokens around it, padding or truncation.
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> pa.ListArray:
+    """Token ids of each text, in order, without special tokens around it, padding or truncation.
 
     The ids are those of ``tokenizer(text, add_special_tokens=False)``; a fast tokenizer's own batch call is used, which
     leaves out what only character offsets need.
+
+    Returns:
+        One list of int32 ids for each text.
     """
+    documents = [np.array(ids, dtype=np.int32) for ids in _encode(tokenizer, texts)]
+    offsets = np.cumsum([0, *map(len, documents)], dtype=np.int32)
+    ids = np.concatenate(documents) if documents else np.empty(0, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:
     if not tokenizer.is_fast:
         for batch in _batches(texts):
             # verbose=False: documents longer than the model's context are no mistake here, rows are cut from them.
-            encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            yield from (np.array(ids, dtype=np.int64) for ids in encoded["input_ids"])
+            yield from tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
         return
     backend = tokenizer.backend_tokenizer
     # A tokenizer.json may ask for these; transformers turns them off for each call too.
@@ -87,7 +69,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -
     backend.encode_special_tokens = tokenizer.split_special_tokens
     for batch in _batches(texts):
         for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
-            yield np.array(encoding.ids, dtype=np.int64)
+            yield encoding.ids
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -116,13 +98,13 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RowMaker:
-    """Makes rows of tokens from groups of documents.
+    """Cuts groups of tokenised documents into rows.
 
-    A bos or eos that the tokenizer would add by itself is left out. A text that spells out the tokenizer's separate
-    pad token, or a token that the model has no embedding for, costs the rows it stands in.
+    A text that spells out the tokenizer's separate pad token, or a token that the model has no embedding for, costs the
+    rows it stands in.
 
     Raises:
-        UserError: the tokenizer has no eos (or no bos where one is asked for), or a row would hold no text.
+        UserError: the tokenizer has no eos (or no bos if rows are to start with one), or a row would hold no text.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -150,56 +132,34 @@ class RowMaker:
         pad_id = self.tokenizer.pad_token_id
         return None if pad_id in (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id) else pad_id
 
-    def __call__(self, texts: Iterable[str]) -> Group:
-        """The rows of one group of at most `DOCUMENTS_PER_GROUP` documents."""
-        documents = list(encode_documents(self.tokenizer, texts))
-        rows = rows_from_documents(
-            documents,
-            row_length=self.context_size,
-            eos_id=self.tokenizer.eos_token_id,
-            bos_id=self.tokenizer.bos_token_id if self.add_bos else None,
-        )
-        usable = np.ones(len(rows), dtype=bool)
+    def __call__(self, documents: pa.ListArray) -> Group:
+        """The rows of one group of at most `DOCUMENTS_PER_GROUP` documents, from `encode_documents`."""
+        lengths = documents.value_lengths().to_numpy()
+        # The eos goes between two documents, not behind the last.
+        ids = np.insert(documents.flatten().to_numpy(), np.cumsum(lengths)[:-1], self.tokenizer.eos_token_id)
+        text_length = self.context_size - self.add_bos
+        n_rows = len(ids) // text_length
+        rows = ids[: n_rows * text_length].reshape(n_rows, text_length).astype(np.int64)
+        if self.add_bos:
+            rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=self.tokenizer.bos_token_id)
+        usable = np.ones(n_rows, dtype=bool)
         if self.separate_pad_id is not None:
             usable &= (rows != self.separate_pad_id).all(axis=1)
         if self.vocab_size is not None:
             usable &= (rows < self.vocab_size).all(axis=1)
-        tokens = sum(map(len, documents)) + max(0, len(documents) - 1)
-        unusable = int((~usable).sum())
-        return Group(rows[usable] if unusable else rows, tokens, unusable)
+        return Group(rows[usable], tokens=len(ids), unusable=int((~usable).sum()))
 
-    def key(self) -> str:
-        """A hash of all that the rows depend on, apart from the texts."""
-        parts = (
-            tokenizer_hash(self.tokenizer),
-            self.tokenizer.eos_token_id,
-            self.tokenizer.bos_token_id,
-            self.separate_pad_id,
-            self.context_size,
-            self.add_bos,
-            self.vocab_size,
-            DOCUMENTS_PER_GROUP,
-            hash_file(__file__),
-        )
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+def as_column(rows: np.ndarray) -> pa.Table:
+    """Rows [rows, context_size] as a table with the single column `tokens`."""
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    return pa.table({"tokens": pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.reshape(-1)))})
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of a tokenizer's token → id table: equal where ids mean the same text."""
     table = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])))
     return hashlib.sha256(table.encode()).hexdigest()
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that a tokenizer does with text: merges, normaliser and added tokens too, and the library."""
-    if tokenizer.is_fast:
-        import tokenizers
-
-        rules = f"{tokenizers.__version__} {tokenizer.split_special_tokens} {tokenizer.backend_tokenizer.to_str()}"
-        return hashlib.sha256(rules.encode()).hexdigest()
-    import transformers
-
-    return hashlib.sha256(transformers.__version__.encode() + pickle.dumps(tokenizer)).hexdigest()
 
 
 def tokenize_and_concatenate(
@@ -237,7 +197,7 @@ def tokenize_and_concatenate(
         for index, text in zip(indices, group, strict=True):
             if not isinstance(text, str):
                 raise UserError(f"row {index} of column '{column}' is a {type(text).__name__}, expected text")
-        return {"tokens": make_rows(group).rows}
+        return {"tokens": make_rows(encode_documents(tokenizer, group)).rows}
 
     return texts.select_columns([column]).map(
         tokenise_group,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
@@ -12,12 +11,12 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
+from sae_training import activations
+from sae_training.trainer import Trainer, firing_counts
 
 from transformer_lens_r1.loading import load_model
 
 HOOK, EXCLUDED = "blocks.1.hook_resid_post", [0, 1, 2]
-
-Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +30,14 @@ def rows(fixture_tokens: Path) -> datasets.Dataset:
 
 
 @pytest.fixture
-def make_stream(load_script: Load, model: Any, rows: datasets.Dataset) -> Callable[..., Any]:
+def make_stream(model: Any, rows: datasets.Dataset) -> Callable[..., Any]:
     """Makes a stream over some of the rows; its buffer holds 6 rows of 127 tokens."""
-    module = load_script("training/activations.py")
 
     def make(n_rows: int = 300, **values: Any) -> Any:
-        source = module.ActivationSource(model, HOOK, (1, None), torch.tensor(EXCLUDED))
+        source = activations.ActivationSource(model, HOOK, (1, None), torch.tensor(EXCLUDED))
         settings = dict(rows_per_pass=4, batch_size=100, buffer_size=6 * 127, mix_fraction=0.5, seed=7)
-        return module.ActivationStream(source, rows.select(range(n_rows)), **{**settings, **values})
+        return activations.ActivationStream(source, rows.select(range(n_rows)), **{**settings, **values})
 
-    make.module = module  # type: ignore[attr-defined]
     return make
 
 
@@ -74,7 +71,7 @@ def test_a_stream_continues_where_its_state_was_taken(make_stream: Callable[...,
 def test_batches_that_wait_in_the_queue_are_part_of_the_state(make_stream: Callable[..., Any]) -> None:
     plain, ahead, other = make_stream(), make_stream(remember=4), make_stream(seed=1, remember=4)
     expected = [next(plain) for _ in range(30)]
-    queue = make_stream.module.Prefetched(ahead, 2)  # type: ignore[attr-defined]
+    queue = activations.Prefetched(ahead, 2)  # type: ignore[attr-defined]
     for batch in expected[:10]:
         assert next(queue).equal(batch)
     other.load_state_dict(queue.state_dict())
@@ -99,9 +96,8 @@ def test_after_the_last_row_comes_the_first(make_stream: Callable[..., Any], row
 )
 @pytest.mark.parametrize("apply_b_dec_to_input", [False, True])
 def test_steps_give_the_weights_and_counts_of_saelens_trainer(
-    load_script: Load, architecture: str, options: dict[str, Any], apply_b_dec_to_input: bool
+    architecture: str, options: dict[str, Any], apply_b_dec_to_input: bool
 ) -> None:
-    trainer_class = load_script("training/trainer.py").Trainer
     config = {"architecture": architecture, "d_in": 32, "d_sae": 96, "device": "cpu", "dtype": "float32",
               "apply_b_dec_to_input": apply_b_dec_to_input, **options}  # fmt: skip
     cfg = SAETrainerConfig(
@@ -110,7 +106,7 @@ def test_steps_give_the_weights_and_counts_of_saelens_trainer(
     trainers = []
     for make, extra in (
         (SAETrainer, {}),
-        (trainer_class, {"between_steps": lambda trainer: None, "save_snapshot": lambda trainer: None}),
+        (Trainer, {"between_steps": lambda trainer: None, "save_snapshot": lambda trainer: None}),
     ):
         torch.manual_seed(0)
         sae = TrainingSAE.from_dict(config)
@@ -128,9 +124,8 @@ def test_steps_give_the_weights_and_counts_of_saelens_trainer(
         assert changed.double().mean() < 0.02, name  # rounding may tip an activation that is next to nothing
 
 
-def test_firing_counts_are_exact_beyond_a_byte(load_script: Load) -> None:
-    counts = load_script("training/trainer.py").firing_counts
+def test_firing_counts_are_exact_beyond_a_byte() -> None:
     features = torch.rand(1000, 7).sub(0.3).relu()
     features[:, 0] = 1.0
-    assert counts(features).tolist() == (features > 0).sum(0).tolist()
-    assert counts(features.to_sparse_coo()).tolist() == (features > 0).sum(0).tolist()
+    assert firing_counts(features).tolist() == (features > 0).sum(0).tolist()
+    assert firing_counts(features.to_sparse_coo()).tolist() == (features > 0).sum(0).tolist()

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
@@ -12,13 +11,12 @@ import torch
 import yaml
 from sae_lens import SAE
 from sae_lens.evals import get_recons_loss
-from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
+from sae_training.activations import ActivationSource
+from sae_training.held_out import HeldOutEvaluator
 from transformers import AutoModelForCausalLM
 
 from transformer_lens_r1.loading import load_model
-
-Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +81,13 @@ def test_the_loss_recovered_equals_that_of_a_hook_in_transformers(run: dict[str,
 
 
 def test_the_losses_equal_those_of_saelens_where_every_position_counts(
-    load_script: Load, tiny_llama: Path, fixture_tokens: Path, legacy_sae: Path
+    tiny_llama: Path, fixture_tokens: Path, legacy_sae: Path
 ) -> None:
-    held_out, activations = load_script("training/held_out.py"), load_script("training/activations.py")
     rows = datasets.load_dataset("parquet", data_files=str(fixture_tokens / "*.parquet"), split="train")
     rows = rows.select(range(20))
     model, sae = load_model(tiny_llama), SAE.load_from_disk(str(legacy_sae))
-    source = activations.ActivationSource(model, "blocks.2.hook_resid_post")
-    ours = held_out.HeldOutEvaluator(source, rows, batch_size=8, cross_entropy=True).quality(sae)
+    source = ActivationSource(model, "blocks.2.hook_resid_post")
+    ours = HeldOutEvaluator(source, rows, batch_size=8, cross_entropy=True).quality(sae)
     tokens = torch.tensor(rows["tokens"][:])
     with torch.no_grad():
         theirs = get_recons_loss(
@@ -112,36 +109,3 @@ def test_the_other_figures_equal_those_of_the_activations(run: dict[str, Any]) -
     assert quality["l0"] == pytest.approx((features > 0).sum(1).double().mean().item(), rel=0.01)
     assert quality["explained_variance"] == pytest.approx(explained_variance(x, reconstruction), abs=0.002)
     assert quality["silent_features"] == pytest.approx((features <= 0).all(0).sum().item(), abs=5)
-
-
-def test_compute_score_loads_the_same_features(run: dict[str, Any], load_script: Load) -> None:
-    sae = load_script("extraction/reasonscore/sae.py")
-    loaded = sae.load_sae(sae.find_sae(str(run["folder"])))
-    x = run["residual"][run["where"]].float()
-    with torch.no_grad():
-        # There, every decoder direction has norm 1, so an activation is in the units of the residual stream.
-        expected = run["sae"].encode(x) * run["sae"].W_dec.norm(dim=1)
-        torch.testing.assert_close(loaded.encode(x), expected, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(loaded.decode(loaded.encode(x)), run["sae"].decode(run["sae"].encode(x)))
-
-
-def test_training_beats_an_untrained_sae_of_the_same_l0(run: dict[str, Any]) -> None:
-    x, quality = run["residual"][run["where"]].float(), run["quality"]
-    torch.manual_seed(0)
-    untrained = TrainingSAE.from_dict({**run["config"]["sae"], "architecture": "standard", "device": "cpu"})
-    with torch.no_grad():
-        # More than fair: it gets the mean activation, the scale that fits best, and the threshold that gives the L0.
-        centred = x - x.mean(0)
-        before_relu = centred @ untrained.W_enc
-        share = quality["l0"] / before_relu.shape[1]
-        sample = before_relu.flatten()[:: max(1, before_relu.numel() // 1_000_000)]
-        features = torch.relu(before_relu - sample.quantile(1 - share))
-        decoded = features @ untrained.W_dec
-        decoded *= (decoded * centred).sum() / decoded.square().sum()
-    l0 = (features > 0).sum(1).double().mean().item()
-    assert l0 == pytest.approx(quality["l0"], rel=0.02)
-    of_untrained = explained_variance(centred, decoded)
-    print(
-        f"explained variance at L0 {l0:.1f}: untrained {of_untrained:.3f}, trained {quality['explained_variance']:.3f}"
-    )
-    assert quality["explained_variance"] > of_untrained + 0.3

@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import train_sae
 import yaml
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
@@ -24,8 +24,6 @@ from transformer_lens_r1.shared.errors import UserError
 
 TRAIN = "training/train_sae.py"
 STEPS = 64
-
-Load = Callable[[str], ModuleType]
 
 
 def config_of(folder: Path, tiny_llama: Path, fixture_tokens: Path, **values: Any) -> Path:
@@ -84,17 +82,13 @@ def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str] | None = 
         time.sleep(0.001)
 
 
-@pytest.fixture(scope="module")
-def main(load_script_for_module: Load) -> Callable[..., None]:
+def main(config: Path, *arguments: str) -> None:
     """The script in this process, which has imported the libraries already."""
-    script = load_script_for_module(TRAIN)
-    return lambda config, *arguments: script.main([str(config), *arguments])
+    train_sae.main([str(config), *arguments])
 
 
 @pytest.fixture(scope="module")
-def whole(
-    main: Callable[..., None], tiny_llama: Path, fixture_tokens: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def whole(tiny_llama: Path, fixture_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same run without an interruption."""
     folder = tmp_path_factory.mktemp("whole")
     main(config_of(folder, tiny_llama, fixture_tokens))
@@ -112,12 +106,7 @@ def assert_same_result(folder: Path, whole: Path) -> None:
 
 
 def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights(
-    main: Callable[..., None],
-    tiny_llama: Path,
-    fixture_tokens: Path,
-    tmp_path: Path,
-    whole: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tmp_path, tiny_llama, fixture_tokens)
     process = start(config, "--set", "checkpoint_every_minutes=null")
@@ -133,7 +122,7 @@ def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights(
 
     with pytest.raises(UserError, match="has not ended: add --resume"):
         main(config)
-    with pytest.raises(UserError, match=r"another config: lr 0\.002 there and 0\.1 now, lr_end"):
+    with pytest.raises(UserError, match=r"another run: lr is 0\.002 there and 0\.1 here"):
         main(config, "--resume", "--set", "lr=0.1")
     # A run that started over would end with the same weights: what tells is how many steps were left to do.
     taken: list[int] = []
@@ -145,7 +134,7 @@ def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights(
 
 
 def test_ctrl_c_saves_during_the_norm_estimate_too(
-    main: Callable[..., None], tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path
+    tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path
 ) -> None:
     config = config_of(tmp_path, tiny_llama, fixture_tokens, checkpoint_every_minutes=1e-9)
 
@@ -165,7 +154,7 @@ def test_ctrl_c_saves_during_the_norm_estimate_too(
 
 
 def test_a_run_killed_while_it_writes_a_checkpoint_continues_from_the_one_before(
-    main: Callable[..., None], tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path
+    tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path
 ) -> None:
     config = config_of(tmp_path, tiny_llama, fixture_tokens, checkpoint_every_minutes=1e-9)
     process = start(config)
@@ -194,7 +183,6 @@ def test_a_run_killed_while_it_writes_a_checkpoint_continues_from_the_one_before
 
 
 def test_resume_without_a_checkpoint_starts_and_after_the_end_does_nothing(
-    main: Callable[..., None],
     tiny_llama: Path,
     fixture_tokens: Path,
     tmp_path: Path,

@@ -1,10 +1,9 @@
-"""--plan: its formulas give what real models, SAEs, training steps and checkpoints take, counted on small ones."""
+"""--plan: its figures are what real models, SAEs, training steps and checkpoints take, counted on small ones."""
 
 import json
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
@@ -13,19 +12,20 @@ import torch
 from sae_lens import StandardTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.standard_sae import StandardTrainingSAE
+from sae_training import config, plan, plan_memory
+from sae_training.activations import ActivationSource, ActivationStream
+from sae_training.held_out import HeldOutEvaluator
+from sae_training.plan_memory import ModelSize
+from sae_training.plan_work import ModelWork, sae_flops
+from sae_training.trainer import Trainer
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from train_sae import main
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from transformer_lens_r1.loading import load_model, residual_stream
-from transformer_lens_r1.shared.errors import UserError
-
-FORMULAS = "training/plan_formulas.py"
-TRAIN = "training/train_sae.py"
-
-Load = Callable[[str], ModuleType]
 
 
 class LiveMemory(TorchDispatchMode):
@@ -54,11 +54,6 @@ class LiveMemory(TorchDispatchMode):
         return result
 
 
-@pytest.fixture
-def formulas(load_script: Load) -> ModuleType:
-    return load_script(FORMULAS)
-
-
 @pytest.fixture(scope="module")
 def tiny_qwen(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """An untrained Qwen2 of unequal widths, with the small Llama's tokenizer."""
@@ -79,9 +74,8 @@ def checkpoint(request: pytest.FixtureRequest, tiny_llama: Path, tiny_qwen: Path
 
 
 @pytest.fixture
-def make_trainer(load_script: Load) -> Callable[..., Any]:
+def make_trainer() -> Callable[..., Any]:
     """A trainer of train_sae.py, after its first step."""
-    trainer_class = load_script("training/trainer.py").Trainer
 
     def call(d_in: int, d_sae: int, batch: int, *, apply_b_dec_to_input: bool = False, autocast: bool = False) -> Any:
         sae = StandardTrainingSAE(
@@ -92,7 +86,7 @@ def make_trainer(load_script: Load) -> Callable[..., Any]:
             while True:
                 yield torch.randn(batch, d_in)
 
-        trainer = trainer_class(
+        trainer = Trainer(
             SAETrainerConfig(10 * batch, batch, lr_end=1e-5, autocast=autocast), sae, batches(),
             between_steps=lambda _: None, save_snapshot=lambda _: None,
         )  # fmt: skip
@@ -121,27 +115,26 @@ def size_in_bytes(tensors: Any) -> int:
         ),
     ],
 )  # fmt: skip
-def test_the_models_parameters_are_counted_exactly(formulas: ModuleType, config: PretrainedConfig) -> None:
+def test_the_models_parameters_are_counted_exactly(config: PretrainedConfig) -> None:
     model = AutoModelForCausalLM.from_config(config)
-    counted = formulas.model_parameters(formulas.ModelSize.of_config(config), config.num_hidden_layers)
+    counted = ModelWork.of_config(config, context=8).parameters(config.num_hidden_layers)
     assert counted == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("n_layers", [2, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_loaded_layers_weights_are_counted_exactly(
-    formulas: ModuleType, checkpoint: Path, n_layers: int, dtype: str
-) -> None:
+def test_the_loaded_layers_weights_are_counted_exactly(checkpoint: Path, n_layers: int, dtype: str) -> None:
     model = load_model(checkpoint, n_layers=n_layers, dtype=dtype)
-    size = formulas.ModelSize.of_config(AutoConfig.from_pretrained(checkpoint))
-    assert formulas.model_bytes(size, n_layers, dtype) == size_in_bytes(model.original_model.parameters())
+    config = AutoConfig.from_pretrained(checkpoint)
+    counted = ModelWork.of_config(config, context=8).parameters(n_layers)
+    assert plan_memory.model_bytes(counted, ModelSize.of_config(config), dtype) == size_in_bytes(
+        model.original_model.parameters()
+    )
 
 
-def test_the_saes_parameters_gradients_and_adams_moments_are_counted_exactly(
-    make_trainer: Callable[..., Any], formulas: ModuleType
-) -> None:
+def test_the_saes_parameters_gradients_and_adams_moments_are_counted_exactly(make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(24, 200, 16)
-    counted = formulas.sae_parameters(24, 200)
+    counted = plan_memory.sae_parameters(24, 200)
     assert counted == sum(parameter.numel() for parameter in trainer.sae.parameters())
     moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert size_in_bytes(moments) == 2 * 4 * counted
@@ -154,74 +147,64 @@ def test_the_saes_parameters_gradients_and_adams_moments_are_counted_exactly(
 
 
 @pytest.mark.parametrize(("rows", "context", "layers"), [(4, 64, 3), (2, 128, 1)])
-def test_the_models_work_is_that_of_a_forward_pass(
-    formulas: ModuleType, checkpoint: Path, rows: int, context: int, layers: int
-) -> None:
+def test_the_models_work_is_that_of_a_forward_pass(checkpoint: Path, rows: int, context: int, layers: int) -> None:
     model = load_model(checkpoint, n_layers=4)
-    size = formulas.ModelSize.of_config(AutoConfig.from_pretrained(checkpoint))
+    work = ModelWork.of_config(AutoConfig.from_pretrained(checkpoint), context=context)
     tokens = torch.randint(0, 300, (rows, context))
     with FlopCounterMode(display=False) as counter:
         residual_stream(model, tokens, f"blocks.{layers - 1}.hook_resid_post")
-    assert formulas.model_flops(size, layers, rows=rows, context=context) == counter.get_total_flops()
+    assert rows * work.flops(layers) == counter.get_total_flops()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
-    assert formulas.model_flops(size, 4, rows=rows, context=context, unembed=True) == counter.get_total_flops()
+    assert rows * work.flops(4, unembed=True) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("apply_b_dec", [False, True])
-def test_the_saes_work_is_that_of_a_training_step(
-    make_trainer: Callable[..., Any], formulas: ModuleType, autocast: bool, apply_b_dec: bool
-) -> None:
-    trainer = make_trainer(24, 200, 16, autocast=autocast, apply_b_dec_to_input=apply_b_dec)
-    with FlopCounterMode(display=False) as counter:
-        trainer.step(torch.randn(16, 24))
-    assert formulas.sae_step_flops(24, 200, 16, input_gradient=apply_b_dec) == counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        trainer.sae(torch.randn(16, 24))
-    assert formulas.sae_forward_flops(24, 200, 16) == counter.get_total_flops()
+def test_the_saes_work_is_4_operations_forward_and_6_backward_for_a_weight_and_token(apply_b_dec: bool) -> None:
+    config = {"architecture": "standard", "d_in": 24, "d_sae": 200, "apply_b_dec_to_input": apply_b_dec}
+    # The gradient of the input, 2 more, is needed only for a decoder bias that is subtracted from it.
+    assert sae_flops(config, 16) == ((10 + 2 * apply_b_dec) * 16 * 24 * 200, 4 * 16 * 24 * 200)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("rows", "context"), [(4, 128), (2, 256), (64, 8)])
+@pytest.mark.parametrize(("rows", "context"), [(4, 128), (64, 8)])
 def test_a_forward_pass_takes_the_memory_that_the_plan_says(
-    formulas: ModuleType, checkpoint: Path, dtype: str, rows: int, context: int
+    checkpoint: Path, dtype: str, rows: int, context: int
 ) -> None:
     model = load_model(checkpoint, n_layers=4, dtype=dtype)
-    size = formulas.ModelSize.of_config(AutoConfig.from_pretrained(checkpoint))
+    size = ModelSize.of_config(AutoConfig.from_pretrained(checkpoint))
     tokens = torch.randint(0, 300, (rows, context))
     with LiveMemory() as memory:
         residual_stream(model, tokens, "blocks.2.hook_resid_post")
-    expected = formulas.forward_peak_bytes(size, 3, rows=rows, context=context, dtype=dtype)
+    expected = plan_memory.forward_peak_bytes(size, 3, rows=rows, context=context, dtype=dtype)
     assert expected == pytest.approx(memory.peak, rel=0.005)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize(("d_in", "d_sae", "batch"), [(64, 512, 64), (64, 512, 16), (32, 512, 128)])
+@pytest.mark.parametrize(("d_in", "d_sae", "batch"), [(64, 512, 16), (32, 512, 128)])
 def test_a_training_step_takes_the_memory_that_the_plan_says(
-    make_trainer: Callable[..., Any], formulas: ModuleType, d_in: int, d_sae: int, batch: int, autocast: bool
+    make_trainer: Callable[..., Any], d_in: int, d_sae: int, batch: int, autocast: bool
 ) -> None:
     trainer = make_trainer(d_in, d_sae, batch, autocast=autocast)
     x = torch.randn(batch, d_in)
     with LiveMemory() as memory:
         trainer.step(x)
-    expected = formulas.step_peak_bytes(d_in, d_sae, batch, autocast=autocast)
+    expected = plan_memory.step_peak_bytes(d_in, d_sae, batch, autocast=autocast)
     assert expected == pytest.approx(memory.peak, rel=0.005)
 
 
 @pytest.mark.parametrize("loss", [False, True])
 def test_measuring_held_out_rows_takes_no_more_memory_than_the_plan_says(
-    make_trainer: Callable[..., Any], formulas: ModuleType, load_script: Load, tiny_llama: Path, loss: bool
+    make_trainer: Callable[..., Any], tiny_llama: Path, loss: bool
 ) -> None:
-    activations, held_out = load_script("training/activations.py"), load_script("training/held_out.py")
     rows = datasets.Dataset.from_dict({"tokens": [[(5 * i + j) % 300 for j in range(64)] for i in range(16)]})
-    source = activations.ActivationSource(load_model(tiny_llama), "blocks.2.hook_resid_post")
+    source = ActivationSource(load_model(tiny_llama), "blocks.2.hook_resid_post")
     sae = make_trainer(256, 4096, 8).sae
     with LiveMemory() as memory:
-        held_out.HeldOutEvaluator(source, rows, batch_size=8, cross_entropy=loss).quality(sae)
+        HeldOutEvaluator(source, rows, batch_size=8, cross_entropy=loss).quality(sae)
     bound = sum(
-        formulas.evaluation_peak_bytes(
-            formulas.ModelSize.of_config(AutoConfig.from_pretrained(tiny_llama)), 4 if loss else 3,
+        plan_memory.evaluation_peak_bytes(
+            ModelSize.of_config(AutoConfig.from_pretrained(tiny_llama)), 4 if loss else 3,
             d_in=256, d_sae=4096, rows=8, context=64, dtype="float32", loss=loss,
         )
     )  # fmt: skip
@@ -229,18 +212,17 @@ def test_measuring_held_out_rows_takes_no_more_memory_than_the_plan_says(
 
 
 def test_the_buffer_and_a_checkpoint_are_as_large_as_the_plan_says(
-    make_trainer: Callable[..., Any], formulas: ModuleType, load_script: Load, tiny_llama: Path, tmp_path: Path
+    make_trainer: Callable[..., Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
-    activations = load_script("training/activations.py")
     model = load_model(tiny_llama, n_layers=4, dtype="bfloat16")
     rows = datasets.Dataset.from_dict({"tokens": [[(5 * i + j) % 300 for j in range(32)] for i in range(60)]})
-    stream = activations.ActivationStream(
-        activations.ActivationSource(model, "blocks.2.hook_resid_post"), rows, rows_per_pass=8, batch_size=64,
+    stream = ActivationStream(
+        ActivationSource(model, "blocks.2.hook_resid_post"), rows, rows_per_pass=8, batch_size=64,
         buffer_size=300, mix_fraction=0.5, seed=0,
     )  # fmt: skip
     for _ in range(10):
         next(stream)
-    tokens = formulas.buffer_tokens(buffer=300, batch=64, pass_tokens=8 * 32, mix_fraction=0.5)
+    tokens = plan_memory.buffer_tokens(buffer=300, batch=64, pass_tokens=8 * 32, mix_fraction=0.5)
     assert size_in_bytes([stream.buffer]) == 2 * 256 * tokens
 
     # as the run's checkpoints are written: weights, trainer state, and the stream with what is left in its buffer
@@ -252,31 +234,26 @@ def test_the_buffer_and_a_checkpoint_are_as_large_as_the_plan_says(
     written = sum(file.stat().st_size for file in tmp_path.iterdir())
     left = size_in_bytes([state["activations"]])
     assert left <= 2 * 256 * tokens
-    assert formulas.checkpoint_bytes(256, 4096, buffer=left) == pytest.approx(written, rel=0.002)
+    assert plan_memory.checkpoint_bytes(256, 4096, buffer=left) == pytest.approx(written, rel=0.002)
 
 
-def test_a_snapshot_is_as_large_as_the_plan_says(
-    make_trainer: Callable[..., Any], formulas: ModuleType, tmp_path: Path
-) -> None:
+def test_a_snapshot_is_as_large_as_the_plan_says(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
     trainer = make_trainer(256, 4096, 8)
     trainer.sae.save_inference_model(tmp_path)
     save_file({"sparsity": trainer.log_feature_sparsity}, tmp_path / "sparsity.safetensors")
     written = sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert formulas.snapshot_bytes(256, 4096) == pytest.approx(written, rel=0.002)
+    assert plan_memory.snapshot_bytes(256, 4096) == pytest.approx(written, rel=0.002)
 
 
 @pytest.fixture
-def papers_plan(load_script: Load, repository: Path) -> Callable[..., Any]:
+def papers_plan(repository: Path) -> Callable[..., Any]:
     """The plan of the paper's run, with overrides."""
-    plan, config = load_script("training/plan.py"), load_script("training/training_config.py")
-    size = plan.ModelSize.of_config(AutoConfig.for_model(**LLAMA_8B))
 
     def call(*overrides: str, gpu: str = "h100", utilisation: float = 0.4) -> Any:
         values = config.read_config(repository / "training/configs/r1-distill-llama-8b.yaml", overrides)
-        cfg, own = config.build_config(values), config.own_settings(values)
         return plan.make_plan(
-            cfg, size, own=own, loaded_layers=32 if own["evaluate_cross_entropy"] else 21,
-            model_dtype=config.model_dtype(cfg), gpu=plan.GPUS[gpu], utilisation=utilisation,
+            config.build_config(values), AutoConfig.for_model(**LLAMA_8B), extra=config.extra_settings(values),
+            gpu=plan.GPUS[gpu], utilisation=utilisation,
         )  # fmt: skip
 
     return call
@@ -290,10 +267,9 @@ LLAMA_8B = {
 }  # fmt: skip
 
 
-def test_the_papers_run_is_planned(papers_plan: Callable[..., Any], formulas: ModuleType) -> None:
-    whole = formulas.model_parameters(formulas.ModelSize.of_config(AutoConfig.for_model(**LLAMA_8B)), 32)
-    assert whole == 8_030_261_248  # what the model's card says: 8.03 B
+def test_the_papers_run_is_planned(papers_plan: Callable[..., Any]) -> None:
     plan = papers_plan()
+    assert plan.model_parameters == 8_030_261_248  # what the model's card says: 8.03 B
     assert (plan.tokens, plan.steps, plan.norm_tokens) == (819_200_000, 200_000, 4_096_000)
     assert plan.sae_parameters == 2 * 4096 * 65536 + 65536 + 4096
     assert (plan.loaded_layers, plan.used_layers, plan.all_layers) == (32, 20, 32)
@@ -346,17 +322,10 @@ def test_two_gpus_share_the_memory_and_the_time(papers_plan: Callable[..., Any])
     )
 
 
-def test_other_architectures_are_not_planned_as_if_they_were_standard(papers_plan: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="knows the work of architecture standard, not of topk"):
-        papers_plan("sae={d_in: 4096, d_sae: 65536, architecture: topk}")
-
-
-def test_the_script_plans_without_weights(
-    load_script: Load, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_plans_without_weights(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     (tmp_path / "model.safetensors").touch()  # empty: reading it would fail
-    load_script(TRAIN).main(
+    main(
         [str(repository / "training/configs/r1-distill-llama-8b-flat.yaml"), "--plan", "--gpu", "a100"]
         + ["--set", f"model_name={tmp_path}", "--utilisation", "0.5"]
     )

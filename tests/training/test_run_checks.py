@@ -1,26 +1,19 @@
 """What config, model and tokens must have in common is checked before any weights load; every shipped config has it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
 import pytest
-import yaml
+from sae_training import checks, config
 
 from transformer_lens_r1.loading import load_tokenizer
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.tokenising import vocabulary_hash
 
-TRAIN = "training/train_sae.py"
 CONTEXT, WIDTH = 128, 256
-
-Load = Callable[[str], ModuleType]
 
 # The config.json of the models that the shipped configs are for, as far as the checks read them.
 SIZES: dict[str, dict[str, Any]] = {
@@ -62,9 +55,8 @@ def write_tokens(folder: Path, *, context: int, rows: int = 40, vocabulary_sha25
 
 
 @pytest.fixture
-def build(load_script: Load, tmp_path: Path, tiny_llama: Path) -> Callable[..., Any]:
+def build(tmp_path: Path, tiny_llama: Path) -> Callable[..., Any]:
     """The configuration object of a run on the small model."""
-    config = load_script("training/training_config.py")
 
     def call(data: Path, **more: Any) -> Any:
         values = {
@@ -79,10 +71,8 @@ def build(load_script: Load, tmp_path: Path, tiny_llama: Path) -> Callable[..., 
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
-def test_every_config_that_is_shipped_fits_its_model_and_rows_of_its_length(
-    load_script: Load, tmp_path: Path, path: Path
-) -> None:
-    config, checks = load_script("training/training_config.py"), load_script("training/run_checks.py")
+def test_every_config_that_is_shipped_fits_its_model_and_rows_of_its_length(tmp_path: Path, path: Path) -> None:
+
     values = config.read_config(path)
     checkpoint = tmp_path / "model"
     checkpoint.mkdir()
@@ -90,14 +80,13 @@ def test_every_config_that_is_shipped_fits_its_model_and_rows_of_its_length(
     (checkpoint / "model.safetensors").touch()  # empty: reading it would fail
     tokens = write_tokens(tmp_path / "tokens", context=values["context_size"], rows=64)
     cfg = config.build_config(config.read_config(path, [f"model_name={checkpoint}", f"dataset_path={tokens}"]))
-    assert checks.check_model(cfg) <= SIZES[values["model_name"]]["num_hidden_layers"]
+    assert checks.check_model(cfg).num_hidden_layers == SIZES[values["model_name"]]["num_hidden_layers"]
     train_rows, held_out_rows = checks.checked_rows(cfg)
     assert len(train_rows) + len(held_out_rows) == 64 and len(held_out_rows) > 0
     assert cfg.output_path.startswith(("sae_runs/", "quickstart-run/"))
 
 
-def test_the_qwen_configs_are_the_papers_recipe_at_another_size(load_script: Load, repository: Path) -> None:
-    config = load_script("training/training_config.py")
+def test_the_qwen_configs_are_the_papers_recipe_at_another_size(repository: Path) -> None:
     paper = config.read_config(repository / "training/configs/r1-distill-llama-8b.yaml")
     elsewhere = {"model_name", "hook_name", "dataset_path", "exclude_special_tokens", "sae", "logger", "output_path"}
     for name in ("1.5b", "7b"):
@@ -111,49 +100,17 @@ def test_the_qwen_configs_are_the_papers_recipe_at_another_size(load_script: Loa
     assert {key for key in two if two[key] != paper.get(key)} == places
 
 
-def test_tokens_that_were_made_for_the_model_pass(
-    load_script: Load, build: Callable[..., Any], tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    records = [
-        {"problem": f"What is {i} + {i}?", "deepseek_reasoning": f"Wait, {i} + {i} is {2 * i}.",
-         "deepseek_solution": f"{2 * i}", "domain": "math", "test_cases": None, "starter_code": None}
-        for i in range(100)
-    ]  # fmt: skip
-    (tmp_path / "records").mkdir()
-    datasets.Dataset.from_list(records).to_parquet(str(tmp_path / "records" / "train.parquet"))
-    load_script("training/datasets/prepare_openthoughts_dataset.py").main(
-        ["--model_path", str(tiny_llama), "--dataset_path", str(tmp_path / "records")]
-        + ["--output_dir", str(tmp_path / "tokens"), "--context_size", str(CONTEXT)]
-    )
-    checks = load_script("training/run_checks.py")
-    cfg = build(tmp_path / "tokens")
-    assert checks.check_tokenizer(cfg) is True
-    checks.checked_rows(cfg)
-    assert "which tokenizer" not in capsys.readouterr().err
-
-
-def test_tokens_of_another_tokenizer_are_refused(
-    load_script: Load, build: Callable[..., Any], tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_tokens_of_another_tokenizer_are_refused(build: Callable[..., Any], tmp_path: Path, tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     tokenizer.add_tokens(["another"])
     data = write_tokens(tmp_path / "tokens", context=CONTEXT, vocabulary_sha256=vocabulary_hash(tokenizer))
     with pytest.raises(UserError, match="was made with the tokenizer of someone/model, in which the same id means"):
-        load_script("training/run_checks.py").checked_rows(build(data))
-
-
-def test_tokens_without_provenance_are_taken_on_trust_with_a_note(
-    load_script: Load, build: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write_tokens(tmp_path / "tokens", context=CONTEXT)
-    load_script("training/run_checks.py").checked_rows(build(data))
-    assert f"note: {data} does not say which tokenizer made it; taken on trust\n" in capsys.readouterr().err
+        checks.checked_rows(build(data))
 
 
 def test_a_run_that_reads_its_data_again_says_how_often(
-    load_script: Load, build: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    build: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checks = load_script("training/run_checks.py")
     data = write_tokens(tmp_path / "tokens", context=CONTEXT, rows=40)  # 4 held out: 36 × 128 = 4,608 tokens
     checks.checked_rows(build(data, training_tokens=4608))
     assert "WARNING" not in capsys.readouterr().err
@@ -163,27 +120,3 @@ def test_a_run_that_reads_its_data_again_says_how_often(
     sae = {"d_in": WIDTH, "d_sae": 512, "normalize_activations": "expected_average_only_in"}
     checks.checked_rows(build(data, training_tokens=4608, sae=sae, n_batches_for_norm_estimate=9))
     assert "rows repeat 1.5 times" in capsys.readouterr().err  # 9 × 256 tokens more
-
-
-def test_the_script_ends_in_one_line_with_status_2(tmp_path: Path, repository: Path, tiny_llama: Path) -> None:
-    data = write_tokens(tmp_path / "tokens", context=CONTEXT, vocabulary_sha256="0" * 64)
-    checkpoint = tmp_path / "model"
-    checkpoint.mkdir()
-    for file in tiny_llama.iterdir():
-        (checkpoint / file.name).write_bytes(file.read_bytes())
-    (checkpoint / "model.safetensors").write_bytes(b"")  # loading it would be another error
-    values = {
-        "model_name": str(checkpoint), "hook_name": "blocks.2.hook_resid_post", "dataset_path": str(data),
-        "context_size": CONTEXT, "sae": {"d_in": WIDTH, "d_sae": 512}, "training_tokens": 2560,
-        "train_batch_size_tokens": 256, "n_batches_in_buffer": 8, "store_batch_size_prompts": 8,
-        "logger": {"log_to_wandb": False}, "output_path": str(tmp_path / "sae"),
-    }  # fmt: skip
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
-    done = subprocess.run(
-        [sys.executable, repository / TRAIN, tmp_path / "config.yaml"],
-        capture_output=True, text=True, env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "was made with the tokenizer of someone/model" in done.stderr
-    assert done.stdout == "" and not (tmp_path / "sae").exists()

@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
+import merge_datasets
+import prepare_lmsys_dataset
 import pyarrow.parquet as pq
 import pytest
 from transformer_lens.utilities import tokenize_and_concatenate
@@ -18,12 +17,7 @@ from transformers import AutoTokenizer
 from transformer_lens_r1.chat_format import ASSISTANT, USER
 from transformer_lens_r1.shared.errors import UserError
 
-LMSYS = "training/datasets/prepare_lmsys_dataset.py"
-OPENTHOUGHTS = "training/datasets/prepare_openthoughts_dataset.py"
-MERGE = "training/datasets/merge_datasets.py"
 CONTEXT = 64
-
-Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture(autouse=True)
@@ -75,35 +69,18 @@ def tokens(folder: Path) -> list[list[int]]:
     return pq.read_table(sorted(folder.glob("*.parquet")))["tokens"].to_pylist()
 
 
-def one_line_exit(main: Callable[[list[str]], None], argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The line that a mistake ends with; asserts that it is one line and that argparse would exit with 2."""
-    try:
-        main(argv)
-    except UserError as error:
-        line = str(error)
-    except SystemExit as error:
-        assert error.code == 2
-        line = capsys.readouterr().err.strip()
-    else:
-        pytest.fail("no error")
-    assert "\n" not in line
-    return line
-
-
 def test_all_rows_equal_those_of_transformer_lens(
-    load_script: Load, tiny_llama: Path, conversations: Path, expected_rows: list[list[int]], tmp_path: Path
+    tiny_llama: Path, conversations: Path, expected_rows: list[list[int]], tmp_path: Path
 ) -> None:
-    load_script(LMSYS).main(arguments(tiny_llama, conversations, tmp_path / "out"))
+    prepare_lmsys_dataset.main(arguments(tiny_llama, conversations, tmp_path / "out"))
     rows = tokens(tmp_path / "out")
     assert len(expected_rows) > 500
     assert sorted(rows) == sorted(expected_rows)
     assert rows != expected_rows  # shuffled
 
 
-def test_the_number_of_processes_changes_nothing(
-    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path
-) -> None:
-    main = load_script(LMSYS).main
+def test_the_number_of_processes_changes_nothing(tiny_llama: Path, conversations: Path, tmp_path: Path) -> None:
+    main = prepare_lmsys_dataset.main
     for processes in ("1", "3"):
         more = ["--num_proc", processes, "--num_tokens", "9999"]
         main(arguments(tiny_llama, conversations, tmp_path / processes, *more))
@@ -111,41 +88,35 @@ def test_the_number_of_processes_changes_nothing(
 
 
 def test_the_draw_follows_the_seed_and_covers_the_tokens_asked_for(
-    load_script: Load, tiny_llama: Path, conversations: Path, expected_rows: list[list[int]], tmp_path: Path
+    tiny_llama: Path, conversations: Path, expected_rows: list[list[int]], tmp_path: Path
 ) -> None:
-    main = load_script(LMSYS).main
+    main = prepare_lmsys_dataset.main
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         main(arguments(tiny_llama, conversations, tmp_path / name, "--num_tokens", "1000", "--seed", seed))
     a, b, c = (tokens(tmp_path / name) for name in "abc")
     assert len(a) == 16  # ceil(1000 / 64)
     assert a == b != c
     assert all(row in expected_rows for row in a)
+    main(arguments(tiny_llama, conversations, tmp_path / "all", "--num_tokens", "10_000_000"))
+    assert sorted(tokens(tmp_path / "all")) == sorted(expected_rows)
 
 
-def test_short_data_gives_no_padded_row(load_script: Load, tiny_llama: Path, tmp_path: Path) -> None:
+def test_short_data_gives_no_padded_row(tiny_llama: Path, tmp_path: Path) -> None:
     messages = [{"content": "therefore the sum is two ", "role": "user"}]
     short = write(tmp_path, {"conversation": [messages]})
     argv = arguments(tiny_llama, short, tmp_path / "out")
     with pytest.raises(UserError, match="no row of 64 tokens"):
-        load_script(LMSYS).main(argv)
+        prepare_lmsys_dataset.main(argv)
     assert not (tmp_path / "out").exists()
 
 
-def test_asking_for_more_than_there_is_gives_all_and_says_so(
-    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    load_script(LMSYS).main(arguments(tiny_llama, conversations, tmp_path / "out", "--num_tokens", "10_000_000"))
-    assert "WARNING: the data holds" in capsys.readouterr().err
-    assert len(tokens(tmp_path / "out")) > 500
-
-
 def test_malformed_rows_are_named_counted_and_left_out(
-    load_script: Load, tiny_llama: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_llama: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = [[{"content": text, "role": "user"}] for text in texts[:50]]
     bad = [[{"content": "x", "role": "tool"}], [{"content": None, "role": "user"}]]
     mixed, clean = tmp_path / "mixed", tmp_path / "clean"
-    main = load_script(LMSYS).main
+    main = prepare_lmsys_dataset.main
     for folder, rows in ((mixed, [*good[:7], bad[0], *good[7:], bad[1]]), (clean, good)):
         folder.mkdir()
         write(folder, {"conversation": rows})
@@ -160,69 +131,25 @@ def test_malformed_rows_are_named_counted_and_left_out(
 
 
 def test_more_than_one_percent_of_malformed_rows_ends_the_run_before_anything_is_tokenised(
-    load_script: Load, tiny_llama: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = load_script(LMSYS)
-    monkeypatch.setattr("token_shards._finish_group", lambda group: pytest.fail("tokenised"), raising=False)
+    monkeypatch.setattr("token_data.rows.tokenise", lambda *_, **__: pytest.fail("tokenised"))
     good, bad = [{"content": texts[0], "role": "user"}], [{"content": "x", "role": "tool"}]
     data = write(tmp_path, {"conversation": [good] * 97 + [bad] * 2 + [good] * 98})
-    argv = arguments(tiny_llama, data, tmp_path / "out", "--num_proc", "1")
     with pytest.raises(UserError, match="more than 1 % of the 197 records .* first is record 97: unknown role 'tool'"):
-        script.main(argv)
-    assert not (tmp_path / "out").exists()
+        prepare_lmsys_dataset.main(arguments(tiny_llama, data, tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".parquet"] in ([], ["cache"])
     # 2 of 200 are 1 %, which is not more
     monkeypatch.undo()
     exactly = tmp_path / "exactly"
     exactly.mkdir()
     write(exactly, {"conversation": [good] * 99 + [bad] * 2 + [good] * 99})
-    load_script(LMSYS).main(arguments(tiny_llama, exactly, tmp_path / "out"))
+    prepare_lmsys_dataset.main(arguments(tiny_llama, exactly, tmp_path / "out"))
     assert len(tokens(tmp_path / "out")) > 0
 
 
-def test_columns_that_the_text_does_not_need_are_not_read(
-    load_script: Load, tiny_llama: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = load_script(LMSYS)
-    seen = tmp_path / "seen"
-
-    def watched(record: Any, original: Callable[[Any], str] = script.format_record) -> str:
-        seen.write_text(" ".join(record.keys()))
-        return original(record)
-
-    monkeypatch.setattr(script, "format_record", watched)
-    rows = [[{"content": text, "role": "user"}] for text in texts[:50]]
-    data = write(tmp_path, {"conversation": rows, "openai_moderation": rows})
-    script.main(arguments(tiny_llama, data, tmp_path / "out"))
-    assert seen.read_text() == "conversation"
-
-
-def test_openthoughts_rows_hold_the_prescribed_text(load_script: Load, tiny_llama: Path, tmp_path: Path) -> None:
-    record = {
-        "problem": "what is the sum of two and two ",
-        "deepseek_reasoning": "but maybe it is more. therefore no ",
-        "deepseek_solution": "the answer is four ",
-        "domain": "math",
-        "test_cases": None,
-        "starter_code": None,
-    }
-    data = write(tmp_path, {key: [value] * 20 for key, value in record.items()})
-    load_script(OPENTHOUGHTS).main(arguments(tiny_llama, data, tmp_path / "out"))
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    strings = json.loads((Path(__file__).parents[1] / "fixtures" / "prompts.json").read_text())["openthoughts"]
-    user = strings["user_by_domain"]["math"].replace("{problem}", record["problem"])
-    text = strings["template"].replace("{system}", strings["system"]).replace("{user}", user)
-    text = text.replace("{assistant_reasoning}", record["deepseek_reasoning"])
-    text = text.replace("{assistant_solution}", record["deepseek_solution"])
-    document = tokenizer(text, add_special_tokens=False)["input_ids"]
-    stream = (document + [tokenizer.eos_token_id]) * 20
-    rows = [stream[start : start + CONTEXT] for start in range(0, len(stream) - CONTEXT, CONTEXT)]
-    assert sorted(tokens(tmp_path / "out")) == sorted(rows)
-
-
-def test_provenance_says_what_made_the_rows(
-    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path
-) -> None:
-    load_script(LMSYS).main(arguments(tiny_llama, conversations, tmp_path / "out", "--num_tokens", "640"))
+def test_provenance_says_what_made_the_rows(tiny_llama: Path, conversations: Path, tmp_path: Path) -> None:
+    prepare_lmsys_dataset.main(arguments(tiny_llama, conversations, tmp_path / "out", "--num_tokens", "640"))
     info = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert (info["rows"], info["tokens"], info["context_size"], info["seed"]) == (10, 640, CONTEXT, 42)
     assert info["tokenizer"]["name"] == "tiny-llama"
@@ -231,9 +158,9 @@ def test_provenance_says_what_made_the_rows(
 
 
 def test_a_merged_set_is_all_parts_shuffled_with_the_seed(
-    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path
+    tiny_llama: Path, conversations: Path, tmp_path: Path
 ) -> None:
-    prepare, merge = load_script(LMSYS).main, load_script(MERGE).main
+    prepare, merge = prepare_lmsys_dataset.main, merge_datasets.main
     for seed in ("1", "2", "3"):
         prepare(arguments(tiny_llama, conversations, tmp_path / seed, "--num_tokens", "3200", "--seed", seed))
     parts = [str(tmp_path / seed) for seed in "123"]
@@ -249,9 +176,9 @@ def test_a_merged_set_is_all_parts_shuffled_with_the_seed(
 
 
 def test_parts_of_another_row_length_or_tokenizer_are_refused(
-    load_script: Load, tiny_llama: Path, conversations: Path, tmp_path: Path
+    tiny_llama: Path, conversations: Path, tmp_path: Path
 ) -> None:
-    prepare, merge = load_script(LMSYS).main, load_script(MERGE).main
+    prepare, merge = prepare_lmsys_dataset.main, merge_datasets.main
     for name, context in (("a", "64"), ("b", "32"), ("c", "64")):
         argv = arguments(tiny_llama, conversations, tmp_path / name, "--num_tokens", "640")
         prepare([*argv, "--context_size", context])
@@ -263,46 +190,6 @@ def test_parts_of_another_row_length_or_tokenizer_are_refused(
     with pytest.raises(UserError, match="tokenizer of tiny-llama, .* that of other"):
         merge([str(tmp_path / "a"), str(tmp_path / "c"), "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (["--output_dir"], "--output_dir"),
-        (["--num_token", "5"], "did you mean '--num_tokens'?"),
-        (["--num_tokens", "0"], "at least 1"),
-        (["--dataset_path", "tests/fixtures/tokens"], "no column 'conversation'"),
-        (["--dataset_path", "./no/such/folder"], "no/such/folder"),
-        (["--model_path", "./no/such/model"], "no/such/model"),
-    ],
-)
-def test_mistakes_are_one_line(
-    load_script: Load,
-    tiny_llama: Path,
-    conversations: Path,
-    repository: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    change: list[str],
-    expected: str,
-) -> None:
-    monkeypatch.chdir(repository)
-    argv = arguments(tiny_llama, conversations, tmp_path / "out")
-    argv = [*argv[:4], *argv[6:]] if change == ["--output_dir"] else [*argv, *change]
-    assert expected in one_line_exit(load_script(LMSYS).main, argv, capsys)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_misspelt_flag_is_answered_within_a_second(repository: Path) -> None:
-    started = time.monotonic()
-    process = subprocess.run(
-        [sys.executable, LMSYS, "--model_pth", "x"], cwd=repository, capture_output=True, text=True, check=False
-    )
-    # Half a second on a free machine; the tests share it.
-    assert time.monotonic() - started < 4
-    assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr.count("\n") == 1 and "--model_path" in process.stderr
 
 
 def test_the_folder_named_datasets_does_not_hide_the_library(repository: Path) -> None:

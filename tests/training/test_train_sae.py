@@ -1,29 +1,21 @@
 """train_sae.py: configs are checked in full before a model loads, and a short run gives an SAE that reconstructs."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
 import pytest
 import torch
-import wandb
 import yaml
 from safetensors import safe_open
+from train_sae import main
 from transformers import AutoModelForCausalLM
 
 from transformer_lens_r1.shared.errors import UserError
 
-TRAIN = "training/train_sae.py"
-UPLOAD = "training/upload_sae.py"
-CONFIG = "training/training_config.py"
-PAPER = "training/configs/r1-distill-llama-8b.yaml"
 CONTEXT, WIDTH, FEATURES = 128, 256, 512
-
-Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +54,8 @@ def values(tiny_llama: Path, fixture_tokens: Path, tmp_path: Path) -> dict[str, 
 
 
 @pytest.fixture
-def train(load_script: Load, tmp_path: Path) -> Callable[..., None]:
+def train(tmp_path: Path) -> Callable[..., None]:
     """Runs the script on a config of the given values."""
-    main = load_script(TRAIN).main
 
     def call(values: dict[str, Any], *overrides: str) -> None:
         config = tmp_path / "config.yaml"
@@ -118,22 +109,6 @@ def test_the_seed_decides_the_result(train: Callable[..., None], values: dict[st
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_wandb_offline_needs_no_key_and_holds_the_curves(
-    train: Callable[..., None], values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    logger = {"log_to_wandb": True, "log_weights_to_wandb": False}
-    logger |= {"wandb_log_frequency": 1, "eval_every_n_wandb_logs": 2}
-    train({**values, "training_tokens": 1024, "logger": logger})
-    # W&B's own process writes the file; this waits for it, as the end of the script would.
-    wandb.teardown()
-    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    content = log.read_bytes()
-    assert b"metrics/l0" in content and b"held_out/explained_variance" in content
-
-
 def test_wandb_without_a_key_is_refused_before_the_model_loads(
     train: Callable[..., None], values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,32 +124,27 @@ def test_wandb_without_a_key_is_refused_before_the_model_loads(
     ("override", "expected"),
     [
         ("l1_coefficent=3", "unknown key in the config: l1_coefficent; did you mean"),
-        ("sae.l1_coeficient=3", "did you mean 'sae.l1_coefficient'?"),
         ("l1_coefficient=3", "did you mean 'sae.l1_coefficient'?"),
         ("logger.wandb_projekt=x", "did you mean 'logger.wandb_project'?"),
+        ("sae.k=3", "SAELens refuses the config"),
         ("model_from_pretrained_kwargs={dtyp: bfloat16}", "did you mean 'model_from_pretrained_kwargs.dtype'?"),
-        ("model_from_pretrained_kwargs={dtype: bfloat61}", "did you mean 'bfloat16'?"),
-        ("lr=fast", "lr is 'fast', expected a number"),
-        ("training_tokens=1.5", "expected a whole number"),
-        ("prepend_bos=1", "expected true or false"),
-        ("sae.normalize_activations=sometimes", "expected one of none, expected_average_only_in"),
-        ("sae.architecture=standrad", "did you mean 'standard'?"),
+        ("model_from_pretrained_kwargs={dtype: bfloat61}", "should be 'bfloat16'"),
+        ("lr=fast", "lr is 'fast'"),
+        ("training_tokens=1.5", "integer"),
+        ("feature_sampling_window=0", "greater than 0"),
+        ("sae.normalize_activations=sometimes", "normalize_activations"),
         ("exclude_special_tokens=[a]", "exclude_special_tokens is ['a']"),
         ("streaming=true", "can only be False"),
-        ("training_tokens=0", "training_tokens is 0"),
         ("lr_decay_steps=100000", "add up to 100000 steps"),
         ("train_batch_size_tokens=4096", "the buffer"),
         ("output_path=null", "the config lacks output_path"),
         ("sae.d_in=128", "sae.d_in is 128, but the residual stream"),
         ("hook_name=blocks.4.hook_resid_post", "has layers 0 to 3"),
-        ("hook_name=blocks.2.hook_resid_pst", "expected blocks.<layer>.hook_resid_post"),
         ("context_size=64", "have 128 tokens"),
         ("dataset_path=tests/fixtures/text", "no column 'tokens'"),
-        ("dataset_path=./nowhere/at/all", "nowhere/at/all"),
         ("model_name=./nowhere/at/all", "nowhere/at/all"),
         ("output_path=tests/fixtures", "holds other files"),
         ("device=cuda:99", "cuda:99"),
-        ("resume_from_checkpoint=./nowhere", "train_sae.py --resume finds"),
         ("nonsense", "expected key=value"),
     ],
 )
@@ -194,7 +164,7 @@ def test_mistakes_are_one_line_before_the_model_loads(
     assert not Path(values["output_path"]).exists()
 
 
-def test_ids_that_the_model_has_not_are_refused(
+def test_ids_that_the_model_does_not_have_are_refused(
     train: Callable[..., None], values: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "tokens"
@@ -204,129 +174,3 @@ def test_ids_that_the_model_has_not_are_refused(
     datasets.Dataset.from_dict({"tokens": rows}).to_parquet(str(folder / "train-00000.parquet"))
     with pytest.raises(UserError, match="holds the id 327, but .* knows ids 0 to 326"):
         train(values, f"dataset_path={folder}")
-
-
-def test_a_missing_or_broken_config_is_one_line(load_script: Load, tmp_path: Path) -> None:
-    main = load_script(TRAIN).main
-    with pytest.raises(UserError, match="no config file"):
-        main([str(tmp_path / "none.yaml")])
-    (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="is not YAML"):
-        main([str(tmp_path / "broken.yaml")])
-
-
-def test_the_papers_config_gives_the_papers_values(load_script: Load, repository: Path) -> None:
-    config = load_script(CONFIG)
-    cfg = config.build_config(config.read_config(repository / PAPER))
-    assert config.model_dtype(cfg) == "bfloat16"
-    expected = {
-        "model_name": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
-        "dataset_path": "andreuka18/DeepSeek-R1-Distill-Llama-8B-lmsys-openthoughts-tokenized",
-        "is_dataset_tokenized": True,
-        "prepend_bos": False,
-        "streaming": False,
-        "context_size": 1024,
-        "hook_name": "blocks.19.hook_resid_post",
-        "dtype": "float32",
-        "training_tokens": 819_200_000,
-        "total_training_steps": 200_000,
-        "train_batch_size_tokens": 4096,
-        "lr": 5e-5,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "lr_scheduler_name": "constant",
-        "lr_warm_up_steps": 0,
-        "lr_decay_steps": 40_000,
-        "n_batches_in_buffer": 32,
-        "store_batch_size_prompts": 8,
-        "feature_sampling_window": 1000,
-        "dead_feature_window": 1000,
-        "dead_feature_threshold": 1e-4,
-        "device": "cuda",
-        "seed": 42,
-        "n_checkpoints": 5,
-        "exclude_special_tokens": [128000, 128001],
-    }
-    assert {name: getattr(cfg, name) for name in expected} == expected
-    assert cfg.checkpoint_path.startswith("sae_runs/")
-    sae = {
-        "d_in": 4096,
-        "d_sae": 16 * 4096,
-        "dtype": "float32",
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "expected_average_only_in",
-        "decoder_init_norm": 0.1,
-        "l1_coefficient": 5,
-        "l1_warm_up_steps": 10_000,
-        "lp_norm": 1.0,
-    }
-    assert cfg.sae.architecture() == "standard"
-    assert {name: getattr(cfg.sae, name) for name in sae} == sae
-    logger = {
-        "log_to_wandb": True,
-        "wandb_project": "sae-lmsys-openthoughts",
-        "run_name": "r1-distill-llama-8b-ctx-1024-l1-5",
-        "wandb_log_frequency": 30,
-        "eval_every_n_wandb_logs": 20,
-    }
-    assert {name: getattr(cfg.logger, name) for name in logger} == logger
-
-
-def test_the_quickstart_config_passes_the_checks(load_script: Load, repository: Path) -> None:
-    config = load_script(CONFIG)
-    cfg = config.build_config(config.read_config(repository / "training/configs/quickstart.yaml"))
-    assert (cfg.sae.d_in, cfg.context_size, cfg.device) == (576, 256, "cpu")
-
-
-def test_yaml_numbers_written_as_text_are_numbers(load_script: Load, values: dict[str, Any]) -> None:
-    config = load_script(CONFIG)
-    assert yaml.safe_load("5e-5") == "5e-5"  # YAML 1.1 wants 5.0e-5
-    cfg = config.build_config({**values, "lr": "5e-5", "training_tokens": "8e6"})
-    assert (cfg.lr, cfg.training_tokens) == (5e-5, 8_000_000)
-
-
-def test_an_upload_is_laid_out_as_saelens_reads_it(load_script: Load, legacy_sae: Path, tmp_path: Path) -> None:
-    from sae_lens import SAE
-
-    upload = load_script(UPLOAD)
-    config = upload.read_sae_folder(legacy_sae)
-    upload.stage(legacy_sae, tmp_path, repo_id="me/sae", sae_id="blocks.2.hook_resid_post", config=config)
-    assert SAE.load_from_disk(str(tmp_path / "blocks.2.hook_resid_post")).cfg.d_sae == 1024
-    assert 'SAE.from_pretrained("me/sae", "blocks.2.hook_resid_post")' in (tmp_path / "README.md").read_text()
-
-
-@pytest.mark.parametrize("level", ["top", "metadata"])
-def test_no_local_path_is_uploaded(load_script: Load, legacy_sae: Path, tmp_path: Path, level: str) -> None:
-    upload = load_script(UPLOAD)
-    folder, staged = tmp_path / "sae", tmp_path / "staged"
-    shutil.copytree(legacy_sae, folder, copy_function=shutil.copyfile)
-    config = json.loads((folder / "cfg.json").read_text())
-    # The model is still there, the data set is not any more.
-    paths = {"model_name": str(legacy_sae), "dataset_path": str(tmp_path / "gone" / "tokens")}
-    config = {**config, **paths} if level == "top" else {**config, "metadata": {"hook_name": "x", **paths}}
-    (folder / "cfg.json").write_text(json.dumps(config))
-    upload.stage(folder, staged, repo_id="me/sae", sae_id="x", config=upload.read_sae_folder(folder))
-    pushed = json.loads((staged / "x" / "cfg.json").read_text())
-    values = pushed if level == "top" else pushed["metadata"]
-    assert (values["model_name"], values["dataset_path"]) == (legacy_sae.name, "tokens")
-    assert pushed["d_sae"] == config["d_sae"] and pushed.keys() == config.keys()
-    for text in ((staged / "x" / "cfg.json").read_text(), (staged / "README.md").read_text()):
-        assert str(tmp_path) not in text and str(legacy_sae) not in text
-    assert json.loads((folder / "cfg.json").read_text()) == config
-
-
-def test_a_damaged_sae_is_not_uploaded(load_script: Load, legacy_sae: Path, tmp_path: Path) -> None:
-    main = load_script(UPLOAD).main
-    with pytest.raises(UserError, match="nowhere to push"):
-        main(["--sae_path", str(legacy_sae)])
-    with pytest.raises(UserError, match="cfg.json is missing"):
-        main(["--sae_path", str(tmp_path), "--hf_user", "me"])
-    damaged = tmp_path / "damaged"
-    shutil.copytree(legacy_sae, damaged, copy_function=shutil.copyfile)
-    config = json.loads((damaged / "cfg.json").read_text())
-    (damaged / "cfg.json").write_text(json.dumps({**config, "d_sae": 2048}))
-    with pytest.raises(UserError, match="the files belong to different SAEs"):
-        main(["--sae_path", str(damaged), "--hf_user", "me"])
-    (damaged / "sae_weights.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(UserError, match="damaged"):
-        main(["--sae_path", str(damaged), "--hf_user", "me"])

@@ -2,23 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import huggingface_hub
 import pytest
 import torch
+import upload_sae
+from hub_server import TOKEN, USER, HubServer
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig, StandardTrainingSAEConfig
 from sae_lens.saes.standard_sae import StandardTrainingSAE
 from safetensors.torch import load_file
 
 from transformer_lens_r1.shared.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from hub_server import TOKEN, USER, HubServer  # noqa: E402
 
 UPLOAD = "training/upload_sae.py"
 HOOK = "blocks.2.hook_resid_post"
@@ -43,8 +42,6 @@ for repo, path in ((f"{user}/my-sae", trained), (f"{user}/legacy", legacy)):
     sae = SAE.from_pretrained(repo, "blocks.2.hook_resid_post")
     save_file({name: tensor.contiguous() for name, tensor in sae.state_dict().items()}, output / Path(repo).name)
 """
-
-Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture
@@ -127,12 +124,9 @@ def test_a_pushed_sae_comes_back_with_the_same_weights(
     assert hub.repos[f"models/{USER}/open"] == {"README.md": b"mine"}
 
 
-def test_a_push_that_fails_says_what_to_do(
-    load_script: Load, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upload = load_script(UPLOAD)
-    config = upload.read_sae_folder(trained)
-    upload.stage(trained, tmp_path / "staged", repo_id="me/sae", sae_id=HOOK, config=config)
+def test_a_push_that_fails_says_what_to_do(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = upload_sae.read_sae_folder(trained)
+    upload_sae.stage(trained, tmp_path / "staged", repo_id="me/sae", sae_id=HOOK, config=config)
 
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("the line is dead\nand more")
@@ -141,24 +135,44 @@ def test_a_push_that_fails_says_what_to_do(
     with pytest.raises(
         UserError, match="the line is dead.*; the SAE is still in .*: run the same command again"
     ) as caught:
-        upload.push(tmp_path / "staged", trained, repo_id="me/sae", sae_id=HOOK, token=None, private=False)
+        upload_sae.push(tmp_path / "staged", trained, repo_id="me/sae", sae_id=HOOK, token=None, private=False)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sae_id", ["../up", "/root", "a b", ""])
-def test_an_id_that_is_no_folder_is_refused(load_script: Load, trained: Path, sae_id: str) -> None:
-    upload = load_script(UPLOAD)
+@pytest.mark.parametrize("sae_id", ["../up", ""])
+def test_an_id_that_is_no_folder_is_refused(trained: Path, sae_id: str) -> None:
     config = json.loads((trained / "cfg.json").read_text())
     config["metadata"]["hook_name"] = None
     (trained / "cfg.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="expected a folder's name|names no hook point"):
-        upload.main(["--sae_path", str(trained), "--hf_user", "me", "--sae_id", sae_id])
+        upload_sae.main(["--sae_path", str(trained), "--hf_user", "me", "--sae_id", sae_id])
 
 
-def test_a_damaged_summary_is_not_pushed(load_script: Load, trained: Path, tmp_path: Path) -> None:
-    upload = load_script(UPLOAD)
-    (trained / "training_summary.json").write_text("{")
-    with pytest.raises(UserError, match="training_summary.json is damaged"):
-        upload.stage(
-            trained, tmp_path / "staged", repo_id="me/sae", sae_id=HOOK, config=upload.read_sae_folder(trained)
-        )
+def test_no_local_path_of_an_older_config_is_uploaded(legacy_sae: Path, tmp_path: Path) -> None:
+    folder, staged = tmp_path / "sae", tmp_path / "staged"
+    shutil.copytree(legacy_sae, folder, copy_function=shutil.copyfile)
+    # The model is still there, the data set is gone.
+    paths = {"model_name": str(legacy_sae), "dataset_path": str(tmp_path / "gone" / "tokens")}
+    config = json.loads((folder / "cfg.json").read_text()) | paths
+    (folder / "cfg.json").write_text(json.dumps(config))
+    upload_sae.stage(folder, staged, repo_id="me/sae", sae_id="x", config=upload_sae.read_sae_folder(folder))
+    pushed = json.loads((staged / "x" / "cfg.json").read_text())
+    assert pushed == config | {"model_name": legacy_sae.name, "dataset_path": "tokens"}
+    assert str(tmp_path) not in (staged / "README.md").read_text()
+
+
+def test_a_damaged_sae_is_not_uploaded(legacy_sae: Path, tmp_path: Path) -> None:
+
+    with pytest.raises(UserError, match="nowhere to push"):
+        upload_sae.main(["--sae_path", str(legacy_sae)])
+    with pytest.raises(UserError, match="cfg.json is missing"):
+        upload_sae.main(["--sae_path", str(tmp_path), "--hf_user", "me"])
+    damaged = tmp_path / "damaged"
+    shutil.copytree(legacy_sae, damaged, copy_function=shutil.copyfile)
+    config = json.loads((damaged / "cfg.json").read_text())
+    (damaged / "cfg.json").write_text(json.dumps({**config, "d_sae": 2048}))
+    with pytest.raises(UserError, match="the files belong to different SAEs"):
+        upload_sae.main(["--sae_path", str(damaged), "--hf_user", "me"])
+    (damaged / "sae_weights.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match="damaged"):
+        upload_sae.main(["--sae_path", str(damaged), "--hf_user", "me"])

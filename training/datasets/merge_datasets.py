@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from token_dataset import make_card, say, versions
+from token_data.card import make_card, say, versions
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, add_output_arguments, public_command, require_output
 from transformer_lens_r1.shared.errors import UserError, run
@@ -20,9 +20,6 @@ from transformer_lens_r1.shared.files import display_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-# The Hub's limit.
-MAX_NAME = 96
 
 
 def merge(parts: Sequence[Dataset], *, seed: int) -> Dataset:
@@ -62,7 +59,7 @@ def row_length(part: Dataset) -> int:
 
 
 def shared_tokenizer(names: Sequence[str], provenances: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The tokenizer that made the parts, as `provenance.json` describes it; None where no part says.
+    """The tokenizer that made the parts, as `provenance.json` describes it; None if no part says.
 
     Raises:
         UserError: two parts were made with different vocabularies.
@@ -84,8 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_output_arguments(parser)
     args = parser.parse_args(argv)
     require_output(args)
-    if len(args.parts) < 2:
-        raise UserError("one data set needs no merging; give two or more")
     if len({str(Path(part).resolve()) if Path(part).exists() else part for part in args.parts}) < len(args.parts):
         raise UserError("a part is named twice, and its rows would stand in the data twice; name each once")
     if args.output_dir is not None and args.output_dir.resolve() in [Path(part).resolve() for part in args.parts]:
@@ -103,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     ids = [split_revision(part) for part in args.parts]
     name = "-".join(display_name(part).split("/")[-1] for part, _ in ids)
-    if args.hf_repo is None and args.hf_user is not None and len(name) > MAX_NAME:
-        raise UserError(f"the parts' names make a repository name of {len(name)} characters; choose one with --hf_repo")
-    destination = find_destination(args, name[:MAX_NAME])
+    destination = find_destination(args, name)
     if args.push_only:
         return push_rows(destination)
     parts = [load_rows(part, columns=("tokens",)) for part in args.parts]

@@ -10,7 +10,7 @@ A record has a column `conversation`, a list of messages such as
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from token_dataset import prepare
+from token_data.prepare import prepare
 
 from transformer_lens_r1.chat_format import format_lmsys
 from transformer_lens_r1.shared.errors import run

@@ -9,7 +9,7 @@ DeepSeek-R1's reasoning and solution, and for code also test_cases (JSON) and pe
 
 from collections.abc import Sequence
 
-from token_dataset import prepare
+from token_data.prepare import prepare
 
 from transformer_lens_r1.chat_format import format_openthoughts
 from transformer_lens_r1.shared.errors import run

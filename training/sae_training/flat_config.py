@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
-from config_values import coerce, one_of, refuse_unknown
-
+from sae_training.config_values import coerce, refuse_unknown
 from transformer_lens_r1.shared.errors import UserError
 
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
@@ -22,63 +21,57 @@ ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 HEURISTIC_NORM = 0.1
 DEFAULT_EXPANSION = 4
 
-# Keys that moved into a section: their type and their name in SAELens 6.
-MOVED: dict[str, tuple[Any, str]] = {
-    "architecture": (str, "sae.architecture"),
-    "d_in": (int, "sae.d_in"),
-    "d_sae": (int | None, "sae.d_sae"),
-    "apply_b_dec_to_input": (bool, "sae.apply_b_dec_to_input"),
-    "normalize_activations": (str, "sae.normalize_activations"),
-    "l1_coefficient": (float, "sae.l1_coefficient"),
-    "l1_warm_up_steps": (int, "sae.l1_warm_up_steps"),
-    "lp_norm": (float, "sae.lp_norm"),
-    "jumprelu_init_threshold": (float, "sae.jumprelu_init_threshold"),
-    "jumprelu_bandwidth": (float, "sae.jumprelu_bandwidth"),
-    "log_to_wandb": (bool, "logger.log_to_wandb"),
-    "log_activations_store_to_wandb": (bool, "logger.log_activations_store_to_wandb"),
-    "log_optimizer_state_to_wandb": (bool, "logger.log_optimizer_state_to_wandb"),
-    "wandb_project": (str, "logger.wandb_project"),
-    "wandb_id": (str | None, "logger.wandb_id"),
-    "run_name": (str | None, "logger.run_name"),
-    "wandb_entity": (str | None, "logger.wandb_entity"),
-    "wandb_log_frequency": (int, "logger.wandb_log_frequency"),
-    "eval_every_n_wandb_logs": (int, "logger.eval_every_n_wandb_logs"),
-}
+# Keys that moved into a section of SAELens 6: their names there.
+MOVED = {
+    key: f"{section}.{key}"
+    for section, keys in {
+        "sae": (
+            "architecture", "d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations", "l1_coefficient",
+            "l1_warm_up_steps", "lp_norm", "jumprelu_init_threshold", "jumprelu_bandwidth",
+        ),
+        "logger": (
+            "log_to_wandb", "log_activations_store_to_wandb", "log_optimizer_state_to_wandb", "wandb_project",
+            "wandb_id", "run_name", "wandb_entity", "wandb_log_frequency", "eval_every_n_wandb_logs",
+        ),
+    }.items()
+    for key in keys
+}  # fmt: skip
 # Keys that say the same thing in another way, translated by hand below.
-TRANSLATED: dict[str, Any] = {
-    "expansion_factor": int | None,
-    "decoder_heuristic_init": bool,
-    "hook_layer": int,
-    "activation_fn": str | None,
+TRANSLATED = ("expansion_factor", "decoder_heuristic_init", "hook_layer", "activation_fn", "activation_fn_kwargs")
+# Of the keys that the translation computes with; `build_config` checks the others.
+TYPES: dict[str, Any] = {
+    "architecture": Literal["standard", "gated", "jumprelu", "topk"],
+    **dict.fromkeys(("d_in", "hook_layer", "training_tokens", "n_batches_in_buffer", "store_batch_size_prompts"), int),
+    **dict.fromkeys(("d_sae", "expansion_factor"), int | None),
+    **dict.fromkeys(("lr", "l1_coefficient"), float),
     "activation_fn_kwargs": dict[str, int] | None,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Gone:
-    """A key that SAELens 6 has no more, and the one value that it behaves as if it had."""
+    """A key that SAELens 6 no longer has, and the one value that it behaves as if it had."""
 
-    type: Any
-    default: Any  # of SAELens 5.5.2, where the key is left out
+    default: Any  # of SAELens 5.5.2, if the key is left out
     harmless: Any
     reason: str  # what SAELens 6 does, whatever the key says
     architectures: tuple[str, ...] = ARCHITECTURES  # in the others the key had no effect
 
 
 GONE = {
-    "b_dec_init_method": Gone(str, "geometric_median", "zeros", "the decoder bias always starts at zero"),
-    "normalize_sae_decoder": Gone(bool, True, False, "decoder rows are never set back to norm 1 during training"),
+    "b_dec_init_method": Gone("geometric_median", "zeros", "the decoder bias always starts at zero"),
+    "normalize_sae_decoder": Gone(True, False, "decoder rows are never set back to norm 1 during training"),
     "scale_sparsity_penalty_by_decoder_norm": Gone(
-        bool, False, True, "the L1 penalty always weighs a feature with its decoder norm", ("standard",)
+        False, True, "the L1 penalty always weighs a feature with its decoder norm", ("standard",)
     ),
-    "mse_loss_normalization": Gone(str | None, None, None, "the squared error is never normalised"),
-    "decoder_orthogonal_init": Gone(bool, False, False, "the decoder never starts orthogonal"),
-    "init_encoder_as_decoder_transpose": Gone(bool, False, True, "the encoder always starts as the decoder transposed"),
-    "noise_scale": Gone(float, 0.0, 0.0, "no noise is added to pre-activations", ("standard", "jumprelu", "topk")),
-    "use_ghost_grads": Gone(bool, False, False, "there are no ghost gradients", ("standard",)),
-    "finetuning_tokens": Gone(int, 0, 0, "there is no fine-tuning phase"),
-    "finetuning_method": Gone(str | None, None, None, "there is no fine-tuning phase"),
-    "resume": Gone(bool, False, False, "an interrupted run is continued with a flag of the script, not by its config"),
+    "mse_loss_normalization": Gone(None, None, "the squared error is never normalised"),
+    "decoder_orthogonal_init": Gone(False, False, "the decoder never starts orthogonal"),
+    "init_encoder_as_decoder_transpose": Gone(False, True, "the encoder always starts as the decoder transposed"),
+    "noise_scale": Gone(0.0, 0.0, "no noise is added to pre-activations", ("standard", "jumprelu", "topk")),
+    "use_ghost_grads": Gone(False, False, "there are no ghost gradients", ("standard",)),
+    "finetuning_tokens": Gone(0, 0, "there is no fine-tuning phase"),
+    "finetuning_method": Gone(None, None, "there is no fine-tuning phase"),
+    "resume": Gone(False, False, "an interrupted run is continued with a flag of the script, not by its config"),
 }
 # Keys that never changed a run: notes to oneself, and what SAELens wrote into the cfg.json of an SAE.
 WITHOUT_EFFECT = (
@@ -102,44 +95,36 @@ TOPK_DEFAULT = 100
 
 def is_flat(values: Mapping[str, Any]) -> bool:
     """Whether a config is in the flat layout: no section of SAELens 6, and a key that stood at the top only before."""
-    return not {"sae", "logger"} & values.keys() and bool(
-        (MOVED.keys() | TRANSLATED.keys() | GONE.keys()) & values.keys()
-    )
+    return not {"sae", "logger"} & values.keys() and bool({*MOVED, *TRANSLATED, *GONE} & values.keys())
 
 
 def flat_name(name: str) -> str | None:
-    """What a dotted name of SAELens 6 is called in the flat layout; None where it has no name there.
+    """What a dotted name of SAELens 6 is called in the flat layout; None if it has no name there.
 
     >>> flat_name("sae.l1_coefficient"), flat_name("device"), flat_name("sae.decoder_init_norm")
     ('l1_coefficient', 'device', None)
     """
     if "." not in name:
         return name
-    return next((old for old, (_, new) in MOVED.items() if new == name), None)
+    return next((old for old, new in MOVED.items() if new == name), None)
 
 
-def translate(values: Mapping[str, Any], same: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def translate(values: Mapping[str, Any], same: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """A flat config as SAELens 6 has it, with sections `sae` and `logger`.
 
     Args:
-        values: the keys of the file.
-        same: keys that stand at the top in either layout, with their types, those of this project among them.
+        values: the keys of the file, all of them known.
+        same: keys that stand at the top in either layout, those of this project among them.
 
     Returns:
         The config, and lines for the user: what was left out and why, what means something else now.
 
     Raises:
-        UserError: an unknown key, a wrong type, two keys that contradict each other, or a value that asks for
-            something that SAELens 6 cannot do.
+        UserError: a wrong type, two keys that contradict each other, or a value that asks for something that SAELens 6
+            cannot do.
     """
-    types = {key: kind for key, (kind, _) in MOVED.items()} | TRANSLATED
-    types |= {key: gone.type for key, gone in GONE.items()} | dict.fromkeys(WITHOUT_EFFECT, Any) | dict(same)
-    refuse_unknown(list(values), list(types))
-    given = DEFAULTS | {key: coerce(value, types[key], key) for key, value in values.items()}
-
+    given = DEFAULTS | {key: coerce(value, TYPES.get(key, Any), key) for key, value in values.items()}
     architecture = given.setdefault("architecture", "standard")
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"architecture is {architecture!r}; {one_of(ARCHITECTURES)} in the flat layout")
     left_out = _refuse_gone(given, values, architecture)
     left_out += [f"{key} (without effect)" for key in WITHOUT_EFFECT if key in values]
     _check_hook_layer(given)
@@ -155,24 +140,23 @@ def translate(values: Mapping[str, Any], same: Mapping[str, Any]) -> tuple[dict[
 
     result: dict[str, Any] = {key: given[key] for key in same if key in given and key not in WITHOUT_EFFECT}
     sections: dict[str, dict[str, Any]] = {"sae": {}, "logger": {}}
-    for key, (_, name) in MOVED.items():
-        section, _, new = name.partition(".")
+    for key, name in MOVED.items():
         if key in given:
-            sections[section][new] = given[key]
+            sections[name.partition(".")[0]][key] = given[key]
     sections["sae"]["decoder_init_norm"] = HEURISTIC_NORM if given.get("decoder_heuristic_init") else None
     left_out += _fit_architecture(sections["sae"], given, values)
     lines = [f"SAELens 6 has no use for these keys, left out: {', '.join(left_out)}"] * bool(left_out)
     if "n_batches_in_buffer" in values:
         buffer, rows = given["n_batches_in_buffer"], given.get("store_batch_size_prompts", 32)
         lines.append(
-            f"n_batches_in_buffer counts rows in SAELens 6: {buffer} rows are mixed at a time, where SAELens 5 mixed "
+            f"n_batches_in_buffer counts rows in SAELens 6: {buffer} rows are mixed at a time; SAELens 5 mixed "
             f"{buffer} × store_batch_size_prompts = {buffer * rows}"
         )
     return result | sections, lines
 
 
 def _refuse_gone(given: Mapping[str, Any], values: Mapping[str, Any], architecture: str) -> list[str]:
-    """Raise `UserError` where a key of `GONE` asks for what is gone; of the others, phrases on those in `values`."""
+    """Raise `UserError` if a key of `GONE` asks for what is gone; of the others, phrases on those in `values`."""
     left_out = []
     for key, gone in GONE.items():
         value = given.get(key, gone.default)
@@ -232,7 +216,7 @@ def _fit_architecture(sae: dict[str, Any], given: Mapping[str, Any], values: Map
         sae["l0_warm_up_steps"] = sae.pop("l1_warm_up_steps", 0)
     if architecture == "topk":
         # SAELens 6 would rank pre-activations by decoder norm unless told otherwise.
-        sae.update(k=coerce(arguments.get("k", TOPK_DEFAULT), int, "activation_fn_kwargs.k"))
+        sae.update(k=arguments.get("k", TOPK_DEFAULT))
         sae.update(rescale_acts_by_decoder_norm=False)
     return [f"{key} (no part of architecture {architecture})" for key in unused if key in values]
 

@@ -25,10 +25,10 @@ def firing_counts(features: torch.Tensor) -> torch.Tensor:
     return torch.stack([part.sum(0, dtype=torch.uint8) for part in active.split(255)]).sum(0, dtype=torch.float32)
 
 
-def quicken(sae: TrainingSAE[Any]) -> None:
+def skip_needless_work(sae: TrainingSAE[Any]) -> None:
     """Spare the training step of `sae`, in place, work that does not change its result.
 
-    - Where the decoder bias is not subtracted from the input, SAELens subtracts 0 · b_dec, and the backward pass
+    - If the decoder bias is not subtracted from the input, SAELens subtracts 0 · b_dec, and the backward pass
       computes the gradient of the input for it: one of six matrix products of a step.
     - The L1 penalty of a standard SAE, λ · mean over tokens of Σ_i |f_i · ‖d_i‖| with f_i ≥ 0, is a matrix-vector
       product; SAELens writes out the products and their signs, each as large as all feature activations.
@@ -61,12 +61,12 @@ class Trainer(SAETrainer[TrainingSAE[Any], Any]):
         """
         Args:
             between_steps: may save a checkpoint; what it raises ends the training.
-            save_snapshot: is called where `n_checkpoints` divides the run.
+            save_snapshot: is called as often as `n_checkpoints` says.
         """
         super().__init__(*args, **kwargs)
         self.between_steps, self.save_snapshot = between_steps, save_snapshot
         self.norm_batches, self.norm_sum, self.norm_count = 0, 0.0, 0
-        quicken(self.sae)
+        skip_needless_work(self.sae)
         for group in self.optimizer.param_groups:
             group["fused"] = True  # one pass over weights and moments; parameters and state are those of plain Adam
 

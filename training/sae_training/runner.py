@@ -10,34 +10,35 @@ import signal
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import checkpoints
 import torch
 import wandb
-from activations import ActivationSource, ActivationStream, Prefetched, read_tokens
-from held_out import HeldOutEvaluator, Quality
 from sae_lens import SAE, LanguageModelSAETrainingRunner
-from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
-from sae_lens.constants import SAE_CFG_FILENAME as SAE_CONFIG
+from sae_lens.constants import SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.training.prefetch import PrefetchingIterator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from trainer import Trainer
 
+from sae_training import checkpoints
+from sae_training.activations import ActivationSource, ActivationStream, Prefetched, read_tokens
+from sae_training.checkpoints import SAE_CONFIG, SUMMARY
+from sae_training.held_out import HeldOutEvaluator
+from sae_training.trainer import Trainer
 from transformer_lens_r1.loading import quiet
 from transformer_lens_r1.shared.errors import UserError, first_line
 from transformer_lens_r1.shared.files import atomic_directory, write_json
+from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig
     from sae_lens.saes.sae import TrainingSAE
 
-SUMMARY = "training_summary.json"
 STREAM_STATE = "activations.safetensors"
 SAVING_FAILS = (OSError, RuntimeError, SafetensorError)  # a full disk, as the three libraries that write report it
 
@@ -47,34 +48,30 @@ logger = logging.getLogger(__name__)
 class Stopped(Exception):
     """The run was asked to stop, and did."""
 
-    def __init__(self, signum: int, where: str) -> None:
-        """Args: the signal, and what is left of the run: a sentence that ends where the command to resume goes."""
-        super().__init__(where)
+    def __init__(self, signum: int, message: str) -> None:
+        """Args: the signal, and what is left of the run: a sentence that the command to resume completes."""
+        super().__init__(message)
         self.signum = signum
 
 
-class StopSignals:
-    """While entered, Ctrl-C and SIGTERM are remembered in `received`; a second one ends the process at once."""
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Yield a list that Ctrl-C and SIGTERM are noted in; a second one ends the process at once."""
+    received: list[int] = []
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.previous: dict[int, Any] = {}
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        restore()
 
-    def __enter__(self) -> StopSignals:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self.previous[signum] = signal.signal(signum, self._note)
-        return self
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signum
-        self._restore()
-
-    def _restore(self) -> None:
-        for signum, handler in self.previous.items():
-            signal.signal(signum, handler)
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        restore()
 
 
 class Runner(LanguageModelSAETrainingRunner):
@@ -86,35 +83,52 @@ class Runner(LanguageModelSAETrainingRunner):
         model: Any,
         train_rows: Dataset,
         held_out_rows: Dataset,
-        own: Mapping[str, Any],
+        extra: Mapping[str, Any],
     ) -> None:
-        """See `train`."""
-        torch.set_float32_matmul_precision(own["float32_matmul_precision"])
+        """
+        Args:
+            cfg: what `build_config` made.
+            model: a TransformerBridge with at least the hook's layers, all of them for `evaluate_cross_entropy`.
+            train_rows: column `tokens`, rows of `cfg.context_size` ids.
+            held_out_rows: the same, for the figures in the summary.
+            extra: the values of `config.EXTRA_KEYS`.
+        """
+        torch.set_float32_matmul_precision(extra["float32_matmul_precision"])
         # SAELens draws the initial weights from torch's global generator, which it never seeds.
         torch.manual_seed(cfg.seed)
         with warnings.catch_warnings(), quiet("sae_lens"):  # it warns that a model and a data set were handed to it
             # It compares a number of rows with a number of tokens; `report_epochs` says it right.
             warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
             super().__init__(cfg, override_model=model, override_dataset=train_rows)
-        self.own = own
+        self.extra = extra
         self.folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path)
-        source = ActivationSource.of_store(self.activations_store, compiled=cfg.compile_llm)
+        source = ActivationSource.of_config(cfg, self.model)
         self.stream = ActivationStream.of_config(cfg, source, train_rows)
-        self.evaluator = make_evaluator(cfg, source, held_out_rows, own)
+        self.evaluator = HeldOutEvaluator(
+            source,
+            held_out_rows,
+            batch_size=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts,
+            cross_entropy=extra["evaluate_cross_entropy"],
+        )
         self.manifest: dict[str, Any] = {
-            "config": config_of_run(cfg, own),
+            "config": checkpoints.run_settings(cfg, extra),
             "rows": len(train_rows),
             "rows_sha256": hash_rows(train_rows, held_out_rows),
             "wandb_id": cfg.logger.wandb_id,
             "seconds": 0.0,
         }
-        self.summary: dict[str, Any] = {}
 
     def run(self, checkpoint: Path | None = None) -> dict[str, Any]:
-        """Train, from `checkpoint` if there is one, and write the SAE.
+        """Train and write the SAE to `cfg.output_path`, whole or not at all.
+
+        Args:
+            checkpoint: a complete one of the same run to continue from.
+
+        Returns:
+            What `training_summary.json` holds.
 
         Raises:
-            Stopped: Ctrl-C or SIGTERM; what there is to save is saved.
+            Stopped: Ctrl-C or SIGTERM came; what there was to save is saved.
         """
         cfg = self.cfg
         self.started = self.last_saved = time.monotonic()
@@ -141,12 +155,13 @@ class Runner(LanguageModelSAETrainingRunner):
             self.provider = Prefetched(self.stream, int(cfg.prefetch_llm_batches))
             self.trainer.data_provider = self.provider
         try:
-            with StopSignals() as self.signals:
+            with stop_signals() as self.signals, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="To copy construct from a tensor")
                 sae = self.trainer.fit()
                 self.save_final_sae(sae, str(cfg.output_path), self.trainer.log_feature_sparsity)
-                if self.signals.received is not None:
-                    where = f"stopped after the last step; the SAE is {cfg.output_path}; measure it with: "
-                    raise Stopped(self.signals.received, where)
+                if self.signals:
+                    message = f"stopped after the last step; the SAE is {cfg.output_path}; measure it with: "
+                    raise Stopped(self.signals[0], message)
         except Stopped as stop:
             if cfg.logger.log_to_wandb:
                 wandb.finish(exit_code=128 + stop.signum)
@@ -155,12 +170,25 @@ class Runner(LanguageModelSAETrainingRunner):
             if isinstance(self.provider, PrefetchingIterator):
                 self.provider.close()
         sae.eval()
-        quality = self.evaluator.quality(sae)
-        if cfg.logger.log_to_wandb:
-            figures = {f"held_out/{name}": value for name, value in quality.figures().items() if name != "tokens"}
-            wandb.log(figures, step=self.trainer.n_training_steps)
+        return self._measure(sae)
+
+    def measure_only(self) -> dict[str, Any]:
+        """Measure the SAE that is on the disk, for a run that was ended after its last step."""
+        return self._measure(SAE.load_from_disk(str(self.cfg.output_path), device=self.cfg.device))
+
+    def _measure(self, sae: Any) -> dict[str, Any]:
+        """Add the held-out figures to the summary beside the SAE, and remove the checkpoints, no longer needed."""
+        figures = self.evaluator.quality(sae).figures()
+        path = Path(str(self.cfg.output_path)) / SUMMARY
+        summary = {**json.loads(path.read_text(encoding="utf-8")), "held_out": figures}
+        if wandb.run is not None:
+            shown = {f"held_out/{name}": value for name, value in figures.items() if name != "tokens"}
+            wandb.log(shown, step=summary["training_steps"])
             wandb.finish()
-        return finish(cfg, quality)
+        write_json(path, summary)
+        if self.folder is not None:
+            checkpoints.remove_all(self.folder)
+        return summary
 
     def save_final_sae(self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: Any = None) -> None:
         """The SAE, whole or not at all, and before anything that measuring may run into."""
@@ -212,10 +240,10 @@ class Runner(LanguageModelSAETrainingRunner):
         )
 
     def _between_steps(self, trainer: Trainer) -> None:
-        every = self.own["checkpoint_every_minutes"]
+        every = self.extra["checkpoint_every_minutes"]
         finished = trainer.n_training_samples >= self.cfg.total_training_tokens
-        if self.signals.received is not None and not finished:
-            raise Stopped(self.signals.received, self._last_words())
+        if self.signals and not finished:
+            raise Stopped(self.signals[0], self._stop_message())
         if self.folder is None or every is None or finished:
             return
         if time.monotonic() - self.last_saved >= 60 * every:
@@ -226,7 +254,7 @@ class Runner(LanguageModelSAETrainingRunner):
                 logger.warning("no checkpoint at step %d: %s", trainer.n_training_steps, first_line(error))
             self.last_saved = time.monotonic()
 
-    def _last_words(self) -> str:
+    def _stop_message(self) -> str:
         """Save if there is a place for it, and say what is left."""
         steps = f"stopped after step {self.trainer.n_training_steps:,} of {self.cfg.total_training_steps:,}"
         if self.folder is None:
@@ -258,17 +286,12 @@ class Runner(LanguageModelSAETrainingRunner):
             "tokens": trainer.n_training_samples,
             "trainer": trainer.state(),
         }
-        return checkpoints.write(self.folder, name, save, manifest, keep=self.own["checkpoints_kept"])
+        return checkpoints.write(self.folder, name, save, manifest, keep=self.extra["checkpoints_kept"])
 
     def _check_rows(self, checkpoint: Path) -> None:
         saved = checkpoints.read_manifest(checkpoint)
-        for name in ("rows", "rows_sha256"):
-            if saved[name] != self.manifest[name]:
-                counts = f"{saved['rows']} training rows there, {self.manifest['rows']} now"
-                raise UserError(
-                    f"{checkpoint} was made with other rows than {self.cfg.dataset_path} gives now ({counts}); restore "
-                    "the data, or start a new run with another output_path"
-                )
+        rows = [{key: manifest[key] for key in ("rows", "rows_sha256")} for manifest in (saved, self.manifest)]
+        check_same_run(checkpoint, *rows, remedy=checkpoints.REMEDY)
         self.manifest |= {name: saved[name] for name in ("wandb_id", "seconds")}
 
     def _load(self, checkpoint: Path) -> None:
@@ -284,31 +307,24 @@ class Runner(LanguageModelSAETrainingRunner):
         if self.folder is None:
             return
         folder = self.folder / str(trainer.n_training_samples)
+        sae, scaler = copy.deepcopy(trainer.sae), trainer.activation_scaler
+        if scaler.scaling_factor is not None:
+            sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+        if scaler.whitening is not None:
+            sae.fold_activation_whitening(
+                mean=scaler.whitening.mean,
+                whitening_matrix=scaler.whitening.matrix,
+                unwhitening_matrix=scaler.whitening.inverse_matrix,
+            )
         try:
-            self._write_snapshot(trainer, folder)
+            with atomic_directory(folder) as temporary:
+                sae.save_inference_model(temporary)
+                save_file({"sparsity": trainer.log_feature_sparsity}, temporary / SPARSITY_FILENAME)
         except SAVING_FAILS as error:
             # A full disk must not end a run of days.
             logger.warning("no snapshot at step %d: %s", trainer.n_training_steps, first_line(error))
         else:
             self._log_files(folder)
-
-    def _write_snapshot(self, trainer: Trainer, path: Path) -> None:
-        sae = copy.deepcopy(trainer.sae)
-        if trainer.activation_scaler.scaling_factor is not None:
-            sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-        whitening = trainer.activation_scaler.whitening
-        if whitening is not None:
-            sae.fold_activation_whitening(
-                mean=whitening.mean, whitening_matrix=whitening.matrix, unwhitening_matrix=whitening.inverse_matrix
-            )
-        with atomic_directory(path) as folder:
-            sae.save_inference_model(folder)
-            save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
-
-
-def config_of_run(cfg: LanguageModelSAERunnerConfig[Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as a checkpoint keeps it: SAELens' keys and this project's own that decide the result."""
-    return {**cfg.to_dict(), "float32_matmul_precision": own["float32_matmul_precision"]}
 
 
 def hash_rows(*parts: Dataset) -> str:
@@ -318,103 +334,3 @@ def hash_rows(*parts: Dataset) -> str:
         for index in range(0, len(rows), max(1, len(rows) // 64)):
             digest.update(read_tokens(rows, index, index + 1).numpy().tobytes())
     return digest.hexdigest()
-
-
-def make_evaluator(
-    cfg: LanguageModelSAERunnerConfig[Any], source: ActivationSource, rows: Dataset, own: Mapping[str, Any]
-) -> HeldOutEvaluator:
-    """The measurement that a run's configuration asks for."""
-    batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
-    return HeldOutEvaluator(source, rows, batch_size=batch_size, cross_entropy=own["evaluate_cross_entropy"])
-
-
-def finish(cfg: LanguageModelSAERunnerConfig[Any], quality: Quality) -> dict[str, Any]:
-    """Add the held-out figures to the summary beside the SAE, and remove the run's checkpoints, now of no more use."""
-    path = Path(str(cfg.output_path)) / SUMMARY
-    summary = {**json.loads(path.read_text(encoding="utf-8")), "held_out": quality.figures()}
-    write_json(path, summary)
-    if cfg.checkpoint_path is not None:
-        checkpoints.remove_all(Path(cfg.checkpoint_path))
-    return summary
-
-
-def measure_only(
-    cfg: LanguageModelSAERunnerConfig[Any], model: Any, held_out_rows: Dataset, own: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Measure an SAE that is on the disk, for a run that was ended after its last step."""
-    source = ActivationSource(model, cfg.hook_name, cfg.seqpos_slice, excluded_ids(cfg, model), cfg.autocast_lm)
-    sae = SAE.load_from_disk(str(cfg.output_path), device=cfg.device)
-    return finish(cfg, make_evaluator(cfg, source, held_out_rows, own).quality(sae))
-
-
-def excluded_ids(cfg: LanguageModelSAERunnerConfig[Any], model: Any) -> torch.Tensor | None:
-    """The token ids at whose positions the SAE is not defined."""
-    from sae_lens.util import get_special_token_ids
-
-    ids = cfg.exclude_special_tokens
-    if ids is False:
-        return None
-    return torch.tensor(get_special_token_ids(model.tokenizer) if ids is True else ids)
-
-
-class Found:
-    """What is on the disk of the run that a config describes."""
-
-    def __init__(self, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-        output = Path(str(cfg.output_path))
-        in_folder = [] if cfg.checkpoint_path is None else checkpoints.complete(Path(cfg.checkpoint_path))
-        self.checkpoint = in_folder[0] if in_folder else None
-        self.output = output
-        self.is_trained = (output / SAE_CONFIG).is_file() and (output / SUMMARY).is_file()
-        if self.is_trained and self.checkpoint is not None:
-            # An SAE that is older than the checkpoint is the result of an earlier run, which this one will replace.
-            times = [(path / SAE_CONFIG).stat().st_mtime_ns for path in (output, self.checkpoint)]
-            self.is_trained = times[0] >= times[1]
-        self.is_measured = self.is_trained and "held_out" in json.loads((output / SUMMARY).read_text(encoding="utf-8"))
-
-    def check_fresh(self) -> None:
-        """Raise `UserError` where a new run would lose what an interrupted one has saved."""
-        if self.checkpoint is not None and not self.is_trained:
-            raise UserError(
-                f"{self.checkpoint} is of a run that has not ended: add --resume to continue it, delete "
-                f"{self.checkpoint.parent} to drop it, or name another output_path"
-            )
-
-    def check_same_run(self, cfg: LanguageModelSAERunnerConfig[Any], own: Mapping[str, Any]) -> None:
-        """Raise `UserError` where what there is belongs to a run with another config."""
-        if self.is_trained:
-            saved = json.loads((self.output / RUNNER_CFG_FILENAME).read_text(encoding="utf-8"))
-            checkpoints.check_same_run(self.output, saved, cfg.to_dict())
-        elif self.checkpoint is not None:
-            saved = checkpoints.read_manifest(self.checkpoint)["config"]
-            checkpoints.check_same_run(self.checkpoint, saved, config_of_run(cfg, own))
-
-
-def train(
-    cfg: LanguageModelSAERunnerConfig[Any],
-    model: Any,
-    train_rows: Dataset,
-    held_out_rows: Dataset,
-    *,
-    own: Mapping[str, Any],
-    checkpoint: Path | None = None,
-) -> dict[str, Any]:
-    """Train and write the SAE to `cfg.output_path`, whole or not at all.
-
-    Args:
-        cfg: what `build_config` made.
-        model: a TransformerBridge with at least the hook's layers, all of them for `evaluate_cross_entropy`.
-        train_rows: column `tokens`, rows of `cfg.context_size` ids.
-        held_out_rows: the same, for the figures in the summary.
-        own: the values of `training_config.OWN_KEYS`.
-        checkpoint: a complete one of the same run to continue from.
-
-    Returns:
-        What `training_summary.json` holds.
-
-    Raises:
-        Stopped: Ctrl-C or SIGTERM came; what there was to save is saved.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
-        return Runner(cfg, model, train_rows, held_out_rows, own).run(checkpoint)

@@ -11,19 +11,20 @@ import sys
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from config_values import coerce, dotted, one_of, read_yaml, refuse_unknown
+from pydantic import Field
 
-from transformer_lens_r1.shared.arguments import DTYPES
-from transformer_lens_r1.shared.errors import UserError, did_you_mean
+from sae_training import flat_config, sae_lens_keys
+from sae_training.config_values import coerce, dotted, read_yaml, refuse_unknown
+from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig
 
 REQUIRED = ("model_name", "dataset_path", "hook_name", "context_size", "training_tokens", "output_path")
-CHECKPOINT_PATH = "checkpoints"  # SAELens' default
 REQUIRED_SAE = ("d_in", "d_sae")
+CHECKPOINT_PATH = "checkpoints"  # SAELens' default
 
 # Keys of SAELens that have one possible value here, with the reason.
 FIXED: dict[str, tuple[Any, str]] = {
@@ -40,55 +41,44 @@ FIXED: dict[str, tuple[Any, str]] = {
 }
 
 
-class OwnKey(NamedTuple):
-    """A key that SAELens does not have."""
+Positive = Field(gt=0)
+Dtype = Literal["bfloat16", "float16", "float32"]
 
-    type: Any
-    default: Any
-
-
-# Keys that SAELens does not have: `own_settings` gives their values.
-OWN_KEYS = {
-    "checkpoint_every_minutes": OwnKey(float | None, 15.0),  # null: only on Ctrl-C and SIGTERM
-    "checkpoints_kept": OwnKey(int, 2),
+# Keys that SAELens does not have, with their types and defaults: `extra_settings` gives their values.
+EXTRA_KEYS: dict[str, tuple[Any, Any]] = {
+    "checkpoint_every_minutes": (Annotated[float, Positive] | None, 15.0),  # null: only on Ctrl-C and SIGTERM
+    "checkpoints_kept": (Annotated[int, Positive], 2),
     # The model's loss with the SAE in place, for which all its layers are loaded; without, only those up to the hook.
-    "evaluate_cross_entropy": OwnKey(bool, True),
+    "evaluate_cross_entropy": (bool, True),
     # Of float32 matrix products, as torch.set_float32_matmul_precision knows it: "high" is TF32 on a GPU.
-    "float32_matmul_precision": OwnKey(Literal["highest", "high", "medium"], "highest"),
+    "float32_matmul_precision": (Literal["highest", "high", "medium"], "highest"),
 }
 
 # Written by SAELens itself, or without effect.
 NOT_SETTABLE = ("hook_eval", "sae_lens_version", "sae_lens_training_version")
 
-MODEL_KEYS = {"dtype": str, "center_writing_weights": bool, "revision": str | None, "trust_remote_code": bool}
+MODEL_KEYS = {"dtype": Dtype, "center_writing_weights": bool, "revision": str | None, "trust_remote_code": bool}
 
-POSITIVE = (
-    "context_size",
-    "eval_batch_size_prompts",
-    "training_tokens",
-    "train_batch_size_tokens",
-    "store_batch_size_prompts",
-    "n_batches_in_buffer",
-    "n_batches_for_norm_estimate",
-    "n_eval_batches",
-    "lr",
-    "dead_feature_window",
-    "feature_sampling_window",
-    "n_restart_cycles",
-    "sae.d_in",
-    "sae.d_sae",
-    "logger.wandb_log_frequency",
-    "logger.eval_every_n_wandb_logs",
-)
-NON_NEGATIVE = (
-    "lr_end",
-    "lr_warm_up_steps",
-    "lr_decay_steps",
-    "n_checkpoints",
-    "sae.l1_coefficient",
-    "sae.l1_warm_up_steps",
-)
-SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+# What SAELens' types do not say. A wrong value would end the run late, or change it without a word.
+NARROWER: dict[str, Any] = {
+    "dtype": Dtype,
+    "lr_scheduler_name": Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"],
+    "lr": Annotated[float, Positive],
+    **dict.fromkeys(("activations_mixing_fraction", "adam_beta1", "adam_beta2"), Annotated[float, Field(ge=0, lt=1)]),
+    **dict.fromkeys(
+        (
+            "context_size", "training_tokens", "train_batch_size_tokens", "store_batch_size_prompts",
+            "n_batches_in_buffer", "n_batches_for_norm_estimate", "n_eval_batches", "dead_feature_window",
+            "feature_sampling_window", "n_restart_cycles", "sae.d_in", "sae.d_sae", "logger.wandb_log_frequency",
+            "logger.eval_every_n_wandb_logs",
+        ),
+        Annotated[int, Positive],
+    ),
+    **dict.fromkeys(
+        ("lr_warm_up_steps", "lr_decay_steps", "n_checkpoints", "sae.l1_warm_up_steps"), Annotated[int, Field(ge=0)]
+    ),
+    "sae.l1_coefficient": Annotated[float, Field(ge=0)],
+}  # fmt: skip
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -102,18 +92,13 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         overrides: ``dotted.name=value``, the value read as YAML; of two for the same key the last one counts.
 
     Raises:
-        UserError: there is no such file, it is no YAML mapping, an override has no ``=``, a key is misspelt, or see
+        UserError: there is no such file, it is not a YAML mapping, an override has no ``=``, a key is misspelt, or see
             `flat_config`.
     """
-    import flat_config
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no config file {path}; the ones that come with this repository are in training/configs")
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+    values = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no keys; expected lines like 'model_name: …'")
     flat = flat_config.is_flat(values)
@@ -135,25 +120,25 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     _refuse_misspelt(values, flat=flat)
     if not flat:
         return values
-    translated, notes = flat_config.translate(values, _top_types() | {key: own.type for key, own in OWN_KEYS.items()})
+    values, notes = flat_config.translate(values, [*sae_lens_keys.TOP, *EXTRA_KEYS])
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     for name, value in sectioned:
-        _put(translated, name, value)
-    return translated
+        _put(values, name, value)
+    _refuse_misspelt(values, flat=False)
+    return values
 
 
 def _refuse_misspelt(values: Mapping[str, Any], *, flat: bool) -> None:
-    import flat_config
-    import sae_lens_keys
-
-    known = [*sae_lens_keys.TOP, *OWN_KEYS]
+    known = [*sae_lens_keys.TOP, *EXTRA_KEYS]
     if flat:
         known += flat_config.KEYS
     else:
         known += ["sae", "logger", *dotted("sae", sae_lens_keys.SAE), *dotted("logger", sae_lens_keys.LOGGER)]
-    sections = {name: values[name] for name in ("sae", "logger") if isinstance(values.get(name), dict)}
-    refuse_unknown([*values, *(key for name, keys in sections.items() for key in dotted(name, keys))], known)
+    given = list(values)
+    for name in ("sae", "logger"):
+        given += dotted(name, values[name]) if isinstance(values.get(name), dict) else []
+    refuse_unknown(given, known)
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
@@ -165,53 +150,38 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
     values[key] = value
 
 
-def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `OWN_KEYS` in a config, checked, with their defaults where they are left out.
+def extra_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `EXTRA_KEYS` in a config, checked, with their defaults for those that are left out.
 
     Raises:
         UserError: a wrong type, or a number that is not more than 0.
     """
-    settings = {}
-    for key, own in OWN_KEYS.items():
-        value = settings[key] = coerce(values.get(key, own.default), own.type, key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            raise UserError(f"{key} is {value}, expected more than 0")
-    return settings
+    return {key: coerce(values.get(key, default), kind, key) for key, (kind, default) in EXTRA_KEYS.items()}
 
 
 def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]:
-    """SAELens' configuration object for `values`, in SAELens 6's own layout; `OWN_KEYS` are checked and left out.
+    """SAELens' configuration object for what `read_config` gave; `EXTRA_KEYS` are left out.
 
-    Where a key is left out, SAELens' default holds, except that `sae.device` and `sae.dtype` follow `device` and
+    For a key that is left out SAELens' default holds, except that `sae.device` and `sae.dtype` follow `device` and
     `dtype`, and that what is in `FIXED` is so.
 
     Raises:
-        UserError: an unknown or missing key at any depth, a value of the wrong type or out of its range, or two values
-            that do not fit each other.
+        UserError: a missing key, one that the architecture does not have, a value of the wrong type or out of its
+            range, or two values that do not fit each other.
     """
     from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-    own_settings(values)
-    top = {key: value for key, value in values.items() if key not in OWN_KEYS}
-    sae_values, logger_values = (_section(top, name) for name in ("sae", "logger"))
-    architecture = sae_values.pop("architecture", "standard")
-    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
-        guess = did_you_mean(str(architecture), SAE_TRAINING_CLASS_REGISTRY)
-        raise UserError(f"sae.architecture is {architecture!r}{guess}; {one_of(SAE_TRAINING_CLASS_REGISTRY)}")
+    top = {key: value for key, value in values.items() if key not in EXTRA_KEYS}
+    sae_values, logger_values = (dict(coerce(top.pop(name, None) or {}, dict, name)) for name in ("sae", "logger"))
+    architectures = Literal[tuple(SAE_TRAINING_CLASS_REGISTRY)]  # type: ignore[valid-type]
+    architecture = coerce(sae_values.pop("architecture", "standard"), architectures, "sae.architecture")
     sae_class = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
-
-    top_types = _top_types()
-    sae_types = _field_types(sae_class, leave_out=("metadata",))
-    logger_types = _field_types(LoggingConfig)
-    known = [*top_types, *OWN_KEYS, "sae.architecture", *dotted("sae", sae_types), *dotted("logger", logger_types)]
-    refuse_unknown([*top, *dotted("sae", sae_values), *dotted("logger", logger_values)], known)
     missing = [key for key in REQUIRED if top.get(key) is None]
     missing += dotted("sae", [key for key in REQUIRED_SAE if sae_values.get(key) is None])
     if missing:
         raise UserError(f"the config lacks {', '.join(missing)}")
-
-    top = {key: coerce(value, top_types[key], key) for key, value in top.items()}
+    top = _typed(top, LanguageModelSAERunnerConfig)
     for key, (only, reason) in FIXED.items():
         if top.setdefault(key, only) != only:
             raise UserError(f"{key} is {top[key]!r}, but can only be {only!r} here: {reason}")
@@ -220,16 +190,13 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
         whole = top.setdefault(key, default)
         if sae_values.setdefault(key, whole) != whole:
             raise UserError(f"sae.{key} is {sae_values[key]!r} but {key} is {whole!r}; leave sae.{key} out")
-    sae_values = {key: coerce(value, sae_types[key], f"sae.{key}") for key, value in sae_values.items()}
-    logger_values = {key: coerce(value, logger_types[key], f"logger.{key}") for key, value in logger_values.items()}
-
     try:
-        cfg = LanguageModelSAERunnerConfig(
-            sae=sae_class(**sae_values), logger=LoggingConfig(**logger_values), **{"verbose": False, **top}
-        )
+        sae = sae_class(**_typed(sae_values, sae_class, "sae."))
+        logger = LoggingConfig(**_typed(logger_values, LoggingConfig, "logger."))
+        cfg = LanguageModelSAERunnerConfig(sae=sae, logger=logger, **{"verbose": False, **top})
     except (TypeError, ValueError) as error:
         raise UserError(f"SAELens refuses the config: {error}") from error
-    check_values(cfg)
+    _check_steps(cfg)
     if cfg.checkpoint_path is not None:
         # SAELens adds a random id, under which a later process would not find a run's checkpoints.
         folder = Path(top.get("checkpoint_path", CHECKPOINT_PATH))
@@ -237,29 +204,29 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
     return cfg
 
 
-def check_values(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raise `UserError` for a value out of its range, or two values that do not fit each other."""
-    for name in (*POSITIVE, *NON_NEGATIVE):
-        section, _, key = name.rpartition(".")
-        value = getattr(getattr(cfg, section) if section else cfg, key, None)
-        if value is not None and (value < 0 or (value == 0 and name in POSITIVE)):
-            raise UserError(f"{name} is {value}, expected {'more than' if name in POSITIVE else 'at least'} 0")
-    for name, value in (("dtype", cfg.dtype), ("model_from_pretrained_kwargs.dtype", model_dtype(cfg))):
-        if value not in DTYPES:
-            raise UserError(f"{name} is {value!r}{did_you_mean(value, DTYPES)}; {one_of(DTYPES)}")
-    if cfg.lr_scheduler_name not in SCHEDULERS:
-        guess = did_you_mean(cfg.lr_scheduler_name, SCHEDULERS)
-        raise UserError(f"lr_scheduler_name is {cfg.lr_scheduler_name!r}{guess}; {one_of(SCHEDULERS)}")
-    steps = cfg.total_training_steps
-    if steps < 1:
+def _typed(values: Mapping[str, Any], cls: type, section: str = "") -> dict[str, Any]:
+    """Values as the fields of a dataclass are declared; a key that it does not have is its constructor's to refuse."""
+    types = field_types(cls)
+    return {
+        key: coerce(value, NARROWER.get(f"{section}{key}", types.get(key, Any)), f"{section}{key}")
+        for key, value in values.items()
+    }
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The fields of a configuration class of SAELens that a config may set, with their types."""
+    hints = typing.get_type_hints(cls)
+    leave_out = ("metadata", "sae", "logger", *NOT_SETTABLE)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.name not in leave_out}
+
+
+def _check_steps(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Refuse a schedule or a buffer that SAELens would take, and make another run of."""
+    steps, scheduled = cfg.total_training_steps, cfg.lr_warm_up_steps + cfg.lr_decay_steps
+    if steps < 1 or scheduled > steps:
         raise UserError(
-            f"training_tokens ({cfg.training_tokens}) is less than one batch (train_batch_size_tokens "
-            f"{cfg.train_batch_size_tokens})"
-        )
-    if cfg.lr_warm_up_steps + cfg.lr_decay_steps > steps:
-        raise UserError(
-            f"lr_warm_up_steps and lr_decay_steps add up to {cfg.lr_warm_up_steps + cfg.lr_decay_steps} steps, but "
-            f"training_tokens / train_batch_size_tokens is {steps} steps"
+            f"training_tokens / train_batch_size_tokens is {steps} steps, but lr_warm_up_steps and lr_decay_steps add "
+            f"up to {scheduled} steps; expected no more, and one step at least"
         )
     buffer = cfg.n_batches_in_buffer * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     if buffer < cfg.train_batch_size_tokens:
@@ -267,34 +234,11 @@ def check_values(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"the buffer of n_batches_in_buffer × context_size = {buffer} tokens is smaller than a batch "
             f"(train_batch_size_tokens {cfg.train_batch_size_tokens}); raise n_batches_in_buffer"
         )
-    for name in ("activations_mixing_fraction", "adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(cfg, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}, expected 0 to below 1")
-    if cfg.from_pretrained_path is not None and not Path(cfg.from_pretrained_path).is_dir():
-        raise UserError(f"from_pretrained_path is {cfg.from_pretrained_path}, but there is no such folder")
 
 
 def model_dtype(cfg: LanguageModelSAERunnerConfig[Any]) -> str:
-    """The language model's number format; float32 where the config does not say."""
+    """The language model's number format; float32 if the config does not say."""
     return (cfg.model_from_pretrained_kwargs or {}).get("dtype", "float32")
-
-
-def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    section = values.pop(name, None) or {}
-    if not isinstance(section, dict):
-        raise UserError(f"{name} is {section!r}, expected a section of keys")
-    return dict(section)
-
-
-def _top_types() -> dict[str, Any]:
-    from sae_lens import LanguageModelSAERunnerConfig
-
-    return _field_types(LanguageModelSAERunnerConfig, leave_out=("sae", "logger", *NOT_SETTABLE))
-
-
-def _field_types(cls: type, leave_out: Sequence[str] = ()) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.name not in leave_out}
 
 
 def _model_arguments(values: dict[str, Any] | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformer_lens_r1.shared.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig
+    from transformers import PretrainedConfig
 
 # At most this part of the rows is held out, however many `n_eval_batches` asks for.
 MAX_HELD_OUT = 0.1
@@ -32,7 +33,7 @@ def resolve_devices(values: dict[str, Any]) -> None:
 
 
 def check_wandb(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raise `UserError` where the run would log to W&B but W&B has no key, or refuses the one there is."""
+    """Raise `UserError` if the run would log to W&B but W&B has no key, or refuses the one there is."""
     if not cfg.logger.log_to_wandb or os.environ.get("WANDB_MODE", "online") != "online":
         return
     import wandb
@@ -54,20 +55,16 @@ def hub_arguments(cfg: LanguageModelSAERunnerConfig[Any]) -> dict[str, Any]:
     return {key: given[key] for key in ("revision", "trust_remote_code") if key in given}
 
 
-def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
-    """The number of layers to load, once the model's configuration fits the run's.
-
-    One more than the hook needs, where there is one: SAELens stops the forward pass where the layer behind the hook
-    begins, and without such a layer the final norm and the unembedding would run for nothing.
+def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> PretrainedConfig:
+    """The model's config.json, once it fits the run's configuration.
 
     Raises:
         UserError: no such model, no such layer in it, or sae.d_in is not its width.
     """
     from transformer_lens_r1.loading import hook_layer, load_config
 
-    layer = hook_layer(cfg.hook_name)
     model_config = load_config(cfg.model_name, **hub_arguments(cfg))
-    if layer >= model_config.num_hidden_layers:
+    if hook_layer(cfg.hook_name) >= model_config.num_hidden_layers:
         raise UserError(
             f"hook_name is {cfg.hook_name}, but {cfg.model_name} has layers 0 to {model_config.num_hidden_layers - 1}"
         )
@@ -76,32 +73,35 @@ def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
             f"sae.d_in is {cfg.sae.d_in}, but the residual stream of {cfg.model_name} is "
             f"{model_config.hidden_size} wide; set sae.d_in to {model_config.hidden_size}"
         )
-    return min(layer + 2, model_config.num_hidden_layers)
+    return model_config
+
+
+def layers_to_load(cfg: LanguageModelSAERunnerConfig[Any], model_config: PretrainedConfig) -> int:
+    """Layers of the model that a run without its loss needs: one more than the hook's, if there is one.
+
+    SAELens stops the forward pass at the start of the layer behind the hook; without such a layer, the final norm and
+    the unembedding would run for nothing.
+    """
+    from transformer_lens_r1.loading import hook_layer
+
+    return min(hook_layer(cfg.hook_name) + 2, model_config.num_hidden_layers)
 
 
 def checked_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> tuple[Dataset, Dataset]:
     """Token rows to train on and rows held out, once they fit the run and its model.
 
-    Says on stderr where the data's tokenizer is not known, and where the data is read more than once.
-
     Raises:
-        UserError: see `check_tokenizer`, `load_tokens` and `split_rows`.
+        UserError: see `check_tokenizer` and `load_tokens`.
     """
-    # The tokenizer first: it takes a small file, where the rows may take gigabytes from the Hub.
-    tokenizer_known = check_tokenizer(cfg)
+    # The tokenizer first: it takes a small file, but the rows may take gigabytes from the Hub.
+    check_tokenizer(cfg)
     train_rows, held_out_rows = split_rows(cfg, load_tokens(cfg))
-    check_measurable(cfg, held_out_rows)
-    if not tokenizer_known:
-        say(f"note: {cfg.dataset_path} does not say which tokenizer made it; taken on trust")
     report_epochs(cfg, train_rows)
     return train_rows, held_out_rows
 
 
-def check_tokenizer(cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
+def check_tokenizer(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """Compare the tokenizer that made the data, as its `provenance.json` names it, with the model's.
-
-    Returns:
-        Whether there was anything to compare: False where the data does not say which tokenizer made it.
 
     Raises:
         UserError: the tokens were made with another vocabulary.
@@ -113,13 +113,13 @@ def check_tokenizer(cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
     provenance = read_provenance(cfg.dataset_path)
     made_with = (provenance or {}).get("tokenizer") or {}
     if made_with.get("vocabulary_sha256") is None:
-        return False
+        print(f"note: {cfg.dataset_path} does not say which tokenizer made it; taken on trust", file=sys.stderr)
+        return
     if vocabulary_hash(load_tokenizer(cfg.model_name, **hub_arguments(cfg))) != made_with["vocabulary_sha256"]:
         raise UserError(
             f"{cfg.dataset_path} was made with the tokenizer of {made_with.get('name')}, in which the same id means "
             f"other text than in that of {cfg.model_name}; tokenise the data for this model, or train on that one"
         )
-    return True
 
 
 def load_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset:
@@ -157,28 +157,7 @@ def split_rows(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> tuple[D
     """Rows to train on, and the last `n_eval_batches` × `eval_batch_size_prompts` (or a tenth of all) held out."""
     batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
     held_out = max(1, min(cfg.n_eval_batches * batch_size, int(MAX_HELD_OUT * len(rows))))
-    if len(rows) - held_out < cfg.store_batch_size_prompts:
-        raise UserError(
-            f"{cfg.dataset_path} has {len(rows)} rows, too few to hold {held_out} out and fill a batch of "
-            f"store_batch_size_prompts ({cfg.store_batch_size_prompts})"
-        )
     return rows.select(range(len(rows) - held_out)), rows.select(range(len(rows) - held_out, len(rows)))
-
-
-def check_measurable(cfg: LanguageModelSAERunnerConfig[Any], held_out_rows: Dataset) -> None:
-    """Raise `UserError` where no held-out token is left to measure on, which would show after all training."""
-    import torch
-    from activations import read_tokens
-
-    tokens = read_tokens(held_out_rows, 0, len(held_out_rows))[:, slice(*cfg.seqpos_slice)]
-    excluded = cfg.exclude_special_tokens if isinstance(cfg.exclude_special_tokens, list) else []
-    # The last position of a row predicts nothing.
-    usable = ~torch.isin(tokens, torch.tensor(excluded, dtype=tokens.dtype))
-    if not usable[:, : max(1, tokens.shape[1] - 1)].any():
-        raise UserError(
-            "seqpos_slice and exclude_special_tokens leave no token of the held-out rows to measure on; widen the one "
-            "or shorten the other"
-        )
 
 
 def norm_estimate_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
@@ -187,16 +166,12 @@ def norm_estimate_tokens(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
 
 
 def report_epochs(cfg: LanguageModelSAERunnerConfig[Any], rows: Dataset) -> None:
-    """Warn on stderr where the run reads its data more than once, and say how often."""
+    """Warn on stderr if the run reads its data more than once, and say how often."""
     available = len(rows) * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     needed = cfg.training_tokens + norm_estimate_tokens(cfg)
     if needed > available:
-        say(
+        print(
             f"WARNING: the run reads {needed:,} tokens, the norm estimate included, and {cfg.dataset_path} holds "
-            f"{available:,} to train on: rows repeat {needed / available:.1f} times"
+            f"{available:,} to train on: rows repeat {needed / available:.1f} times",
+            file=sys.stderr,
         )
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal, on stderr."""
-    print(line, file=sys.stderr, flush=True)

@@ -1,10 +1,8 @@
-"""Parameters, memory and floating-point work of training an SAE, as formulas of the sizes alone.
+"""Memory of training an SAE, as formulas of the sizes alone.
 
-Floating-point operations are those of matrix products, a multiplication and an addition counting as two; the rest is
-bound by memory, and covered by the utilisation that a plan assumes. Memory is what tensors take; what a number of
-formulas have in front of them is how many tensors of a kind are alive at once in TransformerLens 3.9's
-`PositionEmbeddingsAttentionBridge`, transformers' Llama and Qwen2 layers, and the step of `trainer.Trainer`.
-tests/training/test_plan.py compares all of them with real models and SAEs.
+Memory is what tensors take. What a number of formulas have in front of them is how many tensors of a kind are alive at
+once in TransformerLens 3.9's `PositionEmbeddingsAttentionBridge`, transformers' Llama and Qwen2 layers, and the step of
+`trainer.Trainer`. tests/training/test_plan.py compares all of them with real models and SAEs.
 """
 
 from __future__ import annotations
@@ -22,78 +20,35 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class ModelSize:
     """The sizes of a Llama or Qwen2 model."""
 
-    width: int  # of the residual stream, d
-    mlp_width: int  # m
-    query_width: int  # heads × head dimension, q
-    key_width: int  # key-value heads × head dimension, k
+    width: int  # of the residual stream
+    mlp_width: int
+    query_width: int  # heads × head dimension
+    key_width: int  # key-value heads × head dimension
     n_heads: int
-    n_layers: int
     vocabulary: int
-    tied: bool  # the unembedding is the embedding
-    bias_widths: int  # summed widths of the biases of one layer
 
     @classmethod
     def of_config(cls, config: PretrainedConfig) -> ModelSize:
         """Sizes from a checkpoint's config.json."""
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        query, key = head * config.num_attention_heads, head * config.num_key_value_heads
-        # Qwen2 has biases on query, key and value, and no switch for them; Llama has switches, off in every R1 distill.
-        bias_widths = query + 2 * key if config.model_type == "qwen2" else 0
-        if getattr(config, "attention_bias", False):
-            bias_widths += query + 2 * key + config.hidden_size
-        if getattr(config, "mlp_bias", False):
-            bias_widths += 2 * config.intermediate_size + config.hidden_size
         return cls(
             width=config.hidden_size,
             mlp_width=config.intermediate_size,
-            query_width=query,
-            key_width=key,
+            query_width=head * config.num_attention_heads,
+            key_width=head * config.num_key_value_heads,
             n_heads=config.num_attention_heads,
-            n_layers=config.num_hidden_layers,
             vocabulary=config.vocab_size,
-            tied=bool(config.tie_word_embeddings),
-            bias_widths=bias_widths,
         )
 
-    @property
-    def layer_matrix(self) -> int:
-        """Weights of one layer's seven matrices: 2 d q + 2 d k + 3 d m."""
-        return self.width * (2 * self.query_width + 2 * self.key_width + 3 * self.mlp_width)
 
-
-def model_parameters(size: ModelSize, n_layers: int) -> int:
-    """Parameters of the first `n_layers` layers, both embeddings and the final norm: what `load_model` loads."""
-    embeddings = (1 if size.tied else 2) * size.vocabulary * size.width
-    return embeddings + n_layers * (size.layer_matrix + size.bias_widths + 2 * size.width) + size.width
-
-
-def model_bytes(size: ModelSize, n_layers: int, dtype: str) -> int:
+def model_bytes(parameters: int, size: ModelSize, dtype: str) -> int:
     """Memory of the loaded model, in which TransformerBridge gives the unembedding a bias of zeros."""
-    return BYTES[dtype] * (model_parameters(size, n_layers) + size.vocabulary)
+    return BYTES[dtype] * (parameters + size.vocabulary)
 
 
 def sae_parameters(d_in: int, d_sae: int) -> int:
     """Parameters of a standard SAE: W_enc, W_dec, b_enc and b_dec."""
     return 2 * d_in * d_sae + d_sae + d_in
-
-
-def model_flops(size: ModelSize, n_layers: int, *, rows: int, context: int, unembed: bool = False) -> int:
-    """Work of a forward pass through `n_layers` layers, attention computed in full (its mask saves nothing).
-
-    A layer takes 2 × its weights for each token, and 4 × query width × context for scores and weighted values.
-    """
-    per_token = n_layers * (2 * size.layer_matrix + 4 * size.query_width * context)
-    return rows * context * (per_token + unembed * 2 * size.width * size.vocabulary)
-
-
-def sae_forward_flops(d_in: int, d_sae: int, tokens: int) -> int:
-    """Work of encoding and decoding."""
-    return 4 * tokens * d_in * d_sae
-
-
-def sae_step_flops(d_in: int, d_sae: int, tokens: int, *, input_gradient: bool = False) -> int:
-    """Work of a training step: 4 forward, 6 backward, 2 more where the decoder bias is subtracted from the input."""
-    return (12 if input_gradient else 10) * tokens * d_in * d_sae
 
 
 def forward_peak_bytes(size: ModelSize, n_layers: int, *, rows: int, context: int, dtype: str) -> int:
@@ -135,7 +90,7 @@ def evaluation_peak_bytes(
     """Upper bounds of the memory that measuring a batch of held-out rows takes at once.
 
     Returns:
-        On the model's device: a forward pass through `n_layers` layers and, where the loss is measured, logits of the
+        On the model's device: a forward pass through `n_layers` layers and, if the loss is measured, logits of the
         batch, with those of one row in float32 and their logarithms. On the SAE's device: pre-activations, features,
         which of them are active, and four tensors as large as the input.
     """

@@ -2,7 +2,7 @@
 
 The stream does what SAELens' activation store and mixing buffer do, batch for batch, with three differences. It can be
 saved and continued with nothing lost, buffer included. It keeps activations in the language model's number format and
-copies each of them twice (in and out), where SAELens joins, permutes and copies the whole buffer for every pass of the
+copies each of them twice (in and out); SAELens joins, permutes and copies the whole buffer for every pass of the
 model. And it knows before a pass which positions it will keep, so that a GPU is never waited for.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_lens.training.prefetch import PrefetchingIterator
+from sae_lens.util import get_special_token_ids
 
 from transformer_lens_r1.loading import hook_layer, residual_stream
 from transformer_lens_r1.shared.errors import UserError
@@ -23,7 +24,6 @@ from transformer_lens_r1.shared.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig
-    from sae_lens.training.activations_store import ActivationsStore
     from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -45,16 +45,18 @@ class ActivationSource:
     compiled: bool = False  # SAELens has compiled `run_with_cache`, so that is what must be called
 
     @classmethod
-    def of_store(cls, store: ActivationsStore, *, compiled: bool = False) -> ActivationSource:
-        """What SAELens' store of a run would read, with its special tokens already looked up."""
-        excluded = store.exclude_special_tokens
+    def of_config(cls, cfg: LanguageModelSAERunnerConfig[Any], model: Any) -> ActivationSource:
+        """What a run's configuration asks for."""
+        ids = cfg.exclude_special_tokens
+        if ids is True:
+            ids = get_special_token_ids(model.tokenizer)
         return cls(
-            model=store.model,
-            hook_name=store.hook_name,
-            seqpos_slice=store.seqpos_slice,
-            excluded=None if excluded is None else excluded.cpu(),
-            autocast=store.autocast_lm,
-            compiled=compiled,
+            model=model,
+            hook_name=cfg.hook_name,
+            seqpos_slice=cfg.seqpos_slice,
+            excluded=None if ids is False else torch.tensor(ids),
+            autocast=cfg.autocast_lm,
+            compiled=cfg.compile_llm,
         )
 
     @property
@@ -260,7 +262,7 @@ class ActivationStream(Iterator[torch.Tensor]):
 
 
 class Prefetched(PrefetchingIterator[torch.Tensor]):
-    """A stream read ahead by a thread of its own, which knows how many of its batches were taken."""
+    """A stream read ahead by a thread of its extra, which knows how many of its batches were taken."""
 
     def __init__(self, stream: ActivationStream, prefetch: int) -> None:
         self.stream, self.taken = stream, stream.produced

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import plan_formulas as formulas
-from plan_formulas import BYTES, ModelSize
-from run_checks import norm_estimate_tokens
-
+from sae_training import plan_memory
+from sae_training.plan_memory import BYTES, ModelSize
 from transformer_lens_r1.loading import hook_layer
 from transformer_lens_r1.shared.arguments import ArgumentParser, fraction
 from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -58,39 +57,61 @@ class Plan:
     used_layers: int
     all_layers: int
     sae_parameters: int
-    tokens: int
     steps: int
     batch: int
     norm_tokens: int
     evaluations: int
     evaluation_tokens: int
     memory: dict[str, int]
-    peak: dict[str, int] = field(default_factory=dict)  # of each device
-    work: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, int]  # of each device
+    work: dict[str, float]
+    overlap: bool  # model and SAE work at the same time
     hours: dict[str, float] = field(default_factory=dict)
-    total_hours: float = 0.0
-    overlap: bool = False
     alternatives: dict[str, float] = field(default_factory=dict)  # total hours in other number formats
     checkpoints: int = 0
     checkpoint_bytes: int = 0
     kept: int = 0
     snapshots: int = 0
     snapshot_bytes: int = 0
-    disk: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the SAE is trained on."""
+        return self.steps * self.batch
+
+    @property
+    def total_hours(self) -> float:
+        """From the first step to the measured SAE."""
+        return self.total(self.hours)
+
+    @property
+    def disk(self) -> int:
+        """Most bytes at once: one more checkpoint than is kept lies there while it is written."""
+        checkpoints = (self.kept + 1) * self.checkpoint_bytes
+        return self.memory["SAE"] + checkpoints + self.snapshots * self.snapshot_bytes
 
     @property
     def fits(self) -> bool:
         """Whether every device has room, if each GPU of the run is one of `gpu`."""
         return all(peak <= (1 - RESERVE) * self.gpu.memory for peak in self.peak.values())
 
+    def hours_at(self, model_rate: float, sae_rate: float) -> dict[str, float]:
+        """Hours of each part of the work, at peak rates in FLOP/s."""
+        rates = {name: model_rate if name.startswith("model") else sae_rate for name in self.work}
+        return {name: flops / (rates[name] * self.utilisation) / 3600 for name, flops in self.work.items()}
+
+    def total(self, hours: Mapping[str, float]) -> float:
+        """Hours of the whole run."""
+        training = [hours["model, training"], hours["SAE, training"]]
+        together = max(training) if self.overlap else sum(training)
+        return together + hours["model, evaluations"] + hours["SAE, evaluations"]
+
 
 def make_plan(
     cfg: LanguageModelSAERunnerConfig[Any],
-    size: ModelSize,
+    model_config: PretrainedConfig,
     *,
-    own: Mapping[str, Any],
-    loaded_layers: int,
-    model_dtype: str,
+    extra: Mapping[str, Any],
     gpu: Gpu,
     utilisation: float = UTILISATION,
 ) -> Plan:
@@ -98,126 +119,114 @@ def make_plan(
 
     Args:
         cfg: what `build_config` made.
-        size: of the whole model.
-        own: what `own_settings` gave.
-        loaded_layers: how many of the model's layers are loaded.
-        model_dtype: the language model's number format.
+        model_config: the model's config.json.
+        extra: what `extra_settings` gave.
         gpu: that the run is planned for.
         utilisation: part of its peak rate that is reached.
 
     Raises:
-        UserError: an architecture whose work the formulas do not describe.
+        UserError: an architecture whose memory the formulas do not describe.
     """
+    from sae_training.checks import layers_to_load, norm_estimate_tokens
+    from sae_training.config import model_dtype
+    from sae_training.plan_work import ModelWork, sae_flops
+
     if cfg.sae.architecture() != "standard":
         raise UserError(
-            f"--plan knows the work of architecture standard, not of {cfg.sae.architecture()}; plan it as standard "
+            f"--plan knows the memory of architecture standard, not of {cfg.sae.architecture()}; plan it as standard "
             "(--set sae.architecture=standard) for an estimate"
         )
     d_in, d_sae, context, batch = cfg.sae.d_in, cfg.sae.d_sae, cfg.context_size, cfg.train_batch_size_tokens
-    rows, used = cfg.store_batch_size_prompts, hook_layer(cfg.hook_name) + 1
-    loss_measured = own["evaluate_cross_entropy"]
+    rows, used, all_layers = cfg.store_batch_size_prompts, hook_layer(cfg.hook_name) + 1, model_config.num_hidden_layers
+    size, dtype = ModelSize.of_config(model_config), model_dtype(cfg)
+    model = ModelWork.of_config(model_config, context=context)
+    loss_measured = extra["evaluate_cross_entropy"]
+    loaded = all_layers if loss_measured else layers_to_load(cfg, model_config)
     row_tokens = len(range(context)[slice(*cfg.seqpos_slice)])
-    norm_tokens = norm_estimate_tokens(cfg)
     held_out = cfg.n_eval_batches * (cfg.eval_batch_size_prompts or rows)
     every = cfg.logger.wandb_log_frequency * cfg.logger.eval_every_n_wandb_logs
     evaluations = 1 + (cfg.total_training_steps // every if cfg.logger.log_to_wandb else 0)
-    steps = math.ceil(cfg.training_tokens / batch)
+    evaluated_rows = evaluations * held_out
+    steps, norm_tokens = math.ceil(cfg.training_tokens / batch), norm_estimate_tokens(cfg)
 
-    sae_bytes = BYTES[cfg.dtype] * formulas.sae_parameters(d_in, d_sae)
-    buffer = (
-        BYTES[model_dtype]
-        * d_in
-        * formulas.buffer_tokens(
-            buffer=cfg.n_batches_in_buffer * row_tokens,
-            batch=batch,
-            pass_tokens=rows * context,
-            mix_fraction=cfg.activations_mixing_fraction,
-        )
+    sae_bytes = BYTES[cfg.dtype] * plan_memory.sae_parameters(d_in, d_sae)
+    in_buffer = plan_memory.buffer_tokens(
+        buffer=cfg.n_batches_in_buffer * row_tokens,
+        batch=batch,
+        pass_tokens=rows * context,
+        mix_fraction=cfg.activations_mixing_fraction,
     )
-    step = formulas.step_peak_bytes(d_in, d_sae, batch, autocast=cfg.autocast)
+    forward = plan_memory.forward_peak_bytes(size, used, rows=rows, context=context, dtype=dtype)
+    evaluation = plan_memory.evaluation_peak_bytes(
+        size, loaded if loss_measured else used, d_in=d_in, d_sae=d_sae,
+        rows=cfg.eval_batch_size_prompts or rows, context=context, dtype=dtype, loss=loss_measured,
+    )  # fmt: skip
+    memory = {
+        "model": plan_memory.model_bytes(model.parameters(loaded), size, dtype),
+        "SAE": sae_bytes,
+        "gradients": sae_bytes,
+        "Adam's moments": 2 * sae_bytes,
+        "activation buffer": BYTES[dtype] * d_in * in_buffer,
+        "forward pass, at its peak": forward,
+        "SAE step, beside its gradients": plan_memory.step_peak_bytes(d_in, d_sae, batch, autocast=cfg.autocast)
+        - sae_bytes,
+        "an evaluation, at most": sum(evaluation),
+    }
+    step_flops, forward_flops = sae_flops(cfg.get_training_sae_cfg_dict(), batch)
+    work = {
+        "model, training": model.flops(used) * (cfg.training_tokens + norm_tokens) / row_tokens,
+        "SAE, training": float(step_flops * steps),
+        # The loss of the model alone, and with zeros in the SAE's place, are measured once.
+        "model, evaluations": float(
+            model.flops(all_layers, unembed=True) * (evaluated_rows + 2 * held_out)
+            if loss_measured
+            else model.flops(used) * evaluated_rows
+        ),
+        "SAE, evaluations": forward_flops * evaluated_rows * row_tokens / batch,
+    }
     plan = Plan(
         gpu=gpu,
         utilisation=utilisation,
-        model_parameters=formulas.model_parameters(size, loaded_layers),
-        loaded_layers=loaded_layers,
+        model_parameters=model.parameters(loaded),
+        loaded_layers=loaded,
         used_layers=used,
-        all_layers=size.n_layers,
-        sae_parameters=formulas.sae_parameters(d_in, d_sae),
-        tokens=steps * batch,
+        all_layers=all_layers,
+        sae_parameters=plan_memory.sae_parameters(d_in, d_sae),
         steps=steps,
         batch=batch,
         norm_tokens=norm_tokens,
         evaluations=evaluations,
-        evaluation_tokens=evaluations * held_out * context,
-        memory={
-            "model": formulas.model_bytes(size, loaded_layers, model_dtype),
-            "SAE": sae_bytes,
-            "gradients": sae_bytes,
-            "Adam's moments": 2 * sae_bytes,
-            "activation buffer": buffer,
-            "forward pass, at its peak": formulas.forward_peak_bytes(
-                size, used, rows=rows, context=context, dtype=model_dtype
-            ),
-            "SAE step, beside its gradients": step - sae_bytes,
-        },
+        evaluation_tokens=evaluated_rows * context,
+        memory=memory,
+        peak=_peaks(cfg, memory, evaluation),
+        work=work,
+        overlap=bool(cfg.prefetch_llm_batches) and cfg.llm_device != cfg.device,
     )
-
-    passes = (cfg.training_tokens + norm_tokens) / row_tokens  # rows of the data that the model reads
-    evaluated_rows = evaluations * held_out
-    plan.work = {
-        "model, training": formulas.model_flops(size, used, rows=1, context=context) * passes,
-        "SAE, training": float(
-            formulas.sae_step_flops(d_in, d_sae, plan.tokens, input_gradient=cfg.sae.apply_b_dec_to_input)
-        ),
-        "model, evaluations": float(
-            # The loss of the model alone, and with zeros in the SAE's place, are measured once.
-            formulas.model_flops(size, size.n_layers, rows=evaluated_rows + 2 * held_out, context=context, unembed=True)
-            if loss_measured
-            else formulas.model_flops(size, used, rows=evaluated_rows, context=context)
-        ),
-        "SAE, evaluations": float(formulas.sae_forward_flops(d_in, d_sae, evaluated_rows * row_tokens)),
-    }
-    model_16_bit = model_dtype != "float32" or cfg.autocast_lm
-    sae_16_bit = cfg.dtype != "float32" or cfg.autocast
-    plan.overlap = bool(cfg.prefetch_llm_batches) and cfg.llm_device != cfg.device
-    float32_rate = gpu.float32 if own["float32_matmul_precision"] == "highest" else gpu.tf32
-    model_rate = gpu.bfloat16 if model_16_bit else float32_rate
-    plan.hours = _hours(plan.work, model_rate, gpu.bfloat16 if sae_16_bit else float32_rate, utilisation)
-    plan.total_hours = _total(plan.hours, plan.overlap)
-    if not sae_16_bit:
-        if float32_rate != gpu.tf32:
-            tf32_model = gpu.bfloat16 if model_16_bit else gpu.tf32
-            hours = _hours(plan.work, tf32_model, gpu.tf32, utilisation)
-            plan.alternatives["float32_matmul_precision: high"] = _total(hours, plan.overlap)
-        hours = _hours(plan.work, model_rate, gpu.bfloat16, utilisation)
-        plan.alternatives["autocast: true"] = _total(hours, plan.overlap)
-
-    evaluation = formulas.evaluation_peak_bytes(
-        size, size.n_layers if loss_measured else used, d_in=d_in, d_sae=d_sae,
-        rows=cfg.eval_batch_size_prompts or rows, context=context, dtype=model_dtype, loss=loss_measured,
-    )  # fmt: skip
-    plan.memory["an evaluation, at most"] = sum(evaluation)
-    plan.peak = _peaks(cfg, plan.memory, evaluation)
+    _set_hours(plan, cfg, exact=extra["float32_matmul_precision"] == "highest", model_16_bit=dtype != "float32")
     if cfg.checkpoint_path is not None:
-        minutes = own["checkpoint_every_minutes"]
+        minutes = extra["checkpoint_every_minutes"]
         plan.checkpoints = int(60 * plan.total_hours / minutes) if minutes else 0
-        plan.checkpoint_bytes = formulas.checkpoint_bytes(d_in, d_sae, buffer=buffer)
-        plan.kept = own["checkpoints_kept"]
+        plan.checkpoint_bytes = plan_memory.checkpoint_bytes(d_in, d_sae, buffer=memory["activation buffer"])
+        plan.kept = extra["checkpoints_kept"]
         plan.snapshots = cfg.n_checkpoints
-        plan.snapshot_bytes = formulas.snapshot_bytes(d_in, d_sae)
-    # One more checkpoint than is kept lies there while it is written; an interruption writes them too.
-    plan.disk = sae_bytes + (plan.kept + 1) * plan.checkpoint_bytes + plan.snapshots * plan.snapshot_bytes
+        plan.snapshot_bytes = plan_memory.snapshot_bytes(d_in, d_sae)
     return plan
 
 
-def _hours(work: Mapping[str, float], model_rate: float, sae_rate: float, utilisation: float) -> dict[str, float]:
-    rates = {name: model_rate if name.startswith("model") else sae_rate for name in work}
-    return {name: flops / (rates[name] * utilisation) / 3600 for name, flops in work.items()}
-
-
-def _total(hours: Mapping[str, float], overlap: bool) -> float:
-    training = [hours["model, training"], hours["SAE, training"]]
-    return (max(training) if overlap else sum(training)) + hours["model, evaluations"] + hours["SAE, evaluations"]
+def _set_hours(plan: Plan, cfg: LanguageModelSAERunnerConfig[Any], *, exact: bool, model_16_bit: bool) -> None:
+    """Fill in the hours of a run, and those of the same run in faster number formats."""
+    gpu = plan.gpu
+    float32_rate = gpu.float32 if exact else gpu.tf32
+    model_16_bit = model_16_bit or cfg.autocast_lm
+    sae_16_bit = cfg.dtype != "float32" or cfg.autocast
+    model_rate = gpu.bfloat16 if model_16_bit else float32_rate
+    plan.hours = plan.hours_at(model_rate, gpu.bfloat16 if sae_16_bit else float32_rate)
+    if sae_16_bit:
+        return
+    if exact:
+        hours = plan.hours_at(gpu.bfloat16 if model_16_bit else gpu.tf32, gpu.tf32)
+        plan.alternatives["float32_matmul_precision: high"] = plan.total(hours)
+    plan.alternatives["autocast: true"] = plan.total(plan.hours_at(model_rate, gpu.bfloat16))
 
 
 def _peaks(
@@ -231,12 +240,12 @@ def _peaks(
     step = (sae, memory["gradients"] + memory["SAE step, beside its gradients"])
     turns = [[forward, step]] if cfg.prefetch_llm_batches else [[forward], [step]]
     turns.append([(llm, evaluation[0]), (sae, evaluation[1])])
-    peaks = {}
-    for device in dict.fromkeys((llm, sae, act)):
-        peaks[device] = sum(size for where, size in stays if where == device) + max(
-            sum(size for where, size in turn if where == device) for turn in turns
-        )
-    return peaks
+
+    def on(device: str, parts: list[tuple[str, int]]) -> int:
+        return sum(size for place, size in parts if place == device)
+
+    devices = dict.fromkeys((llm, sae, act))
+    return {device: on(device, stays) + max(on(device, turn) for turn in turns) for device in devices}
 
 
 def render(plan: Plan, name: str) -> str:
@@ -283,34 +292,6 @@ def add_plan_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--utilisation", type=fraction, default=UTILISATION, help="part of the GPU's peak rate to count on"
     )
-
-
-def print_plan(values: Mapping[str, Any], *, name: str, gpu: str, utilisation: float) -> None:
-    """Print the plan of the config that `read_config` gave.
-
-    Raises:
-        UserError: the config is wrong, or does not fit its model; or the utilisation is 0.
-    """
-    from run_checks import check_model, hub_arguments
-    from training_config import build_config, model_dtype, own_settings
-
-    from transformer_lens_r1.loading import load_config
-
-    if utilisation == 0:
-        raise UserError("--utilisation 0: expected more than 0, at most 1")
-    cfg = build_config(values)
-    up_to_the_hook, own = check_model(cfg), own_settings(values)
-    size = ModelSize.of_config(load_config(cfg.model_name, **hub_arguments(cfg)))
-    plan = make_plan(
-        cfg,
-        size,
-        own=own,
-        loaded_layers=size.n_layers if own["evaluate_cross_entropy"] else up_to_the_hook,
-        model_dtype=model_dtype(cfg),
-        gpu=GPUS[gpu],
-        utilisation=utilisation,
-    )
-    print(render(plan, name))
 
 
 def _row(name: str, value: str, remark: str = "") -> str:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from activations import ActivationSource, read_tokens
+
+from sae_training.activations import ActivationSource, read_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,7 +91,7 @@ class HeldOutEvaluator:
     ) -> None:
         """
         Args:
-            source: the model (all its layers where `cross_entropy` is asked for), and where the SAE is defined.
+            source: the model (all its layers if `cross_entropy` is asked for), and where the SAE is defined.
             rows: rows with `tokens` to measure on.
             batch_size: rows in one pass of the model.
             cross_entropy: whether to measure the model's loss too: a pass through all layers for each evaluation, and

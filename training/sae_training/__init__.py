@@ -1,0 +1,1 @@
+"""Training of SAEs: configuration, activations, trainer, runs with checkpoints, measurement, and the plan of a run."""
