@@ -36,7 +36,7 @@ from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, posit
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
 VARIANTS = ("plain", "steered", "full SAE")
 KV_CACHE_BYTES = 2**30  # of each engine
@@ -68,7 +68,7 @@ class Variant:
         import psutil
         import torch
 
-        from lm_eval_sae.vllm_model import VLLMSAE
+        from lm_eval_sae.engines.vllm_model import VLLMSAE
 
         arguments: dict[str, Any] = {
             "dtype": args.dtype, "max_model_len": 512, "max_num_seqs": max(args.sequences), "enforce_eager": eager,

@@ -21,7 +21,7 @@ BACK_ENDS = {"hf-sae": "hf", "hf-auto": "hf", "huggingface": "hf", "vllm-sae": "
 # What identifies the model or steers it, is compared under a name of its own, or cannot change what is generated.
 OTHER_MODEL_ARGS = ("pretrained", "model", "revision", "dtype", "gpu_memory_utilization")
 SCORING_CODE = "scoring code"
-"""The setting that says which code checked the answers (lm_eval_sae.scoring_identity); older runs have none."""
+"""The setting that says which code checked the answers (lm_eval_sae.grading.identity); older runs have none."""
 JUDGE_SETTINGS = ("model", "host", "mode", "prompt_sha")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 GPU = re.compile(r"^(?:GPU models and configuration: *)?GPU \d+: ([^(\n]+)", re.MULTILINE)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.instance import Instance
 
 from lm_eval_sae import TASKS_DIR
-from lm_eval_sae.models import HFSAE
-from lm_eval_sae.steering import Steering, read_steering
+from lm_eval_sae.engines.hf_model import HFSAE
+from lm_eval_sae.steering.arguments import Steering, read_steering
 
 if TYPE_CHECKING:
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
 PROMPTS = ["What is 2 + 2?", "Wait, let me think about this again. However, 7 times 6", "So", "What is 2 + 2?"]
 # Longer than a block of vLLM's prefix cache, and all alike at the start.
@@ -61,7 +61,7 @@ def generations(prompts: Sequence[str], **gen_kwargs: Any) -> list[Instance]:
 
 def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE":
     """A small engine in float32."""
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
     arguments = {"kv_cache_memory_bytes": 2**27} | arguments
     return VLLMSAE(str(model), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=eager, **arguments)

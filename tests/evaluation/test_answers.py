@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from lm_eval_sae import answers
-from lm_eval_sae.answers import (
+from lm_eval_sae.grading import answers
+from lm_eval_sae.grading.answers import (
     boxes,
     check,
     final_answer,
@@ -16,7 +16,7 @@ from lm_eval_sae.answers import (
     last_number,
     strings_agree,
 )
-from lm_eval_sae.letters import last_letter
+from lm_eval_sae.grading.letters import last_letter
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from lm_eval_sae.letters import last_letter
+from lm_eval_sae.grading.letters import last_letter
 
 
 @pytest.mark.parametrize(

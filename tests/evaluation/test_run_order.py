@@ -15,7 +15,7 @@ from judge_server import KEY, JudgeServer, Reply, completion  # noqa: E402
 
 from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, expand_tasks, main, parse, prepare_run  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.judge import get_judge  # noqa: E402
+from lm_eval_sae.judge.client import get_judge  # noqa: E402
 
 
 def arguments(model: Path, task: str, *options: str) -> list[str]:
@@ -149,7 +149,7 @@ def test_a_judge_that_refuses_after_the_trial_leaves_the_results(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = [r"\boxed{one half}"]
-    monkeypatch.setattr("lm_eval_sae.models.HFSAE.generate_until", lambda *_, **__: words)
+    monkeypatch.setattr("lm_eval_sae.engines.hf_model.HFSAE.generate_until", lambda *_, **__: words)
     server.script, server.always = [Reply(body=completion("SAME"))], PAYMENT
     name = write_local_task("math-500", tmp_path / "tasks")
     with pytest.raises(SystemExit) as ended:

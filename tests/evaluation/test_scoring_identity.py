@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_sae.scoring_identity import FOLDER, scoring_files, scoring_identity
+from lm_eval_sae.grading.identity import FOLDER, scoring_files, scoring_identity
 
 
 def names(folder: Path) -> set[str]:
@@ -25,7 +25,7 @@ def test_it_covers_all_that_scoring_imports_from_this_package() -> None:
 def test_a_module_that_the_checker_is_split_into_is_covered_wherever_it_is_imported(
     statement: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "scoring.py").write_text("from lm_eval_sae.answers import check\nimport json\n")
+    (tmp_path / "scoring.py").write_text("from lm_eval_sae.grading.answers import check\nimport json\n")
     (tmp_path / "answers.py").write_text(f"def check():\n    {statement}\n")
     (tmp_path / "units.py").write_text("x = 1\n")
     (tmp_path / "judge.py").write_text("")

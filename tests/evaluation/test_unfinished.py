@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_sae import unfinished
+from lm_eval_sae.engines import kept_completions
 from lm_eval_sae.cli import main
-from lm_eval_sae.unfinished import FOLDER, kept_in, unfinished_of
+from lm_eval_sae.engines.kept_completions import FOLDER, kept_in, unfinished_of
 
 SAMPLED = "do_sample=True,temperature=0.8,max_gen_toks=6"
 

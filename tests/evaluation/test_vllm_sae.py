@@ -27,14 +27,14 @@ from engines import (  # noqa: E402
     write_local_task,
 )
 
-from lm_eval_sae import vllm_engine  # noqa: E402
+from lm_eval_sae.engines import vllm_engine  # noqa: E402
 from lm_eval_sae.cli import main  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.intervention import FeatureIntervention, slot_values  # noqa: E402
-from lm_eval_sae.models import HFSAE  # noqa: E402
-from lm_eval_sae.steering import Steering  # noqa: E402
-from lm_eval_sae.unfinished import FOLDER, Unfinished, kept_in  # noqa: E402
-from lm_eval_sae.vllm_model import VLLM, VLLMSAE  # noqa: E402
+from lm_eval_sae.steering.intervention import FeatureIntervention, slot_values  # noqa: E402
+from lm_eval_sae.engines.hf_model import HFSAE  # noqa: E402
+from lm_eval_sae.steering.arguments import Steering  # noqa: E402
+from lm_eval_sae.engines.kept_completions import FOLDER, Unfinished, kept_in  # noqa: E402
+from lm_eval_sae.engines.vllm_model import VLLM, VLLMSAE  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_in_bfloat16_a_layer_is_changed_as_exactly_as_its_output_can_hold(
     steerings: dict[str, Steering | None],
 ) -> None:
     """Features are read from the sum of the two halves before it is rounded: that is too coarse for a small change."""
-    from lm_eval_sae.vllm_worker import SteeredLayer
+    from lm_eval_sae.engines.vllm_worker import SteeredLayer
 
     features = [feature for feature in steerings["several"].features if feature.layer == 1]
     assert [feature.mode for feature in features] == ["set", "add"]

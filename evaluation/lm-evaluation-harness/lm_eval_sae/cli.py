@@ -20,19 +20,19 @@ import yaml
 
 from lm_eval_sae import TASKS_DIR, register_filters, register_models
 from lm_eval_sae.errors import UserError, did_you_mean
-from lm_eval_sae.generation_checks import check_context, check_generation_arguments, max_gen_toks, require_vllm
-from lm_eval_sae.judge import get_judge
-from lm_eval_sae.model_arguments import (
+from lm_eval_sae.engines.generation_arguments import check_context, check_generation_arguments, max_gen_toks, require_vllm
+from lm_eval_sae.judge.client import get_judge
+from lm_eval_sae.engines.model_arguments import (
     FLAGS,
     check_flags,
     check_flags_given_once,
     check_hf_arguments,
     check_vllm_arguments,
 )
-from lm_eval_sae.problems import TASK as PROBLEMS_TASK
-from lm_eval_sae.problems import problems_file
-from lm_eval_sae.steering import check_model, read_steering, split_arguments
-from lm_eval_sae.task_loading import (
+from lm_eval_sae.tasks.problems import TASK as PROBLEMS_TASK
+from lm_eval_sae.tasks.problems import problems_file
+from lm_eval_sae.steering.arguments import check_model, read_steering, split_arguments
+from lm_eval_sae.tasks.loading import (
     data_before_the_model,
     expand_tasks,
     load_tasks,
@@ -40,7 +40,7 @@ from lm_eval_sae.task_loading import (
     unknown_task,
     uses_own_tasks,
 )
-from lm_eval_sae.unfinished import kept_in
+from lm_eval_sae.engines.kept_completions import kept_in
 
 __all__ = ["check_tasks", "execute", "expand_tasks", "main", "parse", "prepare_run", "read_config", "task_names"]
 
@@ -197,7 +197,7 @@ def prepare_run(args: Namespace) -> None:
         check_vllm_arguments(others, steered=bool(ours))
 
     # transformers is imported from here on.
-    from lm_eval_sae.model_files import load_model_config, require_chat_template
+    from lm_eval_sae.engines.model_files import load_model_config, require_chat_template
 
     name = str(others["pretrained"])
     model_config = load_model_config(name, others)

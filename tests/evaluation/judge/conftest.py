@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from judge_questions import MODEL, MakeJudge  # noqa: E402
 from judge_server import KEY, JudgeServer  # noqa: E402
 
-from lm_eval_sae.judge import Judge, get_judge  # noqa: E402
-from lm_eval_sae.judge_cache import VerdictCache  # noqa: E402
+from lm_eval_sae.judge.client import Judge, get_judge  # noqa: E402
+from lm_eval_sae.judge.cache import VerdictCache  # noqa: E402
 
 VARIABLES = (
     "PROCESSOR", "PROCESSOR_BASE_URL", "OPENROUTER_API_KEY", "JUDGE", "JUDGE_CONCURRENCY", "JUDGE_CACHE",

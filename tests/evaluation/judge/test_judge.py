@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from judge_questions import AT_ONCE, HALF, MODEL, THIRD, MakeJudge, questions  # noqa: E402
 from judge_server import KEY, JudgeServer, Reply, completion  # noqa: E402
 
-from lm_eval_sae import judge as judge_module  # noqa: E402
-from lm_eval_sae.judge import JudgeQuestion, read_verdict  # noqa: E402
+from lm_eval_sae.judge import client as judge_module  # noqa: E402
+from lm_eval_sae.judge.client import JudgeQuestion, read_verdict  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
 
@@ -231,7 +231,7 @@ def test_a_full_disk_loses_no_verdict(
 def start_asking(server: JudgeServer, cache: Path, n: int) -> subprocess.Popen[str]:
     """A process that asks n questions, one after another; returns when the tenth has come in, or the first of one."""
     code = (
-        "from pathlib import Path\nfrom lm_eval_sae.errors import run\nfrom lm_eval_sae.judge import *\n"
+        "from pathlib import Path\nfrom lm_eval_sae.errors import run\nfrom lm_eval_sae.judge.client import *\n"
         f"judge = Judge(model={MODEL!r}, base_url={server.base_url!r}, api_key={KEY!r}, concurrency=1,"
         f" cache=VerdictCache(Path({str(cache)!r})))\n"
         f"run(lambda: judge.decide([JudgeQuestion(f'Problem {{i}}', '0.5', 'one half') for i in range({n})]))"

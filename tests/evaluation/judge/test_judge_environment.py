@@ -12,7 +12,7 @@ from judge_questions import HALF, MODEL  # noqa: E402
 from judge_server import KEY, JudgeServer  # noqa: E402
 
 from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.judge import Judge, get_judge  # noqa: E402
+from lm_eval_sae.judge.client import Judge, get_judge  # noqa: E402
 
 
 def set_variables(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -101,7 +101,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_environment_is_checked_without_the_client_library(tmp_path: Path) -> None:
-    code = "import sys; from lm_eval_sae.judge import Judge; Judge.from_environment(); print('openai' in sys.modules)"
+    code = "import sys; from lm_eval_sae.judge.client import Judge; Judge.from_environment(); print('openai' in sys.modules)"
     variables = {**os.environ, "PROCESSOR": MODEL, "OPENROUTER_API_KEY": KEY, "JUDGE_CACHE": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"

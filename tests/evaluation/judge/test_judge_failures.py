@@ -141,8 +141,8 @@ def test_any_wait_within_the_deadline_is_waited(
     async def sleep(wait: float) -> None:
         waits.append(wait)
 
-    monkeypatch.setattr("lm_eval_sae.judge_retries.asyncio.sleep", sleep)
-    monkeypatch.setattr("lm_eval_sae.judge_retries.random.uniform", lambda _low, high: high)
+    monkeypatch.setattr("lm_eval_sae.judge.retries.asyncio.sleep", sleep)
+    monkeypatch.setattr("lm_eval_sae.judge.retries.random.uniform", lambda _low, high: high)
     server.script = [Reply(429, {"error": {"message": "slow down"}}, {"Retry-After": seconds})]
     assert make().decide([HALF]) == [True if waited else None]
     assert [wait for wait in waits if wait] == waited

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.filter import Filter
 
-from lm_eval_sae.completion import Completion
-from lm_eval_sae.scoring import ANSWER_RULES, AnswerRule
+from lm_eval_sae.grading.completion import Completion
+from lm_eval_sae.grading.scoring import ANSWER_RULES, AnswerRule
 
 if TYPE_CHECKING:
-    from lm_eval_sae.judge import Judge, JudgeQuestion
+    from lm_eval_sae.judge.client import Judge, JudgeQuestion
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class JudgeFilter(Filter):
 
     def apply(self, resps: Iterable[Sequence[str]], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """All completions of each question of a task → the same, those that were judged as `Completion`s."""
-        from lm_eval_sae.judge import get_judge
+        from lm_eval_sae.judge.client import get_judge
 
         resps = list(resps)
         # Where several processes share the questions, lm-eval evens their work out by more requests of the last one.
@@ -68,7 +68,7 @@ def judge_completions(
 
 def question_for(mode: str, rule: AnswerRule, doc: Mapping[str, Any], completion: str) -> "JudgeQuestion | None":
     """What to ask about one completion; None where the checker's verdict stands."""
-    from lm_eval_sae.judge import JudgeQuestion
+    from lm_eval_sae.judge.client import JudgeQuestion
 
     answer = rule.extract(completion)
     if mode == "all":

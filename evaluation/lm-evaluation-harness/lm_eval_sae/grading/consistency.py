@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from lm_eval_sae.answers import check
-from lm_eval_sae.notation import clean
+from lm_eval_sae.grading.answers import check
+from lm_eval_sae.grading.notation import clean
 
 
 def powers_of_two(n: int) -> list[int]:

@@ -14,15 +14,15 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_sae.completion import Completion, count_reasoning, require_room, split_cutoff
+from lm_eval_sae.grading.completion import Completion, count_reasoning, require_room, split_cutoff
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.intervention import slot_values
-from lm_eval_sae.model_files import load_model_config
-from lm_eval_sae.run_info import run_info
-from lm_eval_sae.sampling import number_repeats, request_seed, with_arguments
-from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
-from lm_eval_sae.unfinished import digest, model_files, unfinished_of
-from lm_eval_sae.vllm_engine import (
+from lm_eval_sae.steering.intervention import slot_values
+from lm_eval_sae.engines.model_files import load_model_config
+from lm_eval_sae.engines.run_info import run_info
+from lm_eval_sae.engines.requests import number_repeats, request_seed, with_arguments
+from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.engines.kept_completions import digest, model_files, unfinished_of
+from lm_eval_sae.engines.vllm_engine import (
     CORES_VARIABLE,
     Engine,
     Keep,
@@ -70,7 +70,7 @@ with _named_vllm():
 class VLLMSAE(VLLM):
     """lm-eval's VLLM whose layers leave their residual stream with SAE features changed.
 
-    Takes VLLM's arguments and those of `lm_eval_sae.steering.ARGUMENTS`; with none of the latter the engine is vLLM's
+    Takes VLLM's arguments and those of `lm_eval_sae.steering.arguments.ARGUMENTS`; with none of the latter the engine is vLLM's
     own. Completions carry their length in tokens in either case. Where completions are sampled each request has a
     seed of its own, made from `seed`, its prompt and the number of its repeat: the random numbers do not depend on how
     requests were batched or dealt to replicas, and a plain and a steered run draw the same.

@@ -17,14 +17,14 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lm_eval_sae.completion import Completion, count_reasoning, measure_completion, require_room, split_cutoff
+from lm_eval_sae.grading.completion import Completion, count_reasoning, measure_completion, require_room, split_cutoff
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.intervention import FeatureIntervention, make_intervention
-from lm_eval_sae.model_files import load_model_config
-from lm_eval_sae.run_info import run_info
-from lm_eval_sae.sampling import with_arguments
-from lm_eval_sae.steering import Steering, check_model, read_steering, split_arguments
-from lm_eval_sae.unfinished import Unfinished, digest, model_files, unfinished_of
+from lm_eval_sae.steering.intervention import FeatureIntervention, make_intervention
+from lm_eval_sae.engines.model_files import load_model_config
+from lm_eval_sae.engines.run_info import run_info
+from lm_eval_sae.engines.requests import with_arguments
+from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.engines.kept_completions import Unfinished, digest, model_files, unfinished_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class HFSAE(HFLM):
     """HFLM whose layers leave their residual stream with SAE features changed.
 
     The change applies to every token, prompt and generated, in `generate_until` and `loglikelihood` alike. Takes
-    HFLM's arguments and those of `lm_eval_sae.steering.ARGUMENTS`; with none of the latter it is HFLM. Completions
+    HFLM's arguments and those of `lm_eval_sae.steering.arguments.ARGUMENTS`; with none of the latter it is HFLM. Completions
     carry their length in tokens in either case.
 
     `steered_positions` counts token positions that were changed. Left padding of a batch is not counted; the right

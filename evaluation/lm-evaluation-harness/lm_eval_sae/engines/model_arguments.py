@@ -91,7 +91,7 @@ def check_vllm_arguments(arguments: Mapping[str, Any], *, steered: bool) -> None
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
 
-    from lm_eval_sae.vllm_model import VLLM
+    from lm_eval_sae.engines.vllm_model import VLLM
 
     fields = {field.name for field in dataclasses.fields(EngineArgs) if not field.name.startswith("_")}
     known = {*inspect.signature(VLLM.__init__).parameters, *fields, "chat_template", "swap_space"}

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lm_eval_sae import TASKS_DIR
-from lm_eval_sae.completion import split_cutoff
+from lm_eval_sae.grading.completion import split_cutoff
 from lm_eval_sae.errors import UserError, did_you_mean
 
 # Of lm-eval and of this package; lm-eval has other names for max_gen_toks, which a task's own value would outdo.

@@ -9,7 +9,7 @@ Any server that speaks OpenAI's chat-completions protocol. The environment names
     JUDGE_CONCURRENCY   questions asked at once, 8 by default
     JUDGE_CACHE         folder of its answers, ~/.cache/reasoning-features/judge by default
 
-The prompt is judge_prompt.txt, beside this file.
+The prompt is prompt.txt, beside this file.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.judge_cache import VerdictCache
-from lm_eval_sae.judge_environment import CONCURRENCY, MODES, OPENROUTER, is_openrouter, read_settings
-from lm_eval_sae.judge_errors import one_line, reason, refusal, refuses_content
-from lm_eval_sae.judge_retries import ask_again, is_passing
+from lm_eval_sae.judge.cache import VerdictCache
+from lm_eval_sae.judge.environment import CONCURRENCY, MODES, OPENROUTER, is_openrouter, read_settings
+from lm_eval_sae.judge.errors import one_line, reason, refusal, refuses_content
+from lm_eval_sae.judge.retries import ask_again, is_passing
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PROMPT_FILE = Path(__file__).parent / "judge_prompt.txt"
+PROMPT_FILE = Path(__file__).parent / "prompt.txt"
 VERDICTS = {"SAME": True, "DIFFERENT": False}
 MAX_ANSWER_CHARACTERS = 4000
 """Of a longer answer the end is shown: that is where a solution settles on its result."""

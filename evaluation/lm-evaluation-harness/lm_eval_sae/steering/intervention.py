@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lm_eval_sae.steering import FeatureSetting
+    from lm_eval_sae.steering.arguments import FeatureSetting
 
 BUFFERS = ("encoder", "bias", "threshold", "direction", "value")
 

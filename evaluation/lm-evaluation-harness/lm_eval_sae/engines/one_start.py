@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_sae.cli import read_config
-from lm_eval_sae.steering import split_arguments
+from lm_eval_sae.steering.arguments import split_arguments
 
 if TYPE_CHECKING:
-    from lm_eval_sae.models import HFSAE
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.hf_model import HFSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
 
 def start_model(args: Namespace, *, slots: Mapping[int, int]) -> "HFSAE | VLLMSAE":

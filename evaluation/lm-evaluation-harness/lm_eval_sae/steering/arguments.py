@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_sae.errors import UserError, did_you_mean
-from lm_eval_sae.intervention_file import read_intervention_file
-from lm_eval_sae.scores import STATS_FILE, check_scores, read_max_activation
+from lm_eval_sae.steering.files import read_intervention_file
+from lm_eval_sae.steering.scores import STATS_FILE, check_scores, read_max_activation
 
 if TYPE_CHECKING:
-    from lm_eval_sae.sae_rows import FeatureRow
+    from lm_eval_sae.steering.sae_rows import FeatureRow
 
 MODES = ("set", "clamp", "add")
 UNITS = ("folded", "raw")
@@ -146,7 +146,7 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
             raise UserError("sae_stats is read with sae_max_activation=auto only; expected one or the other")
 
     # torch is imported from here on: a mistake above is answered at once.
-    from lm_eval_sae.sae_rows import CONFIG_FILE, find_sae, hub_commit, read_config, read_feature
+    from lm_eval_sae.steering.sae_rows import CONFIG_FILE, find_sae, hub_commit, read_config, read_feature
 
     revision = arguments.get("sae_revision")
     if revision is not None and path is not None:

@@ -4,7 +4,7 @@ import functools
 import re
 import threading
 
-from lm_eval_sae.notation import (
+from lm_eval_sae.grading.notation import (
     UNITS,
     as_based_number,
     as_clock,

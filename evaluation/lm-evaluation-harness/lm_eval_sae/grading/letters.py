@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from lm_eval_sae.answers import boxes
+from lm_eval_sae.grading.answers import boxes
 
 THINK_END = "</think>"  # what stands before it is reasoning, what follows is the answer
 LETTERS = "ABCD"

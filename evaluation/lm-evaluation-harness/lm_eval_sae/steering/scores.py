@@ -48,7 +48,7 @@ def check_scores(scores: Path, sae: Path, *, hook_name: str) -> None:
         raise UserError(f"{file} is not what compute_score.py wrote ({error!r})") from error
     if hook != hook_name:
         raise UserError(f"the scores in {scores} are of an SAE at {hook}, this one is at {hook_name}")
-    from lm_eval_sae.sae_rows import WEIGHTS_FILE
+    from lm_eval_sae.steering.sae_rows import WEIGHTS_FILE
 
     weights = sae / WEIGHTS_FILE
     if sha256 and sha256 != _hash_file(weights, weights.stat().st_mtime_ns):

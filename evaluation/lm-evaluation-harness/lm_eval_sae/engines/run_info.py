@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from lm_eval_sae.judge import get_judge
-from lm_eval_sae.scoring_identity import scoring_identity
-from lm_eval_sae.steering import Steering
+from lm_eval_sae.judge.client import get_judge
+from lm_eval_sae.grading.identity import scoring_identity
+from lm_eval_sae.steering.arguments import Steering
 
 
 def run_info(steering: Steering | None, *, steered_positions: int) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.unfinished import Unfinished
+from lm_eval_sae.engines.kept_completions import Unfinished
 
-WORKER = "lm_eval_sae.vllm_worker.SteeringWorker"
+WORKER = "lm_eval_sae.engines.vllm_worker.SteeringWorker"
 CONFIG_KEY = "lm_eval_sae"
 CORES_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 # What vLLM's own data parallelism reads. A replica is an engine by itself, whatever its parent was.
