@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from lm_eval_sae.grading.answers import check
-from lm_eval_sae.grading.notation import clean
+from lm_eval_sae.grading.answers import clean
 
 
 def powers_of_two(n: int) -> list[int]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_sae.grading.answers import check, final_answer, is_number, labelled_answer, last_number, strings_agree
+from lm_eval_sae.grading.answers import check, is_number, strings_agree
 from lm_eval_sae.grading.completion import Completion
 from lm_eval_sae.grading.consistency import count_wrong_answers, coverage, majority, powers_of_two
+from lm_eval_sae.grading.extraction import final_answer, labelled_answer, last_number
 from lm_eval_sae.grading.letters import LETTERS, THINK_END, last_letter
 
 if TYPE_CHECKING:
