@@ -46,9 +46,9 @@ from sweep_runs import PlannedRun, evaluate_point, plan_runs, write_overview
 
 from lm_eval_sae import errors as lm_eval_errors
 from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, expand_tasks, parse, prepare_run, read_config, task_names
-from lm_eval_sae.errors import UserError
-from lm_eval_sae.engines.model_arguments import refuse_worker_class
+from lm_eval_sae.engines.arguments import refuse_worker_class
 from lm_eval_sae.engines.model_files import load_model_config
+from lm_eval_sae.errors import UserError
 from lm_eval_sae.steering.arguments import check_model, split_arguments
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.shared.errors import run

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from lm_eval_sae.cli import parse, prepare_run
+from lm_eval_sae.engines.arguments import require_gpus
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.engines.model_arguments import require_gpus
 
 
 def prepare(model: Path, *options: str, arguments: str = "", engine: str = "hf", gen: str = "max_gen_toks=8") -> None:

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.tasks.problems import load_problems
 from lm_eval_sae.grading.scoring import process_short_math
+from lm_eval_sae.tasks.problems import load_problems
 
 
 def write(folder: Path, *lines: str, name: str = "problems.jsonl") -> Path:

@@ -18,8 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import save_file
 
 from lm_eval_sae.cli import main as run_cli
-from lm_eval_sae.errors import UserError
 from lm_eval_sae.engines.hf_model import HFSAE
+from lm_eval_sae.errors import UserError
 from transformer_lens_r1.shared.files import hash_file
 
 SAMPLED = "do_sample=True,temperature=0.8,max_gen_toks=6"

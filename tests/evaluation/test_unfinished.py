@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_sae.engines import kept_completions
 from lm_eval_sae.cli import main
 from lm_eval_sae.engines.kept_completions import FOLDER, kept_in, unfinished_of
 
@@ -118,4 +117,4 @@ def test_a_line_that_was_cut_off_is_left_out_and_harms_none_after_it(
         kept.add([("three", 3)])
         assert kept.read() == {"one": 1, "two": 3, "three": 3}
         assert unfinished_of({"a": 2}).read() == {}
-    assert not (tmp_path / FOLDER).exists() and unfinished.unfinished_of({"a": 1}) is None
+    assert not (tmp_path / FOLDER).exists() and kept_completions.unfinished_of({"a": 1}) is None

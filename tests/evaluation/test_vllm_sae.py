@@ -27,14 +27,14 @@ from engines import (  # noqa: E402
     write_local_task,
 )
 
-from lm_eval_sae.engines import vllm_engine  # noqa: E402
 from lm_eval_sae.cli import main  # noqa: E402
-from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.steering.intervention import FeatureIntervention, slot_values  # noqa: E402
+from lm_eval_sae.engines import vllm_engine  # noqa: E402
 from lm_eval_sae.engines.hf_model import HFSAE  # noqa: E402
-from lm_eval_sae.steering.arguments import Steering  # noqa: E402
 from lm_eval_sae.engines.kept_completions import FOLDER, Unfinished, kept_in  # noqa: E402
 from lm_eval_sae.engines.vllm_model import VLLM, VLLMSAE  # noqa: E402
+from lm_eval_sae.errors import UserError  # noqa: E402
+from lm_eval_sae.steering.arguments import Steering  # noqa: E402
+from lm_eval_sae.steering.intervention import FeatureIntervention, slot_values  # noqa: E402
 
 
 @pytest.fixture(scope="module")

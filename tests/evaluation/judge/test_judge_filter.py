@@ -18,9 +18,9 @@ from judge_server import KEY, JudgeServer  # noqa: E402
 
 from lm_eval_sae import TASKS_DIR, register_filters  # noqa: E402
 from lm_eval_sae.grading.completion import Completion  # noqa: E402
+from lm_eval_sae.grading.scoring import order_gpqa  # noqa: E402
 from lm_eval_sae.judge.client import JudgeQuestion, get_judge  # noqa: E402
 from lm_eval_sae.judge.filter import JudgeFilter  # noqa: E402
-from lm_eval_sae.grading.scoring import order_gpqa  # noqa: E402
 
 
 @dataclass

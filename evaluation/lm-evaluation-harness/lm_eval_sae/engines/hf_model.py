@@ -17,14 +17,15 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lm_eval_sae.grading.completion import Completion, count_reasoning, measure_completion, require_room, split_cutoff
-from lm_eval_sae.errors import UserError
-from lm_eval_sae.steering.intervention import FeatureIntervention, make_intervention
-from lm_eval_sae.engines.model_files import load_model_config
-from lm_eval_sae.engines.run_info import run_info
-from lm_eval_sae.engines.requests import with_arguments
-from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.engines.arguments import in_one_line
 from lm_eval_sae.engines.kept_completions import Unfinished, digest, model_files, unfinished_of
+from lm_eval_sae.engines.model_files import load_model_config
+from lm_eval_sae.engines.requests import require_room, split_cutoff, with_arguments
+from lm_eval_sae.engines.run_info import run_info
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.grading.completion import Completion, count_reasoning, measure_completion
+from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.steering.intervention import FeatureIntervention, make_intervention
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class HFSAE(HFLM):
     """HFLM whose layers leave their residual stream with SAE features changed.
 
     The change applies to every token, prompt and generated, in `generate_until` and `loglikelihood` alike. Takes
-    HFLM's arguments and those of `lm_eval_sae.steering.arguments.ARGUMENTS`; with none of the latter it is HFLM. Completions
+    HFLM's arguments and those of `steering.arguments.ARGUMENTS`; with none of the latter it is HFLM. Completions
     carry their length in tokens in either case.
 
     `steered_positions` counts token positions that were changed. Left padding of a batch is not counted; the right
@@ -45,7 +46,8 @@ class HFSAE(HFLM):
         steering = read_steering(arguments)
         if steering is not None and isinstance(pretrained, str):
             check_model(steering, load_model_config(pretrained, kwargs), name=pretrained)
-        super().__init__(pretrained, **kwargs)
+        with in_one_line("--model_args"):
+            super().__init__(pretrained, **kwargs)
 
         self._requests_of_batch: list[int] = []
         self._cutoffs: list[int | None] = []  # of each request

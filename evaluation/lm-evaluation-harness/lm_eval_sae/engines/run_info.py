@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lm_eval_sae.judge.client import get_judge
 from lm_eval_sae.grading.identity import scoring_identity
+from lm_eval_sae.judge.client import get_judge
 from lm_eval_sae.steering.arguments import Steering
 
 

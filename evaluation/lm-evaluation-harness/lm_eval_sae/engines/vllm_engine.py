@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lm_eval_sae.errors import UserError
 from lm_eval_sae.engines.kept_completions import Unfinished
+from lm_eval_sae.errors import UserError
 
 WORKER = "lm_eval_sae.engines.vllm_worker.SteeringWorker"
 CONFIG_KEY = "lm_eval_sae"

@@ -14,14 +14,11 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_sae.grading.completion import Completion, count_reasoning, require_room, split_cutoff
-from lm_eval_sae.errors import UserError
-from lm_eval_sae.steering.intervention import slot_values
-from lm_eval_sae.engines.model_files import load_model_config
-from lm_eval_sae.engines.run_info import run_info
-from lm_eval_sae.engines.requests import number_repeats, request_seed, with_arguments
-from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.engines.arguments import in_one_line
 from lm_eval_sae.engines.kept_completions import digest, model_files, unfinished_of
+from lm_eval_sae.engines.model_files import load_model_config
+from lm_eval_sae.engines.requests import number_repeats, request_seed, require_room, split_cutoff, with_arguments
+from lm_eval_sae.engines.run_info import run_info
 from lm_eval_sae.engines.vllm_engine import (
     CORES_VARIABLE,
     Engine,
@@ -34,6 +31,10 @@ from lm_eval_sae.engines.vllm_engine import (
     split_cores,
     steering_arguments,
 )
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.grading.completion import Completion, count_reasoning
+from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.steering.intervention import slot_values
 
 logger = logging.getLogger(__name__)
 REQUEST_KEY = "lm_eval_sae_request"  # of SamplingParams.extra_args: which request of generate_until it is
@@ -70,7 +71,7 @@ with _named_vllm():
 class VLLMSAE(VLLM):
     """lm-eval's VLLM whose layers leave their residual stream with SAE features changed.
 
-    Takes VLLM's arguments and those of `lm_eval_sae.steering.arguments.ARGUMENTS`; with none of the latter the engine is vLLM's
+    Takes VLLM's arguments and those of `steering.arguments.ARGUMENTS`; with none of the latter the engine is vLLM's
     own. Completions carry their length in tokens in either case. Where completions are sampled each request has a
     seed of its own, made from `seed`, its prompt and the number of its repeat: the random numbers do not depend on how
     requests were batched or dealt to replicas, and a plain and a steered run draw the same.
@@ -93,7 +94,8 @@ class VLLMSAE(VLLM):
         if self.slots:
             kwargs |= steering_arguments(self.slots, kwargs.get("additional_config"))
         self._suit_platform(kwargs)
-        super().__init__(pretrained, **kwargs)
+        with in_one_line("--model_args"):
+            super().__init__(pretrained, **kwargs)
 
         self.engine: Engine | Replicas
         if self.data_parallel_size > 1:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from lm_eval_sae.steering.intervention import FeatureIntervention
 from lm_eval_sae.engines.vllm_engine import CONFIG_KEY
+from lm_eval_sae.steering.intervention import FeatureIntervention
 
 WORKERS = {True: "vllm.v1.worker.cpu_worker.CPUWorker", False: "vllm.v1.worker.gpu_worker.Worker"}  # by is_cpu()
 

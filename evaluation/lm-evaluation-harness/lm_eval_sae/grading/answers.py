@@ -21,7 +21,7 @@ NOTATION = [
     # Forms that math-verify misreads, and the same in a form that it reads.
     (r"\\math(?:rm|bf|it|sf)\{([ie])\}", r"\1"),  # 3+4\mathrm{i}
     (r"\\varnothing\b|∅", r"\\emptyset"),
-    (r"(?<=\d)(?:\\[,;:! ]|[~\u00a0\u2009\u202f]|\{,\})(?=\d{3}(?!\d))", ""),  # 12\,345
+    (r"(?<=\d)(?:\\[,;:! ]|[ ~\u00a0\u2009\u202f]|\{,\})(?=\d{3}(?![\d/]))", ""),  # 12\,345
     (r"^([+-]?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),  # 1 7/8 is no 17/8
     (r"^([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}"),
     # Signs that are units.
@@ -44,7 +44,7 @@ MARKED = re.compile("\x01([^\x02]+)\x02(?:\\s*\\^\\s*\\{?(-?\\d)\\}?)?")  # a wo
 UNIT_AT_END = re.compile(rf"(?:[\s~/.·]|\\[,;:! ]|{MARKED.pattern})+$")
 BARE_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}|(?<=\s)or(?=\s)")
 IN_WORDS = re.compile(r"[A-Za-z]{3,}(?:[ ,.'’-]+(?:[A-Za-z]+|\d+))*")
-JOINED = re.compile(r"\s*\\text\w*\{[\s,]*(?:or|and)\s*\}\s*")
+JOINED = re.compile(r"[\s,]*\\text\w*\{[\s,]*(?:or|and)\s*\}\s*")
 COMPARED = re.compile(r"[<>≤≥]|\\(?:[lg](?:eq?|t)|leqslant|geqslant)(?![a-zA-Z])")
 # Words that change the number before them: 5 dozen is no 5.
 VALUE_WORD = re.compile(
@@ -166,8 +166,8 @@ def grouping(answer: str) -> str:
 
 def normalisers_agree(answer: str, expected: str) -> bool:
     """Whether Hendrycks' or Minerva's normaliser makes two answers one text, without losing a part of either."""
-    if any(mark in answer + expected for mark in ("=", "\\overline", "\\dots", "\\ldots")):
-        return False
+    if re.search(r"=|\\overline|\\l?dots|\d[\s,]+\d", f"{answer} and {expected}"):
+        return False  # they would make 5 of x=4,y=5, and 12 of 1 2
     if is_equiv(answer, expected):
         return True
     letters = [re.findall("[A-Za-z0-9]", text) for text in (answer, expected)]

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from lm_eval_sae.grading.answers import check
-from lm_eval_sae.grading.answers import clean
+from lm_eval_sae.grading.answers import check, clean
 
 
 def powers_of_two(n: int) -> list[int]:

@@ -13,6 +13,7 @@ The prompt is prompt.txt, beside this file.
 """
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
@@ -45,6 +46,7 @@ MAX_ANSWER_CHARACTERS = 4000
 """Of a longer answer the end is shown: that is where a solution settles on its result."""
 MAX_REPLY_TOKENS = 1024
 """The verdict is one word; a model that reasons first needs the rest."""
+CACHE_ERRORS = (sqlite3.Error, diskcache.Timeout, OSError)
 PASSING_STATUSES = (408, 409, 429)
 """Besides 5xx: the statuses after which the client library tries again."""
 QUESTION_STATUSES = (400, 413, 422)
@@ -142,15 +144,9 @@ class Judge:
         if not re.fullmatch("[1-9][0-9]{0,2}", concurrency):
             raise UserError(f"JUDGE_CONCURRENCY is '{concurrency}'; expected a whole number from 1 to 999")
         default = Path(_variable("XDG_CACHE_HOME", "~/.cache")) / "reasoning-features" / "judge"
-        folder = Path(_variable("JUDGE_CACHE", str(default))).expanduser()
-        return cls(
-            model=model,
-            cache=open_cache(folder),
-            base_url=base_url,
-            api_key=api_key,
-            mode=mode,
-            concurrency=int(concurrency),
-        )
+        cache = open_cache(Path(_variable("JUDGE_CACHE", str(default))).expanduser())
+        limits = {"mode": mode, "concurrency": int(concurrency)}
+        return cls(model=model, cache=cache, base_url=base_url, api_key=api_key, **limits)
 
     def decide(self, questions: Sequence[JudgeQuestion]) -> list[bool | None]:
         """Whether each answer means the same as the expected one; None if the judge could not say.
@@ -191,11 +187,7 @@ class Judge:
             UserError: the server refuses, cannot be reached, or the model does not reply with a verdict.
         """
 
-        async def ask() -> Outcome:
-            async with self._client(max_retries=min(self.max_retries, 2)) as client:
-                return await self._ask(client, self.prompt(TRIAL), trial=True)
-
-        outcome = asyncio.run(ask())
+        outcome = asyncio.run(self._ask_trial())
         if outcome is Outcome.FAILED:
             raise UserError(
                 f"the judge does not answer a trial question ({self._last_failure}); "
@@ -268,15 +260,14 @@ class Judge:
         return hashlib.sha256(json.dumps([self.base_url, self.model, prompt]).encode()).hexdigest()
 
     def _kept(self, key: str) -> int | None:
-        try:
+        with contextlib.suppress(*CACHE_ERRORS):  # asked again
             return self.cache.get(key)
-        except (sqlite3.Error, diskcache.Timeout, OSError):
-            return None  # asked again
+        return None
 
     def _keep(self, key: str, verdict: bool) -> None:
         try:
             self.cache.set(key, int(verdict))
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:  # a full disk must not lose the evaluation
+        except CACHE_ERRORS as error:  # a full disk must not lose the evaluation
             logger.warning("A verdict of the judge could not be kept: %s", error)
 
     def _client(self, *, max_retries: int) -> "AsyncOpenAI":
@@ -325,6 +316,10 @@ class Judge:
                         group.create_task(work())
         return outcomes, stopped
 
+    async def _ask_trial(self) -> Outcome:
+        async with self._client(max_retries=min(self.max_retries, 2)) as client:
+            return await self._ask(client, self.prompt(TRIAL), trial=True)
+
     async def _ask(self, client: "AsyncOpenAI", prompt: str, *, trial: bool = False) -> Outcome:
         """Raises Refusal."""
         from openai import APIStatusError, OpenAIError
@@ -335,7 +330,9 @@ class Judge:
         except APIStatusError as error:
             if refuses_content(error):
                 return Outcome.UNDECIDED
-            self._last_failure = f"{self.host}: {error.status_code}: {one_line(_message(error), self.api_key)}"
+            said = error.body.get("message") if isinstance(error.body, dict) else None
+            said = said if isinstance(said, str) else error.response.reason_phrase
+            self._last_failure = f"{self.host}: {error.status_code}: {one_line(said, self.api_key)}"
             passing = error.status_code in PASSING_STATUSES or error.status_code >= 500
             if not passing and (trial or error.status_code not in QUESTION_STATUSES):
                 raise Refusal(
@@ -371,17 +368,14 @@ def open_cache(folder: Path) -> diskcache.Cache:
         cache = diskcache.Cache(str(folder), eviction_policy="none")
         cache.set("writable", 1)
         return cache
-    except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+    except CACHE_ERRORS as error:
         raise UserError(
             f"the judge's answers cannot be kept in {folder}: {error}; set JUDGE_CACHE to a folder that can be written"
         ) from error
 
 
 def read_verdict(reply: str) -> bool | None:
-    """True for SAME, False for DIFFERENT, None for any other reply; marks around the word do not matter.
-
-    Reasoning that ends with </think> may come before it.
-    """
+    """True for SAME, False for DIFFERENT, None for any other reply; reasoning up to </think> may come first."""
     return VERDICTS.get(reply.rpartition("</think>")[2].strip(" \t\r\n*_`'\".").upper())
 
 
@@ -398,11 +392,6 @@ def one_line(text: str, api_key: str | None) -> str:
         parts = [api_key[i : i + 8] for i in range(max(len(api_key) - 7, 1))]
         words = ["***" if any(part in word for part in parts) else word for word in words]
     return " ".join(words)[:200]
-
-
-def _message(error: "APIStatusError") -> str:
-    message = error.body.get("message") if isinstance(error.body, dict) else None
-    return message if isinstance(message, str) else error.response.reason_phrase
 
 
 def _variable(name: str, default: str = "") -> str:

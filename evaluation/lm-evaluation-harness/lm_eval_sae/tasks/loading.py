@@ -181,22 +181,7 @@ def load_tasks(manager: "TaskManager", config: "EvaluatorConfig") -> "TaskDict":
 
 def _no_data(task: str, error: Exception) -> UserError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    cause: BaseException | None = error
-    causes = []
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    if any("gated" in str(cause).lower() for cause in causes):
-        what = "are gated: accept the terms on the page of the data set and log in with `hf auth login`"
-    elif isinstance(error, ImportError):
-        what = "need a package that is not installed: install it"
-    elif any(_is_connection_error(cause) for cause in causes):
-        what = "are out of reach: connect to the Hub (huggingface.co), or load them once where there is a network"
-    else:
-        what = "cannot be loaded; expected the data set that its configuration names"
-    return UserError(f"the data of the task {task} {what} ({reason})")
-
-
-def _is_connection_error(error: BaseException) -> bool:
-    words = ("offline", "couldn't reach", "couldn't find cache", "connection")
-    return isinstance(error, ConnectionError | TimeoutError) or any(word in str(error).lower() for word in words)
+    hint = ""
+    if "gated" in reason.lower():
+        hint = "; accept the terms on the page of the data set and log in with `hf auth login`"
+    return UserError(f"the data of the task {task} cannot be loaded: {reason}{hint}")
