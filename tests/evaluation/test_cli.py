@@ -232,50 +232,6 @@ def test_mistakes_of_steering_end_before_the_model_is_loaded(
         (["--model_args", "pretrained=MODEL", "--tasks", "quickstart_problems"], "needs QUICKSTART_PROBLEMS"),
         (["--model", "dummy", "--model_args", "sae_path=x", "--tasks", "math-500"], "--model dummy cannot steer"),
         (["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--log_samples"], "Specify --output_path"),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "temprature=1"],
-            "unknown generation argument 'temprature'; did you mean 'temperature'",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=</think>"],
-            "cutoff_token is '</think>', expected the id of a token, a whole number from 0",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=-1.0"],
-            "cutoff_token is -1.0, expected",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=true"],
-            "cutoff_token is True, expected",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_gen_toks=2048"],
-            "max_gen_toks is 2048 but the context of .* is 2048 tokens.*well below 2048",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500"],
-            "max_gen_toks is 32768 but the context of .* is 2048",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_new_tokens=64"],
-            "generation argument 'max_new_tokens' is called max_gen_toks in lm-eval",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "num_return_sequences=2"],
-            "unknown generation argument 'num_return_sequences'",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_gen_toks=-3"],
-            "max_gen_toks is -3",
-        ),
-        (
-            ["--model", "vllm", "--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "top_p=5"],
-            "--gen_kwargs: top_p must be in",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL,max_length=64", "--tasks", "math-500", "--gen_kwargs=max_gen_toks=99"],
-            "max_gen_toks is 99 but the context of .* is 64 tokens",
-        ),
     ],
 )
 def test_mistakes_of_the_command_line(
@@ -286,21 +242,13 @@ def test_mistakes_of_the_command_line(
         main([option.replace("MODEL", str(tiny_llama)) for option in options])
 
 
-def test_a_model_folder_lacks_something(
+def test_only_llama_and_qwen2_are_steered(
     tiny_llama: Path, problems: Path, make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUICKSTART_PROBLEMS", str(problems))
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *_, **__: pytest.fail("loaded"))
     model, out = tmp_path / "model", tmp_path / "out"
-    shutil.copytree(tiny_llama, model, ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(UserError, match=f"{model} holds no weights; expected"):
-        run_cli(model, out, task="quickstart_problems")
-    (model / "pytorch_model-00001-of-00002.bin").touch()
-
-    (model / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="no chat template; leave out --apply_chat_template"):
-        run_cli(model, out, "--apply_chat_template", task="quickstart_problems")
-
+    shutil.copytree(tiny_llama, model)
     config = json.loads((model / "config.json").read_text())
     config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
     (model / "config.json").write_text(json.dumps(config))

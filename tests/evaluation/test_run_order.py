@@ -35,39 +35,23 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_data_out_of_reach_end_the_run_before_the_model_loads(tiny_llama: Path, no_model: None) -> None:
-    with pytest.raises(
-        UserError, match=r"data of the task math-500 are out of reach: connect .*HuggingFaceH4/MATH-500"
-    ):
+    with pytest.raises(UserError, match="data of the task math-500 cannot be loaded: .*HuggingFaceH4/MATH-500"):
         main(arguments(tiny_llama, "math-500"))
 
 
-def gated() -> Exception:
+def test_gated_data_say_what_to_do(tiny_llama: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.exceptions import DatasetNotFoundError
 
-    return DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub. You must be authenticated.")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (gated(), "gpqa_diamond are gated: accept the terms on the page .* log in with `hf auth login` .*Idavidrein"),
-        (ConnectionError("Couldn't reach 'x' on the Hub (ReadTimeout)\nmore"), r"out of reach: .*\(ReadTimeout\)\)$"),
-        (ModuleNotFoundError("No module named 'langdetect'"), "need a package that is not installed: install it"),
-        (RuntimeError("Dataset scripts are no longer supported"), "cannot be loaded; expected .*no longer supported"),
-    ],
-)
-def test_each_failure_of_the_data_says_what_to_do(
-    error: Exception, message: str, tiny_llama: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def load_dataset(*_args: Any, **_kwargs: Any) -> None:
-        raise error
+        raise DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     args = parse(arguments(tiny_llama, "openai_gpqa_diamond"))
     for run in (execute, check_tasks):
-        with pytest.raises(UserError, match=message) as raised:
+        with pytest.raises(
+            UserError, match="gpqa_diamond cannot be loaded: .*gated.*; accept the terms .*`hf auth login`"
+        ):
             run(args)
-        assert "\n" not in str(raised.value)
 
 
 def test_the_data_are_loaded_once(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +152,7 @@ def test_a_judge_that_refuses_the_trial_ends_the_run_before_the_model_loads(
     model: str, server: JudgeServer, tiny_llama: Path, no_model: None
 ) -> None:
     server.always = PAYMENT
-    with pytest.raises(UserError, match=r"wants to be paid for 'm' \(402: Insufficient credits\); add credit"):
+    with pytest.raises(UserError, match="refuses a request for 'm' .*402: Insufficient credits"):
         prepare_run(parse([*arguments(tiny_llama, "math-500"), "--model", model]))
     assert len(server.requests) == 1
 

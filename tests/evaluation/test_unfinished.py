@@ -117,4 +117,4 @@ def test_a_line_that_was_cut_off_is_left_out_and_harms_none_after_it(
         kept.add([("three", 3)])
         assert kept.read() == {"one": 1, "two": 3, "three": 3}
         assert unfinished_of({"a": 2}).read() == {}
-    assert not (tmp_path / FOLDER).exists() and kept_completions.unfinished_of({"a": 1}) is None
+    assert not (tmp_path / FOLDER).exists() and unfinished_of({"a": 1}) is None

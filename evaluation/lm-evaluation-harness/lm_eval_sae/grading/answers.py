@@ -85,7 +85,7 @@ def check(answer: str, expected: str) -> bool | None:
         return None
     unit = found.unit or gold.unit
     same_unit = found.unit == gold.unit
-    if not same_unit and ((found.unit and gold.unit) or any(map(VALUE_WORD.match, unit))):
+    if not same_unit and ((found.unit and gold.unit) or any(map(VALUE_WORD.fullmatch, unit))):
         return None  # 2 hours are 120 minutes, and 5 dozen are 60
     pair = (found.mathematics, gold.mathematics)
     if pair[0] == pair[1]:
