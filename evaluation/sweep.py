@@ -45,7 +45,7 @@ from sweep_probe import Probe
 from sweep_runs import PlannedRun, evaluate_point, plan_runs, write_overview
 
 from lm_eval_sae import errors as lm_eval_errors
-from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, expand_tasks, parse, prepare_run, read_config, task_names
+from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, parse, prepare_run, read_config
 from lm_eval_sae.engines.arguments import refuse_worker_class
 from lm_eval_sae.engines.model_files import load_model_config
 from lm_eval_sae.errors import UserError
@@ -142,10 +142,9 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
     prepare_run(args)
     if args.model not in ("hf-sae", "vllm-sae"):
         raise UserError(f"--model {args.model} cannot steer; expected hf or vllm")
-    check_tasks(args)
+    tasks = check_tasks(args)
     config = read_config(args)
     refuse_worker_class(config.model_args)  # prepare_run saw none of the grid's sae_* arguments
-    tasks = expand_tasks(task_names(config), include_path=args.include_path)
     if inner := [task for task in tasks if "::" in task]:
         raise UserError(f"the task {inner[0]} is defined within its group; expected tasks that run by their name")
     name = str(config.model_args["pretrained"])

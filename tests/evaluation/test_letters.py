@@ -42,7 +42,6 @@ from lm_eval_sae.grading.letters import last_letter
         ("> **Final Answer: B**\n\nIncorrect answer: C", "B"),
         # what follows </think> is the answer, where it states one
         ("<think>\nAnswer: B\n</think>\nThe correct answer is **C**.", "C"),
-        ("<think>\nAnswer: B\n</think>\nTherefore, option C is correct.", "C"),
         ("Answer: B\n</think>\nThe answer is either C or D.", None),
         ("Answer: B\n</think>\nAnswer: A photon", None),
         ("The answer is B.\n</think>\nThe energy is 10 eV.", "B"),
@@ -112,7 +111,8 @@ def test_the_letter_stated_last(text: str, letter: str | None) -> None:
     "text",  # in none of which a judge or a reader would be sure without the question
     [
         "Answer: B, C is wrong", "Answer: A (10 eV) is clearly ruled out", "Answer: B – 10 eV", "C) 10 eV",
-        "I choose C.", "Therefore option C is correct.", "<think>\nAnswer: B\n</think>\nTherefore, option C is correct.",
+        "I choose C.", "Therefore option C is correct.",
+        "<think>\nAnswer: B\n</think>\nTherefore, option C is correct.",
     ],
 )  # fmt: skip
 def test_what_is_not_clear_is_left_to_a_judge(text: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "judge"))
 from engines import write_local_task  # noqa: E402
 from judge_server import KEY, JudgeServer, Reply, completion  # noqa: E402
 
-from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, expand_tasks, main, parse, prepare_run  # noqa: E402
+from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, main, parse, prepare_run  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
 from lm_eval_sae.judge.client import get_judge  # noqa: E402
 
@@ -83,31 +82,18 @@ def groups(tmp_path: Path) -> Path:
     return tmp_path / "tasks"
 
 
-def test_groups_tags_patterns_and_files_are_taken_apart_in_the_order_of_lm_eval(groups: Path) -> None:
-    from lm_eval.tasks import TaskManager
-
+def test_groups_tags_patterns_and_files_are_taken_apart_in_the_order_of_lm_eval(groups: Path, tiny_llama: Path) -> None:
     both = ["local_aime2024_nofigures", "local_math-500"]
-    expand = {
+    for name, expected in {
         "local_math-500": both[1:],
         "local_tag": both,
         "local_[am]*": both,
+        "local_tag,local_math-500": both,
         str(groups / "math-500.yaml"): both[1:],
         "local_group": ["local_math-500", "local_aime2024_nofigures", "local_group::own"],
-    }
-    for name, expected in expand.items():
-        assert expand_tasks([name], include_path=[groups]) == expected
-    assert expand_tasks(["local_tag,local_math-500"], include_path=[groups]) == both
-    manager = TaskManager(include_path=[str(groups)], include_defaults=False)
-    for name in ("local_tag", "local_math-500"):
-        assert list(manager.load([name])["tasks"]) == expand[name]
-    with pytest.raises(UserError, match=r"no task 'loca_\*'"):
-        expand_tasks(["local_tag", "loca_*"], include_path=[groups])
-
-
-def test_groups_of_lm_eval_are_expanded_without_their_data() -> None:
-    assert expand_tasks(["math-500"]) == ["math-500"]
-    tiny = expand_tasks(["tinyBenchmarks"])
-    assert tiny[:2] == ["tinyArc", "tinyGSM8k"] and len(tiny) == 6
+    }.items():
+        command = [*arguments(tiny_llama, name), "--include_path", str(groups)]
+        assert sorted(check_tasks(parse(command))) == sorted(expected)
 
 
 # -------------------------------------------------------------------------------------------------------------- judge
@@ -155,10 +141,3 @@ def test_a_judge_that_refuses_the_trial_ends_the_run_before_the_model_loads(
     with pytest.raises(UserError, match="refuses a request for 'm' .*402: Insufficient credits"):
         prepare_run(parse([*arguments(tiny_llama, "math-500"), "--model", model]))
     assert len(server.requests) == 1
-
-
-def test_a_sweep_may_check_its_tasks(tiny_llama: Path, tmp_path: Path, make_sae: Callable[..., Path]) -> None:
-    name = write_local_task("math-500", tmp_path / "tasks")
-    args = parse(arguments(tiny_llama, name, "--include_path", str(tmp_path / "tasks")))
-    prepare_run(args)
-    assert check_tasks(args) is None

@@ -34,7 +34,6 @@ from lm_eval_sae.judge.client import get_judge
 from lm_eval_sae.steering.arguments import check_model, read_steering, split_arguments
 from lm_eval_sae.tasks.loading import (
     data_before_the_model,
-    expand_tasks,
     load_tasks,
     own_tasks_only,
     unknown_task,
@@ -42,8 +41,6 @@ from lm_eval_sae.tasks.loading import (
 )
 from lm_eval_sae.tasks.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.tasks.problems import problems_file
-
-__all__ = ["check_tasks", "execute", "expand_tasks", "main", "parse", "prepare_run", "read_config", "task_names"]
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -228,8 +225,12 @@ def _check_steering(
             args.use_cache = f"{config.use_cache}-sae-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
 
 
-def check_tasks(args: Namespace) -> None:
-    """Loads the tasks and their data, for who runs them later. Raises UserError as `execute` does, and no tasks."""
+def check_tasks(args: Namespace) -> list[str]:
+    """Loads the tasks and their data, for who runs them later.
+
+    Returns the single tasks that lm-eval would run, each once and in its order; one that only its group defines is
+    named "group::task". Raises UserError as `execute` does, and if no tasks are asked for.
+    """
     register_filters()
     config = read_config(args)
     task_names(config)
@@ -238,4 +239,4 @@ def check_tasks(args: Namespace) -> None:
             manager = config.process_tasks(config.metadata)
         except ValueError as error:
             raise unknown_task(str(error).partition(": ")[2]) from error
-        load_tasks(manager, config)
+        return list(load_tasks(manager, config)["tasks"])

@@ -2,12 +2,9 @@
 
 import contextlib
 import functools
-import glob
-import itertools
 import random
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_sae import TASKS_DIR
@@ -17,79 +14,6 @@ if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks.manager import TaskDict
-
-
-def expand_tasks(names: Iterable[str], *, include_path: Sequence[str | Path] = (TASKS_DIR,)) -> list[str]:
-    """The single tasks that lm-eval would run, each once and in its order. No data is loaded.
-
-    A task that only its group defines has the name that lm-eval gives it, "group::task".
-
-    Args:
-        names: of tasks, groups and tags, patterns such as gpqa*, .yaml files, or one folder of those.
-        include_path: folders of tasks besides lm-eval's own.
-
-    Raises:
-        UserError: nothing has such a name, or matches such a pattern.
-    """
-    names = [part for name in names for part in name.split(",")]
-    manager = _manager(names, include_path)
-    if len(names) == 1 and Path(names[0]).is_dir() and not manager.match_tasks(names):
-        names = [str(Path(names[0]) / "*.yaml")]
-    tasks: list[str] = []
-    for name in names:
-        if name.endswith(".yaml"):
-            found = [_leaves_of(_read(file), manager) for file in glob.glob(name)]
-        else:
-            found = [_leaves(match, manager) for match in manager.match_tasks([name])]
-        if not found:
-            raise unknown_task(name)
-        tasks += itertools.chain.from_iterable(found)
-    return list(dict.fromkeys(tasks))
-
-
-def _manager(names: Iterable[str], include_path: Sequence[str | Path]) -> "TaskManager":
-    """One without lm-eval's own tasks, which take 7 s, where none of them can be meant."""
-    from lm_eval.tasks import TaskManager
-
-    folders = list(map(str, include_path))
-    own = TaskManager(include_path=folders, include_defaults=False)
-    return own if set(names) <= set(own.all_tasks) else TaskManager(include_path=folders)
-
-
-def _read(file: str | Path) -> dict[str, Any]:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    return load_yaml(file, resolve_func=False)
-
-
-def _leaves(name: str, manager: "TaskManager") -> list[str]:
-    """The tasks that a registered name stands for."""
-    from lm_eval.tasks._index import Kind
-
-    entry = manager.task_index[name]
-    if entry.kind is Kind.TAG:
-        return sorted(task for task in entry.tags if task in manager.task_index)
-    if entry.kind is Kind.GROUP:
-        return _leaves_of(_read(entry.yaml_path) if entry.yaml_path else entry.cfg, manager)
-    return [name]
-
-
-def _leaves_of(config: Mapping[str, Any], manager: "TaskManager") -> list[str]:
-    """The tasks of a group's or a task's configuration."""
-    members, group = config.get("task"), config.get("group")
-    if not isinstance(members, list):
-        return [members] if members else []
-    leaves: list[str] = []
-    for member in members:
-        member = {"task": member} if isinstance(member, str) else member
-        name = member.get("group", member.get("task"))
-        if name in manager.task_index:
-            leaves += _leaves(name, manager)
-        elif "group" in member:
-            leaves += _leaves_of({**member, "group": f"{group}::{name}"}, manager)
-        else:
-            leaves.append(f"{group}::{name}")
-    return leaves
 
 
 def unknown_task(name: str) -> UserError:
