@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def execute(args: Namespace) -> str | None:
     """Does what `parse` read, after `prepare_run` where it is a run, whose data are loaded before the model.
 
-    Returns why the judge stopped answering, None where it did not. Raises UserError for an unknown task, and for data
+    Returns why the judge stopped answering, None if it did not. Raises UserError for an unknown task, and for data
     that cannot be loaded.
     """
     register_filters()  # the tasks need it under any model, and other commands load them too
@@ -146,7 +146,7 @@ def _of_config_file(args: Namespace, name: str) -> Any:
 
 
 def read_config(args: Namespace) -> "EvaluatorConfig":
-    """The arguments as lm-eval will read them, its --config file included. Raises UserError where it cannot."""
+    """The arguments as lm-eval will read them, its --config file included. Raises UserError if it cannot."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     logging.disable(logging.WARNING)  # lm-eval reads the same arguments again, and says the same then
@@ -160,7 +160,7 @@ def read_config(args: Namespace) -> "EvaluatorConfig":
 
 
 def task_names(config: "EvaluatorConfig") -> list[str]:
-    """The tasks that are asked for. Raises UserError where there are none."""
+    """The tasks that are asked for. Raises UserError if there are none."""
     tasks = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
     if not tasks:
         raise UserError("no --tasks; for instance --tasks math-500")

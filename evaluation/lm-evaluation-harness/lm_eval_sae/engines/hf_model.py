@@ -64,9 +64,9 @@ class HFSAE(HFLM):
         self.set_intervention(steering)
 
     def set_intervention(self, steering: Steering | None) -> None:
-        """Changes what is steered from here on; None steers nothing. Positions are counted anew.
+        """Changes what is steered from here on; None steers nothing. Positions are counted from 0.
 
-        Raises UserError where the SAE does not fit the model; what was steered before then stays.
+        Raises UserError if the SAE does not fit the model; what was steered before then stays.
         """
         if steering is not None:
             check_model(steering, self.model.config, name=self.model.config._name_or_path or "the model")

@@ -59,7 +59,7 @@ def clear_results(output_path: Path) -> None:
 
 
 def unfinished_of(identity: Mapping[str, Any]) -> "Unfinished | None":
-    """What is kept of the model and intervention that `identity` describes; None where nothing is to be kept."""
+    """What is kept of the model and intervention that `identity` describes; None if nothing is to be kept."""
     if _folder is None:
         return None
     _folder.mkdir(parents=True, exist_ok=True)

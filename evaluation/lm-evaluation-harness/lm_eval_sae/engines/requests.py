@@ -14,9 +14,9 @@ CUTOFF = "cutoff_token"  # a generation argument: the id of the token that ends 
 
 
 def split_cutoff(gen_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """The generation arguments that an engine knows, and the `cutoff_token`, None where there is none.
+    """The generation arguments that an engine knows, and the `cutoff_token`, None if there is none.
 
-    Raises UserError where it is no token id.
+    Raises UserError if it is no token id.
     """
     cutoff = gen_kwargs.get(CUTOFF)
     if cutoff is not None and (isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 0):
@@ -28,7 +28,7 @@ def split_cutoff(gen_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
 
 
 def require_room(prompt_tokens: int, max_gen_toks: int, context: int) -> None:
-    """Raises UserError where a prompt would lose its start to make room for its completion."""
+    """Raises UserError if a prompt would lose its start to make room for its completion."""
     if prompt_tokens + max_gen_toks > context:
         raise UserError(
             f"a prompt of {prompt_tokens} tokens and max_gen_toks {max_gen_toks} do not fit into the context of "

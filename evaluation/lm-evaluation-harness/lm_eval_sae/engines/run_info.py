@@ -8,7 +8,7 @@ from lm_eval_sae.steering.arguments import Steering
 
 
 def run_info(steering: Steering | None, *, steered_positions: int) -> dict[str, Any]:
-    """`sae`: the whole intervention, null for a plain run; `judge`: what was asked of it, null where it is off;
+    """`sae`: the whole intervention, null for a baseline; `judge`: what was asked of it, null if it is off;
     `scoring`: which code decided what is right (`scoring_identity`).
     """
     judge = get_judge()

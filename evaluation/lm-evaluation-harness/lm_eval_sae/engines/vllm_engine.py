@@ -52,7 +52,7 @@ def fewest(counts: Mapping[str, int], layers: Iterable[str]) -> int:
 
 
 def require_steered(steered: int, required: int) -> None:
-    """Raises RuntimeError where fewer positions were steered than requests took."""
+    """Raises RuntimeError if fewer positions were steered than requests took."""
     if steered < required:
         raise RuntimeError(f"only {steered} of {required} token positions were steered")
 
@@ -70,7 +70,7 @@ class Engine:
     def set_intervention(self, values: Mapping[str, Mapping[str, list]]) -> None:
         """Changes the intervention of every worker and forgets what was cached under the one before.
 
-        Raises RuntimeError where a layer is on no worker, or the prefix cache could not be reset.
+        Raises RuntimeError if a layer is on no worker, or the prefix cache could not be reset.
         """
         owned = {layer for layers in self.llm.collective_rpc("set_intervention", args=(values,)) for layer in layers}
         if owned != set(values):
@@ -98,7 +98,7 @@ class Engine:
     ) -> list[Any]:
         """vLLM's outputs for prompts of token ids, in order.
 
-        Raises RuntimeError where completions were to be kept that were not steered.
+        Raises RuntimeError if completions were to be kept that were not steered.
         """
         from vllm import TokensPrompt
 
@@ -237,7 +237,7 @@ class _Keeper:
 
     Args:
         keep: where.
-        count: gives the positions steered so far; None where nothing is to be steered.
+        count: gives the positions steered so far; None if nothing is to be steered.
     """
 
     keep: Keep

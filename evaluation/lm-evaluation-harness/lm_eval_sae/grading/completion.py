@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 class Completion(str):
     """What a model generated for one request. lm-eval hands it to filters and `process_results` as it is.
 
-    completion_tokens: tokens generated, the one that ended it included; None where it was not counted.
+    completion_tokens: tokens generated, the one that ended it included; None if it was not counted.
     truncated: whether the limit of tokens ended it, rather than the model or a stop string.
     reasoning_tokens: tokens before the first `cutoff_token`, all of them where it does not occur; None where they
         were not counted.
-    judged: whether a judge held its answer right; None where none was asked or it could not say.
+    judged: whether a judge held its answer right; None if none was asked or it could not say.
     """
 
     completion_tokens: int | None

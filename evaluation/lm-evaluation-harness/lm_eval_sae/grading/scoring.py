@@ -56,9 +56,9 @@ def _as_given(doc: Mapping[str, Any], answer: str) -> str:
 class AnswerRule:
     """How the answers to one kind of question are found and checked.
 
-    extract: completion → its answer; None where it gives none.
-    extract_string: completion → its answer by the plain string rule; None where it gives none.
-    check: answer, expected answer → whether it is right; None where that cannot be decided.
+    extract: completion → its answer; None if it gives none.
+    extract_string: completion → its answer by the plain string rule; None if it gives none.
+    check: answer, expected answer → whether it is right; None if that cannot be decided.
     question: row → the whole question, for a judge.
     expected: row → the expected answer, for a judge.
     resolve: row, answer → the answer as `check` knows it.
@@ -74,12 +74,12 @@ class AnswerRule:
     without_answer: bool | None = False
 
     def answer(self, doc: Mapping[str, Any], completion: str) -> str | None:
-        """What a completion answers; None where it gives no answer."""
+        """What a completion answers; None if it gives no answer."""
         answer = self.extract(completion)
         return None if answer is None else self.resolve(doc, answer)
 
     def verdict(self, doc: Mapping[str, Any], completion: str) -> bool | None:
-        """Whether a completion is right, by the rule alone; None where that cannot be decided.
+        """Whether a completion is right, by the rule alone; None if that cannot be decided.
 
         Without an answer it is wrong if it is empty or was cut off, else `without_answer`.
         """
@@ -106,7 +106,7 @@ def letter_or_answer(completion: str) -> str | None:
 
 
 def check_letter(answer: str, expected: str) -> bool | None:
-    """Whether a letter is the right one; None where the answer is no letter."""
+    """Whether a letter is the right one; None if the answer is no letter."""
     return answer == expected if len(answer) == 1 and answer.isalpha() else None
 
 

@@ -67,7 +67,7 @@ def judge_completions(
 
 
 def question_for(mode: str, rule: AnswerRule, doc: Mapping[str, Any], completion: str) -> "JudgeQuestion | None":
-    """What to ask about one completion; None where the checker's verdict stands."""
+    """What to ask about one completion; None if the checker's verdict stands."""
     from lm_eval_sae.judge.client import JudgeQuestion
 
     answer = rule.extract(completion)

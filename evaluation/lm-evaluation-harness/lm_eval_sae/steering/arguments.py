@@ -89,7 +89,7 @@ class Steering:
 
 
 def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
-    """Checks the `sae_*` arguments and reads the features; None where there are none.
+    """Checks the `sae_*` arguments and reads the features; None if there are none.
 
     Raises UserError for whatever is missing, contradictory or of the wrong kind.
     """
@@ -186,7 +186,7 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
 def check_model(steering: Steering, config: Any, *, name: str) -> None:
     """Compares an SAE with a transformers config.
 
-    Raises UserError where width or layer do not fit, and for a model that is neither Llama nor Qwen2.
+    Raises UserError if width or layer do not fit, and for a model that is neither Llama nor Qwen2.
     """
     architecture = (config.architectures or [ARCHITECTURES.get(config.model_type, config.model_type)])[0]
     if architecture not in ARCHITECTURES.values():

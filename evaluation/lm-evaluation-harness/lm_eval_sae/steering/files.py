@@ -59,7 +59,7 @@ def feature_entries(content: Any, *, path: Path, known: Collection[str]) -> list
 
 
 def read_content(path: Path, *, name: str = NAME) -> Any:
-    """What the file holds, whatever that is. Raises UserError where it is missing or broken.
+    """What the file holds, whatever that is. Raises UserError if it is missing or broken.
 
     Args:
         path: of the file.

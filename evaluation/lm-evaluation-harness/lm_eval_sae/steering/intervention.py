@@ -72,7 +72,7 @@ class FeatureIntervention(nn.Module):
 def slot_values(features: Sequence["FeatureSetting"], *, d_in: int, slots: int) -> dict[str, Tensor]:
     """The buffers of a `FeatureIntervention` that makes the given changes: float32, shapes as there.
 
-    Raises ValueError where there are more features than slots.
+    Raises ValueError if there are more features than slots.
     """
     if len(features) > slots:
         raise ValueError(f"{len(features)} features for {slots} slots")

@@ -67,7 +67,7 @@ def find_sae(
 
     `revision` is a branch, tag or commit of `release`.
 
-    Raises UserError where the folder, the repository or one of the two files is missing.
+    Raises UserError if the folder, the repository or one of the two files is missing.
     """
     if path is not None:
         folder = Path(path).expanduser()
@@ -100,7 +100,7 @@ def read_config(folder: Path) -> SAEConfig:
     try:
         cfg: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{folder / CONFIG_FILE} is no JSON: {error}") from error
+        raise UserError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
     if not isinstance(cfg, dict) or any(type(cfg.get(key)) is not int for key in ("d_in", "d_sae")):
         raise UserError(f"{folder / CONFIG_FILE} is not of a SAELens SAE; expected an object with whole d_in and d_sae")
     metadata = cfg.get("metadata") or {}
@@ -145,7 +145,7 @@ def read_config(folder: Path) -> SAEConfig:
 def read_feature(folder: Path, config: SAEConfig, index: int) -> FeatureRow:
     """Reads feature `index` in the units its weights are stored in ("raw").
 
-    Raises UserError where the index lies outside the SAE or the file does not hold what `config` promises.
+    Raises UserError if the index lies outside the SAE or the file does not hold what `config` promises.
     """
     if not 0 <= index < config.d_sae:
         raise UserError(f"feature {index} is not in the SAE, which has features 0 to {config.d_sae - 1}")

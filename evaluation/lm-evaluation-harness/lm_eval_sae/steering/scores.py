@@ -34,7 +34,7 @@ def read_max_activation(scores: Path, feature_idx: int, *, d_sae: int) -> float:
 
 
 def check_scores(scores: Path, sae: Path, *, hook_name: str) -> None:
-    """Raises UserError where the scores are of another SAE than the one in the folder `sae`.
+    """Raises UserError if the scores are of another SAE than the one in the folder `sae`.
 
     Scores without a record of their run (run.json) are taken as they are.
     """

@@ -18,7 +18,7 @@ FORMATS = (".jsonl", ".json", ".parquet")
 
 
 def problems_file(metadata: Mapping[str, Any]) -> Path:
-    """The file that `--metadata problems=FILE`, else the environment, names. Raises UserError where it is none."""
+    """The file that `--metadata problems=FILE`, else the environment, names. Raises UserError if it is none."""
     named = metadata.get("problems") or os.environ.get(VARIABLE)
     if not named:
         raise UserError(f"the task {TASK} needs {VARIABLE}=<file> or --metadata problems=<file>")
@@ -38,7 +38,7 @@ def load_problems(**metadata: Any) -> "dict[str, datasets.Dataset]":
 
     A number is the text that the file writes it with; other columns are left out.
 
-    Raises UserError where the file or one of the columns is missing, it has no rows, or a value is no text or number.
+    Raises UserError if the file or one of the columns is missing, it has no rows, or a value is no text or number.
     """
     import datasets
 
@@ -54,14 +54,8 @@ def _read_rows(path: Path) -> list[Any]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        try:
-            return pyarrow.parquet.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]})") from error
-    try:
-        text = path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise UserError(f"{path} is no text in UTF-8 ({error})") from error
+        return pyarrow.parquet.read_table(path).to_pylist()
+    text = path.read_text(encoding="utf-8")
     if text.lstrip().startswith("["):
         return _parse(text, str(path))
     lines = enumerate(text.split("\n"), 1)
@@ -73,17 +67,11 @@ def _parse(text: str, where: str) -> Any:
         # Arrow would give a column one type: numbers beside text would be quoted, and long ones rounded.
         return json.loads(text, parse_int=str, parse_float=str)
     except ValueError as error:
-        raise UserError(f"{where} is no JSON ({error}); expected one row a line, or a list of rows") from error
+        raise UserError(f"{where} is not JSON ({error}); expected one row a line, or a list of rows") from error
 
 
 def _problem(row: Any, where: str) -> dict[str, str]:
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is no object; expected one with {', '.join(COLUMNS)}")
-    texts = {}
-    for column in COLUMNS:
-        if column not in row:
-            raise UserError(f"{where} has no column '{column}'; it has {', '.join(map(str, row))}")
-        if isinstance(row[column], bool) or not isinstance(row[column], str | int | float):
-            raise UserError(f"{where}: {column} is {json.dumps(row[column], default=str)}, expected text or a number")
-        texts[column] = str(row[column])
-    return texts
+    values = {column: row.get(column) for column in COLUMNS} if isinstance(row, dict) else {}
+    if not values or not all(type(value) in (str, int, float) for value in values.values()):
+        raise UserError(f"{where}: expected a row with {' and '.join(COLUMNS)}, each a text or a number")
+    return {column: str(value) for column, value in values.items()}
