@@ -20,11 +20,10 @@ def prepare(model: Path, *options: str, arguments: str = "", engine: str = "hf",
 
 
 @pytest.mark.parametrize("engine", ["hf", "vllm"])
-@pytest.mark.parametrize("argument", ["dtpye=float32", "dtype=float31"])
-def test_what_the_library_refuses_is_one_line(engine: str, argument: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_what_the_library_refuses_is_one_line(engine: str, tiny_llama: Path, tmp_path: Path) -> None:
     write_local_task("math-500", tmp_path)
-    command = ["--model", engine, "--model_args", f"pretrained={tiny_llama},{argument}", "--tasks", "local_math-500"]
-    with pytest.raises(UserError, match=f"^--model_args: .*{argument.split('=')[argument.startswith('dtype')]}"):
+    command = ["--model", engine, "--model_args", f"pretrained={tiny_llama},dtpye=float32", "--tasks", "local_math-500"]
+    with pytest.raises(UserError, match="^--model_args: .*dtpye"):
         main([*command, "--include_path", str(tmp_path), "--gen_kwargs", "max_gen_toks=8"])
 
 
