@@ -13,6 +13,8 @@ from lm_eval_sae.grading.letters import last_letter
         ("Answer:\nC", "C"),
         ("Answer: C) 10^-4 eV", "C"),
         ("**Answer: D**", "D"),
+        ("<think>\nAnswer: B\n</think>\nTherefore, option C is correct.", "C"),
+        ("Choice **(C)** is the best answer.", "C"),
         ("**Answer:** (B)", "B"),
         ("Answer: **B) ten**", "B"),
         ("### Answer: B", "B"),
@@ -111,8 +113,7 @@ def test_the_letter_stated_last(text: str, letter: str | None) -> None:
     "text",  # in none of which a judge or a reader would be sure without the question
     [
         "Answer: B, C is wrong", "Answer: A (10 eV) is clearly ruled out", "Answer: B – 10 eV", "C) 10 eV",
-        "I choose C.", "Therefore option C is correct.",
-        "<think>\nAnswer: B\n</think>\nTherefore, option C is correct.",
+        "I choose C.", "<think>\nAnswer: B\n</think>\nSo C is right.",
     ],
 )  # fmt: skip
 def test_what_is_not_clear_is_left_to_a_judge(text: str) -> None:

@@ -37,6 +37,9 @@ SENTENCE = re.compile(
     rf"{LEAD}{CAPITAL}({CLEAR})?",
     re.MULTILINE,
 )
+CHOSEN = re.compile(  # "Therefore, option C is correct."
+    rf"\b(?i:option|choice)\b{MARKS}([A-H])[\s*_)\]]*+is\s+(?:the\s+)?(?:correct|right|best)\b"
+)
 BOXED = re.compile(rf"{LEAD}{CAPITAL}({CLEAR})", re.MULTILINE)
 ALONE = re.compile(rf"[#>]*+{MARKS}(?i:(?:answer|option|choice)\b)?{MARKS}([{LETTERS}])[*_$\"'`”’)\]}}.!\\\s]*+")
 MENTIONED = re.compile(rf"\b[{LETTERS}]\b")
@@ -73,6 +76,7 @@ def stated(text: str, *, alone: bool) -> list[tuple[int, str | None]]:
     found += [(start, match[1]) for start, content in boxes(text) if (match := BOXED.match(content))]
     if not found:
         found = [(sentence.start(), letter_of(sentence)) for sentence in SENTENCE.finditer(text)]
+        found += [(sentence.start(), sentence[1]) for sentence in CHOSEN.finditer(text)]
     if alone and (match := ALONE.fullmatch(text.rstrip().rpartition("\n")[2])):
         found.append((len(text), match[1]))
     return sorted(found, key=lambda statement: statement[0])
