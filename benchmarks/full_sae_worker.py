@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lm_eval_sae.vllm_worker import PlatformWorker
+from lm_eval_sae.engines.vllm_worker import PlatformWorker
 
 
 class FullSAELayer(nn.Module):

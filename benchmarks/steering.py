@@ -1,15 +1,15 @@
-"""What steering costs in vLLM: plain, steered, and the whole SAE at every token, eager and compiled.
+"""What steering costs in vLLM: baseline, steered, and the whole SAE at every token, eager and compiled.
 
     python benchmarks/steering.py --model_path quickstart-run/model --layer 19
 
 Every variant is an engine of its own; those of one kind are started together and generate the same number of tokens
 from the same prompts in turn, several rounds, each round beginning with another one. They do so through lm-eval's
 `generate_until`, so that what a run does besides (counting positions, measuring lengths) is in it. The SAE has random
-weights. Printed for each number of sequences: tokens/s (median of the rounds), the ratio to the plain engine of the
+weights. Printed for each number of sequences: tokens/s (median of the rounds), the ratio to the baseline engine of the
 same kind (median, least and greatest of the rounds' ratios), and the peak resident memory of the engine's processes
 (Linux; on a GPU it is the host's).
 
-    plain      `vllm-sae` without sae arguments, which is lm-eval's own
+    baseline   `vllm-sae` without sae arguments, which is lm-eval's own
     steered    one feature set, by one column and one row of the SAE
     full SAE   the layer's output encoded and decoded with all features, one of them set, the error added back
 """
@@ -36,9 +36,9 @@ from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, posit
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
-VARIANTS = ("plain", "steered", "full SAE")
+VARIANTS = ("baseline", "steered", "full SAE")
 KV_CACHE_BYTES = 2**30  # of each engine
 GPU_SHARE = 0.3  # of a GPU's memory for each engine: three run side by side
 
@@ -68,7 +68,7 @@ class Variant:
         import psutil
         import torch
 
-        from lm_eval_sae.vllm_model import VLLMSAE
+        from lm_eval_sae.engines.vllm_model import VLLMSAE
 
         arguments: dict[str, Any] = {
             "dtype": args.dtype, "max_model_len": 512, "max_num_seqs": max(args.sequences), "enforce_eager": eager,
@@ -135,16 +135,16 @@ def measure(variants: list[Variant], sequences: int, *, tokens: int, rounds: int
 
 
 def report(variants: list[Variant], sequences: int, *, tokens: int) -> None:
-    """Prints one table, the plain engine of the same kind being the measure."""
+    """Prints one table, the baseline engine of the same kind being the measure."""
     print(f"\n{sequences} sequences of {tokens} tokens, {len(variants[0].seconds[sequences])} rounds")
     for variant in variants:
-        (plain,) = (other for other in variants if other.name == "plain")
+        (baseline,) = (other for other in variants if other.name == "baseline")
         seconds = variant.seconds[sequences]
-        ratios = [a / b for a, b in zip(plain.seconds[sequences], seconds, strict=True)]
+        ratios = [a / b for a, b in zip(baseline.seconds[sequences], seconds, strict=True)]
         speed = sequences * tokens / statistics.median(seconds)
         kind = "eager" if variant.eager else "compiled"
         print(
-            f"  {kind:<9}{variant.name:<9}{speed:8.0f} tokens/s   {statistics.median(ratios):.3f} of plain "
+            f"  {kind:<9}{variant.name:<9}{speed:8.0f} tokens/s   {statistics.median(ratios):.3f} of baseline "
             f"({min(ratios):.3f} to {max(ratios):.3f})   peak {variant.peak_mib():6.0f} MiB   "
             f"start {variant.start_seconds:.0f} s"
         )

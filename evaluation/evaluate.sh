@@ -121,7 +121,7 @@ done
 READ_INTERVENTION='
 import sys
 from lm_eval_sae.errors import run
-from lm_eval_sae.steering import read_steering
+from lm_eval_sae.steering.arguments import read_steering
 run(lambda: print(read_steering({"sae_intervention_path": sys.argv[1]}).record()))'
 # Weights are gigabytes: their size and time stand for them.
 size_and_time() { stat -L -c '%s %Y' "$1" 2>/dev/null || stat -L -f '%z %m' "$1"; } # GNU, BSD

@@ -45,11 +45,11 @@ from sweep_probe import Probe
 from sweep_runs import PlannedRun, evaluate_point, plan_runs, write_overview
 
 from lm_eval_sae import errors as lm_eval_errors
-from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, expand_tasks, parse, prepare_run, read_config, task_names
+from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, parse, prepare_run, read_config
+from lm_eval_sae.engines.arguments import refuse_worker_class
+from lm_eval_sae.engines.model_files import load_model_config
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.model_arguments import refuse_worker_class
-from lm_eval_sae.model_files import load_model_config
-from lm_eval_sae.steering import check_model, split_arguments
+from lm_eval_sae.steering.arguments import check_model, split_arguments
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.shared.errors import run
 
@@ -142,10 +142,9 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
     prepare_run(args)
     if args.model not in ("hf-sae", "vllm-sae"):
         raise UserError(f"--model {args.model} cannot steer; expected hf or vllm")
-    check_tasks(args)
+    tasks = check_tasks(args)
     config = read_config(args)
     refuse_worker_class(config.model_args)  # prepare_run saw none of the grid's sae_* arguments
-    tasks = expand_tasks(task_names(config), include_path=args.include_path)
     if inner := [task for task in tasks if "::" in task]:
         raise UserError(f"the task {inner[0]} is defined within its group; expected tasks that run by their name")
     name = str(config.model_args["pretrained"])
@@ -189,7 +188,7 @@ def evaluate(runs: Sequence[PlannedRun], args: Namespace, *, log: Path, overview
     """
     from tqdm import tqdm
 
-    from lm_eval_sae.one_start import instead_of_a_start, start_model
+    from lm_eval_sae.engines.one_start import instead_of_a_start, start_model
 
     by_name = {planned.point.name: planned.point for planned in runs}
     begun = time.perf_counter()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.intervention_file import feature_entries, read_content
-from lm_eval_sae.steering import ARGUMENTS, Steering, read_feature_setting
+from lm_eval_sae.steering.arguments import ARGUMENTS, Steering, read_feature_setting
+from lm_eval_sae.steering.files import feature_entries, read_content
 
 KEYS = (*(name for name in ARGUMENTS if name not in ("sae_strength", "sae_intervention_path")), "strengths")
 TABLE = "top_features.csv"

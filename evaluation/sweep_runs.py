@@ -18,11 +18,11 @@ from sweep_grid import GridPoint
 from sweep_probe import PROMPTS, Probe
 
 from lm_eval_sae.cli import execute
+from lm_eval_sae.engines.kept_completions import FOLDER, clear_results, model_files
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.judge import get_judge
-from lm_eval_sae.problems import TASK as PROBLEMS_TASK
-from lm_eval_sae.problems import problems_file
-from lm_eval_sae.unfinished import FOLDER, clear_results, model_files
+from lm_eval_sae.judge.client import get_judge
+from lm_eval_sae.tasks.problems import TASK as PROBLEMS_TASK
+from lm_eval_sae.tasks.problems import problems_file
 from transformer_lens_r1.shared.files import hash_file, write_json
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _sae_files(point: GridPoint) -> list[Any] | None:
     path = point.arguments.get("sae_path")
     if path is None:
         return None
-    from lm_eval_sae.sae_rows import CONFIG_FILE, WEIGHTS_FILE
+    from lm_eval_sae.steering.sae_rows import CONFIG_FILE, WEIGHTS_FILE
 
     folder = Path(str(path)).expanduser()
     weights = (folder / WEIGHTS_FILE).stat()

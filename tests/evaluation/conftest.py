@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from random_checkpoints import save_random_checkpoint  # noqa: E402
 
-from lm_eval_sae.judge import get_judge  # noqa: E402
+from lm_eval_sae.judge.client import get_judge  # noqa: E402
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.pop("PROCESSOR", None)  # no judge but those that tests set up

@@ -10,12 +10,11 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_sae import TASKS_DIR
-from lm_eval_sae.model_arguments import PARALLEL
-from lm_eval_sae.models import HFSAE
-from lm_eval_sae.steering import Steering, read_steering
+from lm_eval_sae.engines.hf_model import HFSAE
+from lm_eval_sae.steering.arguments import Steering, read_steering
 
 if TYPE_CHECKING:
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
 PROMPTS = ["What is 2 + 2?", "Wait, let me think about this again. However, 7 times 6", "So", "What is 2 + 2?"]
 # Longer than a block of vLLM's prefix cache, and all alike at the start.
@@ -66,9 +65,10 @@ def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE
     """A small engine in float32. Skips the test if it is to be spread over more GPUs than there are."""
     from vllm.platforms import current_platform
 
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
-    needed = math.prod(arguments.get(name, 1) for name in PARALLEL)
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    needed = math.prod(arguments.get(name, 1) for name in sizes)
     if current_platform.is_cuda_alike() and needed > (gpus := current_platform.device_count()):
         pytest.skip(f"needs {needed} GPUs; there {'is' if gpus == 1 else 'are'} {gpus}")
     arguments = {"kv_cache_memory_bytes": 2**27} | arguments

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lm_eval_sae.vllm_worker import SteeredLayer, SteeringWorker
+from lm_eval_sae.engines.vllm_worker import SteeredLayer, SteeringWorker
 
 
 class ForgetfulWorker(SteeringWorker):

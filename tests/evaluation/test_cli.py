@@ -105,11 +105,11 @@ def test_summary_of_real_runs(
     assert int(steered_row["answers_changed"]) == sum(a != b for a, b in zip(*texts, strict=True)) > 0
     assert float(steered_row["completion_tokens_change"]) == pytest.approx(lengths[1] / lengths[0] - 1)
     assert plain_row["completion_tokens_change"] == "" and plain_row["intervention"] == "none"
-    marks = [warning for warning in steered_row["warnings"].split("; ") if "(baseline)" in warning]
+    marks = [warning for warning in steered_row["warnings"].split("; ") if "(plain)" in warning]
     assert marks == []  # nothing that is recorded of a run differs but the steering
 
     summarize.main(["--results", str(runs / "steered"), "--output_dir", str(tmp_path / "alone")])
-    assert "no baseline" in (tmp_path / "alone" / "summary.md").read_text()
+    assert "no plain run" in (tmp_path / "alone" / "summary.md").read_text()
 
 
 def run_benchmark(task: str, folder: Path, model: Path, *options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -232,51 +232,6 @@ def test_mistakes_of_steering_end_before_the_model_is_loaded(
         (["--model_args", "pretrained=MODEL", "--tasks", "quickstart_problems"], "needs QUICKSTART_PROBLEMS"),
         (["--model", "dummy", "--model_args", "sae_path=x", "--tasks", "math-500"], "--model dummy cannot steer"),
         (["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--log_samples"], "Specify --output_path"),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "temprature=1"],
-            "unknown generation argument 'temprature'; did you mean 'temperature'",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=</think>"],
-            "cutoff_token is '</think>', expected the id of a token, a whole number from 0",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=-1.0"],
-            "cutoff_token is -1.0, expected",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "cutoff_token=true"],
-            "cutoff_token is True, expected",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_gen_toks=2048"],
-            "max_gen_toks is 2048 but the context of .* is 2048 tokens.*well below 2048",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500"],
-            "max_gen_toks is 32768 but the context of .* is 2048",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_new_tokens=64"],
-            "generation argument 'max_new_tokens' is called max_gen_toks in lm-eval",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "num_return_sequences=2"],
-            "unknown generation argument 'num_return_sequences'",
-        ),
-        (
-            ["--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "max_gen_toks=-3"],
-            "max_gen_toks is -3",
-        ),
-        pytest.param(
-            ["--model", "vllm", "--model_args", "pretrained=MODEL", "--tasks", "math-500", "--gen_kwargs", "top_p=5"],
-            "--gen_kwargs: top_p must be in",
-            marks=pytest.mark.needs_vllm,
-        ),
-        (
-            ["--model_args", "pretrained=MODEL,max_length=64", "--tasks", "math-500", "--gen_kwargs=max_gen_toks=99"],
-            "max_gen_toks is 99 but the context of .* is 64 tokens",
-        ),
     ],
 )
 def test_mistakes_of_the_command_line(
@@ -287,21 +242,13 @@ def test_mistakes_of_the_command_line(
         main([option.replace("MODEL", str(tiny_llama)) for option in options])
 
 
-def test_a_model_folder_lacks_something(
+def test_only_llama_and_qwen2_are_steered(
     tiny_llama: Path, problems: Path, make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUICKSTART_PROBLEMS", str(problems))
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *_, **__: pytest.fail("loaded"))
     model, out = tmp_path / "model", tmp_path / "out"
-    shutil.copytree(tiny_llama, model, ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(UserError, match=f"{model} holds no weights; expected"):
-        run_cli(model, out, task="quickstart_problems")
-    (model / "pytorch_model-00001-of-00002.bin").touch()
-
-    (model / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="no chat template; leave out --apply_chat_template"):
-        run_cli(model, out, "--apply_chat_template", task="quickstart_problems")
-
+    shutil.copytree(tiny_llama, model)
     config = json.loads((model / "config.json").read_text())
     config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
     (model / "config.json").write_text(json.dumps(config))
@@ -309,6 +256,16 @@ def test_a_model_folder_lacks_something(
         run_cli(model, out, task="quickstart_problems", sae=sae_arguments(make_sae()))
     with pytest.raises(pytest.fail.Exception, match="loaded"):  # unsteered, it is lm-eval's to judge
         run_cli(model, out, task="quickstart_problems")
+
+
+def test_a_cut_off_samples_file_is_named(load_script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    file = tmp_path / "samples_t_now.jsonl"
+    row = {"doc_id": 0, "doc_hash": "a", "prompt_hash": "b", "resps": [["½"]], "acc": 1.0}
+    whole = json.dumps(row, ensure_ascii=False).encode()
+    file.write_bytes(whole + b"\n" + whole[: whole.index("½".encode()) + 1])
+    run_files = load_script("evaluation/run_files.py")
+    with pytest.raises(run_files.UserError, match=f"{file} is broken at line 2"):
+        run_files.read_samples(file)
 
 
 def test_a_mistake_is_one_line_and_exit_status_2(tiny_llama: Path) -> None:

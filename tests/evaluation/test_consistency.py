@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from lm_eval_sae.consistency import count_wrong_answers, coverage, majority, powers_of_two
+from lm_eval_sae.grading.consistency import count_wrong_answers, coverage, majority, powers_of_two
 
 ANSWERS = [
     ["x", "x", "a", "a", "b", None, "x", "c"],

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from engines import PROMPTS, generations, loglikelihoods  # noqa: E402
 
-from lm_eval_sae.completion import Completion, measure_completion  # noqa: E402
-from lm_eval_sae.models import HFSAE  # noqa: E402
+from lm_eval_sae.engines.hf_model import HFSAE  # noqa: E402
+from lm_eval_sae.grading.completion import Completion, measure_completion  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "judge"))
 from engines import write_local_task  # noqa: E402
 from judge_server import KEY, JudgeServer, Reply, completion  # noqa: E402
 
-from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, expand_tasks, main, parse, prepare_run  # noqa: E402
+from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, main, parse, prepare_run  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.judge import get_judge  # noqa: E402
+from lm_eval_sae.judge.client import get_judge  # noqa: E402
 
 
 def arguments(model: Path, task: str, *options: str) -> list[str]:
@@ -35,39 +34,23 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_data_out_of_reach_end_the_run_before_the_model_loads(tiny_llama: Path, no_model: None) -> None:
-    with pytest.raises(
-        UserError, match=r"data of the task math-500 are out of reach: connect .*HuggingFaceH4/MATH-500"
-    ):
+    with pytest.raises(UserError, match="data of the task math-500 cannot be loaded: .*HuggingFaceH4/MATH-500"):
         main(arguments(tiny_llama, "math-500"))
 
 
-def gated() -> Exception:
+def test_gated_data_say_what_to_do(tiny_llama: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.exceptions import DatasetNotFoundError
 
-    return DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub. You must be authenticated.")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (gated(), "gpqa_diamond are gated: accept the terms on the page .* log in with `hf auth login` .*Idavidrein"),
-        (ConnectionError("Couldn't reach 'x' on the Hub (ReadTimeout)\nmore"), r"out of reach: .*\(ReadTimeout\)\)$"),
-        (ModuleNotFoundError("No module named 'langdetect'"), "need a package that is not installed: install it"),
-        (RuntimeError("Dataset scripts are no longer supported"), "cannot be loaded; expected .*no longer supported"),
-    ],
-)
-def test_each_failure_of_the_data_says_what_to_do(
-    error: Exception, message: str, tiny_llama: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def load_dataset(*_args: Any, **_kwargs: Any) -> None:
-        raise error
+        raise DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     args = parse(arguments(tiny_llama, "openai_gpqa_diamond"))
     for run in (execute, check_tasks):
-        with pytest.raises(UserError, match=message) as raised:
+        with pytest.raises(
+            UserError, match="gpqa_diamond cannot be loaded: .*gated.*; accept the terms .*`hf auth login`"
+        ):
             run(args)
-        assert "\n" not in str(raised.value)
 
 
 def test_the_data_are_loaded_once(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,47 +66,12 @@ def test_the_data_are_loaded_once(tiny_llama: Path, tmp_path: Path, monkeypatch:
 # -------------------------------------------------------------------------------------------------------------- names
 
 
-@pytest.fixture
-def groups(tmp_path: Path) -> Path:
-    """Two tasks with a tag, and a group of one of them, the tag, a group within it and a task of its own."""
-    (tmp_path / "tasks").mkdir()
-    for name in ("math-500", "aime2024_nofigures"):
-        task = write_local_task(name, tmp_path / "tasks")
-        with (tmp_path / "tasks" / f"{name}.yaml").open("a") as file:
-            file.write("tag: local_tag\n")
-    (tmp_path / "tasks" / "z_group.yaml").write_text(
-        "group: local_group\ntask:\n  - local_math-500\n  - group: inner\n    task: [local_aime2024_nofigures]\n"
-        f"  - task: own\n    include: {tmp_path}/tasks/math-500.yaml\n"
-    )
-    assert task == "local_aime2024_nofigures"
-    return tmp_path / "tasks"
-
-
-def test_groups_tags_patterns_and_files_are_taken_apart_in_the_order_of_lm_eval(groups: Path) -> None:
-    from lm_eval.tasks import TaskManager
-
-    both = ["local_aime2024_nofigures", "local_math-500"]
-    expand = {
-        "local_math-500": both[1:],
-        "local_tag": both,
-        "local_[am]*": both,
-        str(groups / "math-500.yaml"): both[1:],
-        "local_group": ["local_math-500", "local_aime2024_nofigures", "local_group::own"],
-    }
-    for name, expected in expand.items():
-        assert expand_tasks([name], include_path=[groups]) == expected
-    assert expand_tasks(["local_tag,local_math-500"], include_path=[groups]) == both
-    manager = TaskManager(include_path=[str(groups)], include_defaults=False)
-    for name in ("local_tag", "local_math-500"):
-        assert list(manager.load([name])["tasks"]) == expand[name]
-    with pytest.raises(UserError, match=r"no task 'loca_\*'"):
-        expand_tasks(["local_tag", "loca_*"], include_path=[groups])
-
-
-def test_groups_of_lm_eval_are_expanded_without_their_data() -> None:
-    assert expand_tasks(["math-500"]) == ["math-500"]
-    tiny = expand_tasks(["tinyBenchmarks"])
-    assert tiny[:2] == ["tinyArc", "tinyGSM8k"] and len(tiny) == 6
+def test_a_group_is_taken_apart_in_the_order_of_lm_eval(tiny_llama: Path, tmp_path: Path) -> None:
+    names = [write_local_task(name, tmp_path) for name in ("math-500", "aime2024_nofigures")]
+    inner = f"{{group: inner, task: [{names[1]}]}}"
+    (tmp_path / "z_group.yaml").write_text(f"group: local_group\ntask: [{names[0]}, {inner}]\n")
+    command = [*arguments(tiny_llama, "local_group"), "--include_path", str(tmp_path)]
+    assert check_tasks(parse(command)) == names
 
 
 # -------------------------------------------------------------------------------------------------------------- judge
@@ -149,7 +97,7 @@ def test_a_judge_that_refuses_after_the_trial_leaves_the_results(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = [r"\boxed{one half}"]
-    monkeypatch.setattr("lm_eval_sae.models.HFSAE.generate_until", lambda *_, **__: words)
+    monkeypatch.setattr("lm_eval_sae.engines.hf_model.HFSAE.generate_until", lambda *_, **__: words)
     server.script, server.always = [Reply(body=completion("SAME"))], PAYMENT
     name = write_local_task("math-500", tmp_path / "tasks")
     with pytest.raises(SystemExit) as ended:
@@ -168,13 +116,6 @@ def test_a_judge_that_refuses_the_trial_ends_the_run_before_the_model_loads(
     model: str, server: JudgeServer, tiny_llama: Path, no_model: None
 ) -> None:
     server.always = PAYMENT
-    with pytest.raises(UserError, match=r"wants to be paid for 'm' \(402: Insufficient credits\); add credit"):
+    with pytest.raises(UserError, match="refuses a request for 'm' .*402: Insufficient credits"):
         prepare_run(parse([*arguments(tiny_llama, "math-500"), "--model", model]))
     assert len(server.requests) == 1
-
-
-def test_a_sweep_may_check_its_tasks(tiny_llama: Path, tmp_path: Path, make_sae: Callable[..., Path]) -> None:
-    name = write_local_task("math-500", tmp_path / "tasks")
-    args = parse(arguments(tiny_llama, name, "--include_path", str(tmp_path / "tasks")))
-    prepare_run(args)
-    assert check_tasks(args) is None

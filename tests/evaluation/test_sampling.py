@@ -5,7 +5,7 @@ import sys
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_sae.sampling import number_repeats, request_seed
+from lm_eval_sae.engines.requests import number_repeats, request_seed
 
 
 def request(prompt: str, task: str = "task", doc_id: int = 0) -> Instance:
@@ -24,6 +24,6 @@ def test_seeds_differ_by_seed_prompt_and_repeat() -> None:
 
 
 def test_a_seed_is_the_same_in_every_process() -> None:
-    code = "from lm_eval_sae.sampling import request_seed; print(request_seed(1234, 'Wie groß?', 3))"
+    code = "from lm_eval_sae.engines.requests import request_seed; print(request_seed(1234, 'Wie groß?', 3))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == request_seed(1234, "Wie groß?", 3) == 626340567  # fixed for good

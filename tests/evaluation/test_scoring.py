@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_eval_sae.completion import Completion
-from lm_eval_sae.scoring import (
+from lm_eval_sae.grading.completion import Completion
+from lm_eval_sae.grading.scoring import (
     clean_choice,
     gpqa_prompt,
     math_prompt,

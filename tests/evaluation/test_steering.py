@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.intervention import FeatureIntervention, make_intervention, slot_values
-from lm_eval_sae.models import HFSAE
-from lm_eval_sae.sae_rows import read_config
-from lm_eval_sae.steering import read_steering
+from lm_eval_sae.steering.arguments import read_steering
+from lm_eval_sae.steering.intervention import FeatureIntervention, make_intervention, slot_values
+from lm_eval_sae.steering.sae_rows import read_config
 
 STRENGTH, MAX_ACTIVATION = 1.5, 4.0
 TOKENS = torch.randint(6, 327, (3, 40), generator=torch.Generator().manual_seed(1))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lm_eval_sae.steering import read_steering
+from lm_eval_sae.steering.arguments import read_steering
 
 CHANGED = {
     "W_enc": (slice(None), 3),

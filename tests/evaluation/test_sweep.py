@@ -18,8 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import save_file
 
 from lm_eval_sae.cli import main as run_cli
+from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.models import HFSAE
 from transformer_lens_r1.shared.files import hash_file
 
 SAMPLED = "do_sample=True,temperature=0.8,max_gen_toks=6"
@@ -428,7 +428,7 @@ def test_the_shell_script_hands_its_variables_on(
 def test_one_vllm_engine_gives_the_greedy_texts_of_transformers(
     sweep: ModuleType, sae: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
     starts: list[VLLMSAE] = []
     original = VLLMSAE.__init__

@@ -12,7 +12,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from engines import start_hf  # noqa: E402
 
-from lm_eval_sae.models import HFSAE  # noqa: E402
+from lm_eval_sae.engines.hf_model import HFSAE  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_sae import unfinished
 from lm_eval_sae.cli import main
-from lm_eval_sae.unfinished import FOLDER, kept_in, unfinished_of
+from lm_eval_sae.engines.kept_completions import FOLDER, kept_in, unfinished_of
 
 SAMPLED = "do_sample=True,temperature=0.8,max_gen_toks=6"
 
@@ -118,4 +117,4 @@ def test_a_line_that_was_cut_off_is_left_out_and_harms_none_after_it(
         kept.add([("three", 3)])
         assert kept.read() == {"one": 1, "two": 3, "three": 3}
         assert unfinished_of({"a": 2}).read() == {}
-    assert not (tmp_path / FOLDER).exists() and unfinished.unfinished_of({"a": 1}) is None
+    assert not (tmp_path / FOLDER).exists() and unfinished_of({"a": 1}) is None

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from engines import SLOTS, assert_agree, assert_all_differ, start_hf, start_vllm  # noqa: E402
 
-from lm_eval_sae.steering import Steering  # noqa: E402
+from lm_eval_sae.steering.arguments import Steering  # noqa: E402
 
 pytestmark = pytest.mark.needs_vllm
 

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from engines import steering_of  # noqa: E402
 
-from lm_eval_sae.intervention import slot_values  # noqa: E402
-from lm_eval_sae.vllm_engine import as_lists  # noqa: E402
+from lm_eval_sae.engines.vllm_engine import as_lists  # noqa: E402
+from lm_eval_sae.steering.intervention import slot_values  # noqa: E402
 
 pytestmark = pytest.mark.needs_vllm
 

@@ -8,9 +8,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from engines import PROMPTS, SLOTS, assert_agree, assert_all_differ, generations, start_hf, start_vllm  # noqa: E402
 
-from lm_eval_sae.steering import Steering  # noqa: E402
-from lm_eval_sae.unfinished import FOLDER, kept_in  # noqa: E402
-from lm_eval_sae.vllm_engine import split_cores  # noqa: E402
+from lm_eval_sae.engines.kept_completions import FOLDER, kept_in  # noqa: E402
+from lm_eval_sae.engines.vllm_engine import split_cores  # noqa: E402
+from lm_eval_sae.steering.arguments import Steering  # noqa: E402
 
 
 @pytest.mark.needs_vllm

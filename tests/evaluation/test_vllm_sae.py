@@ -1,11 +1,12 @@
 """The steered vLLM engine (its CPU build) against the steered transformers back end."""
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -28,16 +29,16 @@ from engines import (  # noqa: E402
     write_local_task,
 )
 
-from lm_eval_sae import vllm_engine  # noqa: E402
 from lm_eval_sae.cli import main  # noqa: E402
+from lm_eval_sae.engines import vllm_engine  # noqa: E402
+from lm_eval_sae.engines.hf_model import HFSAE  # noqa: E402
+from lm_eval_sae.engines.kept_completions import FOLDER, Unfinished, kept_in  # noqa: E402
 from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.intervention import FeatureIntervention, slot_values  # noqa: E402
-from lm_eval_sae.models import HFSAE  # noqa: E402
-from lm_eval_sae.steering import Steering  # noqa: E402
-from lm_eval_sae.unfinished import FOLDER, Unfinished, kept_in  # noqa: E402
+from lm_eval_sae.steering.arguments import Steering  # noqa: E402
+from lm_eval_sae.steering.intervention import FeatureIntervention, slot_values  # noqa: E402
 
-if TYPE_CHECKING:
-    from lm_eval_sae.vllm_model import VLLMSAE
+if importlib.util.find_spec("vllm"):
+    from lm_eval_sae.engines.vllm_model import VLLM, VLLMSAE
 
 pytestmark = pytest.mark.needs_vllm
 
@@ -48,14 +49,14 @@ def hf(tiny_llama: Path) -> HFSAE:
 
 
 @pytest.fixture(scope="module")
-def eager(tiny_llama: Path) -> "Iterator[VLLMSAE]":
+def eager(tiny_llama: Path) -> Iterator[VLLMSAE]:
     model = start_vllm(tiny_llama, slots=SLOTS)
     yield model
     model.close()
 
 
 def test_eager_engine_equals_transformers_for_every_intervention(
-    eager: "VLLMSAE", hf: HFSAE, steerings: dict[str, Steering | None]
+    eager: VLLMSAE, hf: HFSAE, steerings: dict[str, Steering | None]
 ) -> None:
     values = [assert_agree(eager, hf, steering) for steering in (*steerings.values(), steerings["set"])]
     assert values[0] == values[-1]  # back again
@@ -63,10 +64,8 @@ def test_eager_engine_equals_transformers_for_every_intervention(
 
 
 def test_the_prefix_cache_is_used_and_forgotten_when_the_intervention_changes(
-    eager: "VLLMSAE", hf: HFSAE, steerings: dict[str, Steering | None], monkeypatch: pytest.MonkeyPatch
+    eager: VLLMSAE, hf: HFSAE, steerings: dict[str, Steering | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lm_eval_sae.vllm_model import VLLMSAE
-
     cached: list[list[int]] = []
     require = VLLMSAE._require_steered
 
@@ -87,7 +86,7 @@ def test_in_bfloat16_a_layer_is_changed_as_exactly_as_its_output_can_hold(
     steerings: dict[str, Steering | None],
 ) -> None:
     """Features are read from the sum of the two halves before it is rounded: that is too coarse for a small change."""
-    from lm_eval_sae.vllm_worker import SteeredLayer
+    from lm_eval_sae.engines.vllm_worker import SteeredLayer
 
     features = [feature for feature in steerings["several"].features if feature.layer == 1]
     assert [feature.mode for feature in features] == ["set", "add"]
@@ -113,7 +112,7 @@ def test_in_bfloat16_a_layer_is_changed_as_exactly_as_its_output_can_hold(
     assert (((rounded - active)[:, None] * decoder).abs() > 4 * allowed).any()
 
 
-def test_positions_are_counted(eager: "VLLMSAE", steerings: dict[str, Steering | None]) -> None:
+def test_positions_are_counted(eager: VLLMSAE, steerings: dict[str, Steering | None]) -> None:
     eager.set_intervention(steerings["several"])
     assert eager.steered_positions == 0  # not those of the warm-up, nor of what was steered before
     completions = eager.generate_until(generations(PROMPTS), disable_tqdm=True)
@@ -124,7 +123,7 @@ def test_positions_are_counted(eager: "VLLMSAE", steerings: dict[str, Steering |
     assert record["steered_positions"] == eager.steered_positions and len(record["features"]) == 3
 
 
-def test_repeats_differ_and_come_back_with_their_seed(eager: "VLLMSAE", steerings: dict[str, Steering | None]) -> None:
+def test_repeats_differ_and_come_back_with_their_seed(eager: VLLMSAE, steerings: dict[str, Steering | None]) -> None:
     eager.set_intervention(steerings["set"])
 
     def texts(prompts: list[str], **more: int) -> dict[str, list[str]]:
@@ -144,7 +143,7 @@ def test_repeats_differ_and_come_back_with_their_seed(eager: "VLLMSAE", steering
 
 
 def test_completions_of_an_interrupted_run_are_not_generated_again(
-    eager: "VLLMSAE", steerings: dict[str, Steering | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    eager: VLLMSAE, steerings: dict[str, Steering | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_engine, "KEEP_EVERY_SECONDS", 0.0)
     written: list[int] = []
@@ -187,7 +186,7 @@ def test_completions_of_an_interrupted_run_are_not_generated_again(
     assert continued[2] >= sum(json.loads(line)[1]["positions"] for line in lines[:3]) > 0
 
 
-def test_reasoning_tokens_end_at_the_cutoff(eager: "VLLMSAE") -> None:
+def test_reasoning_tokens_end_at_the_cutoff(eager: VLLMSAE) -> None:
     eager.set_intervention(None)
     eager.generate_until(generations(PROMPTS[1:2]), disable_tqdm=True)
     ids = eager._outputs[0].token_ids
@@ -196,7 +195,7 @@ def test_reasoning_tokens_end_at_the_cutoff(eager: "VLLMSAE") -> None:
 
 
 def test_a_value_that_a_feature_has_anyway_changes_nothing(
-    tiny_llama: Path, eager: "VLLMSAE", hf: HFSAE, make_sae: Callable[..., Path], tmp_path: Path
+    tiny_llama: Path, eager: VLLMSAE, hf: HFSAE, make_sae: Callable[..., Path], tmp_path: Path
 ) -> None:
     """At the first position the residual stream depends on one token alone: there the feature has one value."""
     full = SAE.load_from_disk(make_sae("standard"))
@@ -210,7 +209,7 @@ def test_a_value_that_a_feature_has_anyway_changes_nothing(
     entry = {"sae_path": str(make_sae("standard")), "sae_feature_idx": feature, "sae_strength": 1.0}
     request = [(("", ""), [bos], [40])]  # the log-likelihood of one token after the first
 
-    def likelihood(model: "VLLMSAE | HFSAE", value: float | None) -> float:
+    def likelihood(model: VLLMSAE | HFSAE, value: float | None) -> float:
         maximum = {} if value is None else {"sae_max_activation": value}
         model.set_intervention(steering_of(tmp_path, "one", [{**entry, **maximum}]) if maximum else None)
         return model._loglikelihood_tokens(request, disable_tqdm=True)[0][0]
@@ -254,7 +253,7 @@ def test_all_tasks_run_by_the_papers_command_line(
 
 
 def test_an_intervention_that_does_not_fit_the_running_engine(
-    eager: "VLLMSAE", make_sae: Callable[..., Path], steerings: dict[str, Steering | None], tmp_path: Path
+    eager: VLLMSAE, make_sae: Callable[..., Path], steerings: dict[str, Steering | None], tmp_path: Path
 ) -> None:
     eager.set_intervention(steerings["set"])
     third = make_sae("standard", hook_name="blocks.3.hook_resid_post")
@@ -268,8 +267,6 @@ def test_an_intervention_that_does_not_fit_the_running_engine(
 
 
 def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, hf: HFSAE) -> None:
-    from lm_eval_sae.vllm_model import VLLM
-
     ours = start_vllm(tiny_llama)
     assert "worker_cls" not in ours.model_args and "additional_config" not in ours.model_args
     got = ours.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True)
@@ -291,8 +288,6 @@ def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, hf: HFSAE) 
 def test_a_gpu_of_which_little_is_free_is_enough_for_a_cache_of_a_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.config import CacheConfig
     from vllm.v1.worker.utils import request_memory
-
-    from lm_eval_sae.vllm_model import VLLMSAE
 
     monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
 

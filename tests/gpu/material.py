@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from measure import REPOSITORY, Machine
-from plan_formulas import ModelSize
+from sae_training.plan_memory import ModelSize
+from sae_training.plan_work import ModelWork, sae_flops
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -59,6 +60,15 @@ class Sizes:
     def model(self) -> ModelSize:
         """What the formulas of `--plan` take."""
         return ModelSize.of_config(self.config())
+
+    def forward_flops(self, layers: int, *, context: int | None = None) -> int:
+        """Work of a row that passes through the first layers."""
+        return ModelWork.of_config(self.config(), context=context or self.context).flops(layers)
+
+    def step_flops(self, tokens: int) -> int:
+        """Work of a training step of the SAE."""
+        config = {"architecture": "standard", "d_in": self.width, "d_sae": self.features, "apply_b_dec_to_input": False}
+        return sae_flops(config, tokens)[0]
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(

@@ -9,21 +9,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import plan_formulas as formulas
 import torch
 from brute_force import sets_of_positions
 from material import IGNORED, WORDS, Material, make_material
 from measure import Rows, run_part
-from reason_score import ActivationSums, rank_features, reason_scores
+from reasonscore.chunks import PassState
+from reasonscore.one_pass import sum_activations
+from reasonscore.sae import find_sae, load_sae
+from reasonscore.score import ActivationSums, rank_features, reason_scores
 from reference import Expected, Reference, distance, expected_scores
-from sae_io import find_sae, load_sae
-from saved_sums import PassState
-from scoring_pass import sum_activations
 
 from transformer_lens_r1.loading import load_model
 
 if TYPE_CHECKING:
-    from dashboard_activations import StoredActivations
+    from feature_pages.activations import StoredActivations
     from torch import Tensor
 
 EXPAND, ALPHA = (1, 2), 0.7
@@ -81,7 +80,7 @@ def keep_activations(
     material: Material, device: str, tokens: Tensor, features: list[int], *, dtype: str, rows_per_batch: int
 ) -> Callable[[], StoredActivations]:
     """The dashboards' pass, ready to be run; its file is gone when it has been."""
-    from dashboard_activations import store_activations
+    from feature_pages.activations import store_activations
 
     model, sae = load(material, device, dtype=dtype)
 
@@ -89,7 +88,7 @@ def keep_activations(
         with tempfile.TemporaryDirectory() as folder:
             return store_activations(
                 model, sae, tokens, features, Path(folder), hook_name=material.sizes.hook_name, ignored_ids=IGNORED,
-                rows_per_batch=rows_per_batch, device=device,
+                rows_per_batch=rows_per_batch,
             )  # fmt: skip
 
     return run
@@ -112,7 +111,7 @@ def time_passes(rows: Rows, material: Material, *, dashboards: bool) -> None:
     """Speed, memory and synchronisations of both passes, with a bfloat16 model."""
     sizes, machine = material.sizes, rows.machine
     tokens = sizes.tokens(sizes.speed_rows)
-    forward = formulas.model_flops(sizes.model, sizes.layer + 1, rows=len(tokens), context=sizes.context)
+    forward = len(tokens) * sizes.forward_flops(sizes.layer + 1)
 
     def measure(what: str, run: Callable[[], object], sae_dtype: str, features: int) -> None:
         seconds = machine.seconds(run)

@@ -8,13 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import plan_formulas as formulas
 import torch
 from material import make_material, sizes_for
 from measure import Machine, Rows, run_part
 
 if TYPE_CHECKING:
-    from lm_eval_sae.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
 LIMITS = {"cuda": {"float32": 3e-3, "bfloat16": 5e-2}, "cpu": {"float32": 1e-3}}
 """Of differences over the effect of steering. In float32, vLLM's attention on a GPU rounds to TF32."""
@@ -49,7 +48,7 @@ def time_engine(rows: Rows, name: str, model: VLLMSAE, sequences: int, dtype: st
         ask = partial(model.engine.generate, params=[sampling(new, logprobs=None)] * sequences, progress=False)
         seconds = machine.seconds(lambda ask=ask, batches=batches: ask(next(batches)))
         tokens = sequences * (length if new == 1 else new)
-        flops = formulas.model_flops(sizes.model, sizes.layers, rows=1, context=length) / length
+        flops = sizes.forward_flops(sizes.layers, context=length) / length
         rows.speed(f"{name}: {what}", tokens=tokens, seconds=seconds, work={dtype: flops * tokens}, peak=in_use)
 
 

@@ -10,20 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import plan_formulas as formulas
 import torch
 from datasets import Dataset
 from material import IGNORED, Material, make_material
 from measure import REPOSITORY, Machine, Rows, matmul_precision, run_part
-from plan import GPUS, make_plan
 from reference import distance
-from runner import Found, Runner, Stopped
 from sae_lens import StandardTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.standard_sae import StandardTrainingSAE
+from sae_training import plan_memory
+from sae_training.checkpoints import ExistingRun
+from sae_training.config import build_config, extra_settings, read_config
+from sae_training.plan import GPUS, make_plan
+from sae_training.runner import Runner, Stopped
+from sae_training.trainer import Trainer
 from safetensors.torch import load_file
-from trainer import Trainer
-from training_config import build_config, model_dtype, own_settings, read_config
 
 from transformer_lens_r1.loading import load_model, residual_stream
 
@@ -50,7 +51,7 @@ class Run:
             "checkpoint_path": folder / "checkpoints", "output_path": folder / "sae",
         }  # fmt: skip
         values = read_config(PAPER_CONFIG, [f"{key}={value}" for key, value in changes.items()])
-        self.cfg, self.own = build_config(values), own_settings(values)
+        self.cfg, self.own = build_config(values), extra_settings(values)
         rows = Dataset.from_dict({"tokens": sizes.tokens(36 if toy else 260).numpy()})
         self.held_out, self.rows = rows.select(range(4)), rows.select(range(4, len(rows)))
 
@@ -69,8 +70,7 @@ class Run:
     def planned_peak(self) -> int:
         """The bytes that `--plan` says."""
         plan = make_plan(
-            self.cfg, self.sizes.model, own=self.own, loaded_layers=self.sizes.layers,
-            model_dtype=model_dtype(self.cfg), gpu=GPUS["h100"],
+            self.cfg, self.sizes.config(), extra=self.own, gpu=GPUS["h100"],
         )  # fmt: skip
         return plan.peak[self.cfg.device]
 
@@ -127,7 +127,7 @@ def check_resuming(rows: Rows, material: Material, work: Path, model: Any) -> No
 
     parted = Run(material, work / "parted", machine)
     steps = stopped_in(STOP_IN, parted.runner(model).run)
-    checkpoint = Found(parted.cfg).checkpoint
+    checkpoint = ExistingRun(parted.cfg).checkpoint
     rows.equal("interrupted by SIGTERM: checkpoint", checkpoint and checkpoint.name, f"step-{STOP_IN:09d}")
     steps += stopped_in(None, lambda: parted.runner(model).run(checkpoint))
     rows.equal("interrupted and resumed: steps done", steps, STEPS)
@@ -184,7 +184,7 @@ def time_steps(rows: Rows, run: Run, model: Any) -> None:
     n_rows = run.cfg.store_batch_size_prompts
     ids = runner.stream.source.to_model(sizes.tokens(n_rows))
     measured = added_bytes(machine, lambda: residual_stream(model, ids, sizes.hook_name))
-    check_memory(rows, "a forward pass", measured, formulas.forward_peak_bytes(
+    check_memory(rows, "a forward pass", measured, plan_memory.forward_peak_bytes(
         sizes.model, sizes.layer + 1, rows=n_rows, context=sizes.context, dtype="bfloat16"
     ))  # fmt: skip
     trainer = run.trainer(runner, lambda _: None)
@@ -196,9 +196,9 @@ def time_steps(rows: Rows, run: Run, model: Any) -> None:
         with matmul_precision(precision):
             measured = added_bytes(machine, lambda: trainer.step(batch))
             seconds = machine.seconds(lambda: trainer.step(batch), rounds=8)
-        planned = formulas.step_peak_bytes(sizes.width, sizes.features, sizes.batch, autocast=autocast)
+        planned = plan_memory.step_peak_bytes(sizes.width, sizes.features, sizes.batch, autocast=autocast)
         check_memory(rows, f"a step in {kind}", measured, planned)
-        work = {kind: formulas.sae_step_flops(sizes.width, sizes.features, sizes.batch)}
+        work = {kind: sizes.step_flops(sizes.batch)}
         rows.speed(
             f"SAE steps in {kind}", tokens=sizes.batch, seconds=seconds, work=work, peak=machine.peak_bytes()
         )  # fmt: skip
@@ -229,8 +229,8 @@ def time_run(rows: Rows, run: Run, model: Any) -> None:
     seconds = machine.seconds(one_round)
     steps = ends[-1] - ends[-2]
     tokens = steps * sizes.batch
-    forward = formulas.model_flops(sizes.model, sizes.layer + 1, rows=1, context=sizes.context) / sizes.context
-    work = {"bfloat16": forward * tokens, "tf32": formulas.sae_step_flops(sizes.width, sizes.features, tokens)}
+    forward = sizes.forward_flops(sizes.layer + 1) / sizes.context
+    work = {"bfloat16": forward * tokens, "tf32": sizes.step_flops(tokens)}
     rows.speed("training, model and SAE", tokens=tokens, seconds=seconds, work=work, peak=machine.peak_bytes())
     rows.synchronisations(f"a refill and {steps} training steps", one_round)
 

@@ -15,9 +15,9 @@ from material import make_material
 from measure import Machine, Rows, run_part
 from part_scores import load, one_pass
 from part_steering import LIMITS, engine_arguments, with_vllm
-from ranks import joined_ranks
-from saved_sums import load_sums, save_sums
-from scoring_pass import add_over_ranks
+from reasonscore.chunks import load_sums, save_sums
+from reasonscore.one_pass import add_over_ranks
+from reasonscore.ranks import joined_ranks
 
 N_ROWS = 32
 RANK = "rank"
@@ -47,7 +47,7 @@ def check_sums(rows: Rows, work: Path) -> None:
     # On a CPU the number of threads decides how sums are rounded, and torchrun would choose one.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     subprocess.run([*launch, RANK, str(work)], check=True, env=environment)
-    both = load_sums(work / "sums.safetensors").sums
+    both = load_sums(work / "sums.safetensors")[0]
     model, sae = load(material, machine.device, dtype="bfloat16")
     alone = one_pass(model, sae, material.sizes.tokens(N_ROWS), material, rows_per_batch=4).to("cpu")
     name = "NCCL" if machine.is_cuda else "gloo, on the CPU"

@@ -12,9 +12,9 @@ from measure import Rows
 from reference import Reference
 from vllm import SamplingParams
 
-from lm_eval_sae.steering import Steering, read_steering
-from lm_eval_sae.vllm_engine import positions_of
-from lm_eval_sae.vllm_model import VLLMSAE
+from lm_eval_sae.engines.vllm_engine import positions_of
+from lm_eval_sae.engines.vllm_model import VLLMSAE
+from lm_eval_sae.steering.arguments import Steering, read_steering
 
 STRENGTH = 2.0
 NEW_TOKENS = 16

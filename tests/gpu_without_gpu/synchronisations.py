@@ -34,7 +34,7 @@ Found = dict[str, Counter[tuple[str, str]]]
 
 def load(model: str, sae: str) -> tuple[Any, Any, str]:
     """The model's first layers and the SAE, on the device, and the SAE's hook point."""
-    from sae_io import find_sae, load_sae
+    from reasonscore.sae import find_sae, load_sae
 
     with unset_fake_temporarily():
         source = find_sae(sae)
@@ -46,8 +46,8 @@ def load(model: str, sae: str) -> tuple[Any, Any, str]:
 
 def scoring(device: PretendedCuda, model: str, sae: str) -> tuple[Found, dict[str, int]]:
     """The pass over the text, without and with states that are saved after each batch, and continued."""
-    from saved_sums import PassState
-    from scoring_pass import sum_activations
+    from reasonscore.chunks import PassState
+    from reasonscore.one_pass import sum_activations
 
     bridge, encoder, hook_name = load(model, sae)
     tokens = torch.randint(3, VOCABULARY, (16 * BATCHES, CONTEXT))
@@ -69,7 +69,7 @@ def scoring(device: PretendedCuda, model: str, sae: str) -> tuple[Found, dict[st
 
 def dashboards(device: PretendedCuda, model: str, sae: str) -> tuple[Found, dict[str, int]]:
     """The pass that stores the activations of the features that pages are made of."""
-    from dashboard_activations import store_activations
+    from feature_pages.activations import store_activations
 
     bridge, encoder, hook_name = load(model, sae)
     tokens = torch.randint(3, VOCABULARY, (16 * BATCHES, CONTEXT))
@@ -78,7 +78,7 @@ def dashboards(device: PretendedCuda, model: str, sae: str) -> tuple[Found, dict
     with mock.patch.object(torch, "save", lambda _, path: Path(path).touch()):
         store_activations(
             bridge, encoder, tokens, [3, 40, 500], Path(tempfile.mkdtemp()), hook_name=hook_name, ignored_ids=[7, 8],
-            rows_per_batch=16, device="cuda:0",
+            rows_per_batch=16,
         )  # fmt: skip
     return {"pass": device.take()}, {"batches": BATCHES}
 
@@ -89,13 +89,13 @@ class EnoughSteps(Exception):
 
 def training(device: PretendedCuda, model: str, sae: str) -> tuple[Found, dict[str, int]]:
     """The norm estimate, and the first steps of a training of 1,000."""
-    import runner
     import wandb
     import yaml
-    from activations import ActivationSource, ActivationStream
     from datasets import Dataset
-    from trainer import Trainer
-    from training_config import build_config, own_settings, read_config
+    from sae_training.activations import ActivationSource, ActivationStream
+    from sae_training.config import build_config, extra_settings, read_config
+    from sae_training.runner import Runner
+    from sae_training.trainer import Trainer
 
     folder = Path(tempfile.mkdtemp())
     settings = {
@@ -111,11 +111,11 @@ def training(device: PretendedCuda, model: str, sae: str) -> tuple[Found, dict[s
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     values = read_config(folder / "config.yaml", [])
-    cfg, own = build_config(values), own_settings(values)
+    cfg, own = build_config(values), extra_settings(values)
     tokens = torch.randint(0, VOCABULARY, (400, CONTEXT))
     rows = Dataset.from_dict({"tokens": tokens.numpy()})
     bridge = load_model(model, device="cuda:0", dtype="bfloat16", n_layers=3)
-    run = runner.Runner(cfg, bridge, rows, rows.select(range(16)), own)
+    run = Runner(cfg, bridge, rows, rows.select(range(16)), own)
     found: Found = {}
     times: Counter[str] = Counter()
 

@@ -62,14 +62,14 @@ def test_scoring_waits_where_a_state_is_saved_and_for_nothing_else_of_ours(
 ) -> None:
     found, times = synchronisations("scoring", tiny_llama, legacy_sae, tmp_path)
     batches, saved = times["batches"], times["batches"] - 1
-    check, tensors = (READ, "scoring_pass._check_finite"), 3
+    check, tensors = (READ, "one_pass._check_finite"), 3
     assert found["pass"] == {MODEL_PASS: batches, check: 2}  # after the first batch and at the end
     assert found["pass with states"] == {
         MODEL_PASS: batches,
         check: 2 + saved,
-        (TO_HOST, "saved_sums.save_sums"): tensors * saved,
+        (TO_HOST, "chunks.save_sums"): tensors * saved,
     }
-    assert found["continued"] == {MODEL_PASS: 1, check: 1, (TO_DEVICE, "reason_score.ActivationSums.to"): tensors}
+    assert found["continued"] == {MODEL_PASS: 1, check: 1, (TO_DEVICE, "score.ActivationSums.to"): tensors}
 
 
 def test_a_training_step_waits_for_nothing_but_what_refills_the_buffer_and_the_log(
@@ -101,10 +101,10 @@ def test_the_dashboards_pass_waits_once_for_each_of_a_batchs_results(
     batches = times["batches"]
     assert found["pass"] == {
         MODEL_PASS: batches,
-        (TO_DEVICE, "dashboard_activations.store_activations"): 2 * batches,  # ids, and which of them count
-        (READ, "dashboard_activations.store_activations"): batches,  # whether all is finite
-        (TO_HOST, "dashboard_activations.store_activations"): batches,
-        (MASK, "dashboard_activations.store_activations"): 2 * batches,  # features and residual stream that count
-        (TO_DEVICE, "sae_io._cut"): 3,  # once: the shown features' indices, for each of the encoder's parameters
-        (TO_HOST, "dashboard_activations.Correlations.restore"): 8,  # once: the sums
+        (TO_DEVICE, "activations.store_activations"): 2 * batches,  # ids, and which of them count
+        (READ, "activations.store_activations"): batches,  # whether all is finite
+        (TO_HOST, "activations.store_activations"): batches,
+        (MASK, "activations.store_activations"): 2 * batches,  # features and residual stream that count
+        (TO_DEVICE, "sae._cut"): 3,  # once: the shown features' indices, for each of the encoder's parameters
+        (TO_HOST, "activations.Correlations.restore"): 8,  # once: the sums
     }

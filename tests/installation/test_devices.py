@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_sae.engines.arguments import require_usable_card
 from lm_eval_sae.errors import UserError as LmEvalUserError
-from lm_eval_sae.model_arguments import require_usable_card
 from transformer_lens_r1.shared.arguments import resolve_device
 from transformer_lens_r1.shared.errors import UserError
 

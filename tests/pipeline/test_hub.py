@@ -175,7 +175,7 @@ def test_an_sae_is_read_at_a_revision_and_a_cut_connection_is_one_line(
         "run(lambda: print(load_sae(source).W_enc.double().sum().item(), source.weights_sha256))"
     )
     steering = (
-        "import sys; from lm_eval_sae.sae_rows import find_sae, read_config;"
+        "import sys; from lm_eval_sae.steering.sae_rows import find_sae, read_config;"
         "print(read_config(find_sae(None, release=sys.argv[1], sae_id=sys.argv[2], revision='v1')).d_sae)"
     )
     cut = hub.fail("GET /lfs/", CUT)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 
-MODELS = {"hf-sae": "lm_eval_sae.models:HFSAE", "vllm-sae": "lm_eval_sae.vllm_model:VLLMSAE"}
-FILTERS = {"judge": "lm_eval_sae.judge_filter:JudgeFilter"}
+MODELS = {"hf-sae": "lm_eval_sae.engines.hf_model:HFSAE", "vllm-sae": "lm_eval_sae.engines.vllm_model:VLLMSAE"}
+FILTERS = {"judge": "lm_eval_sae.judge.filter:JudgeFilter"}
 
 
 def register_models() -> None:

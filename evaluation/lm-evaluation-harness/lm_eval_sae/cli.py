@@ -12,37 +12,35 @@ import logging
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
 from lm_eval_sae import TASKS_DIR, register_filters, register_models
-from lm_eval_sae.errors import UserError, did_you_mean
-from lm_eval_sae.generation_checks import check_context, check_generation_arguments, max_gen_toks, require_vllm
-from lm_eval_sae.judge import get_judge
-from lm_eval_sae.model_arguments import (
+from lm_eval_sae.engines.arguments import (
     FLAGS,
-    check_flags,
+    check_device,
     check_flags_given_once,
-    check_hf_arguments,
-    check_vllm_arguments,
+    check_generation_arguments,
+    refuse_worker_class,
+    require_usable_card,
+    require_vllm,
 )
-from lm_eval_sae.problems import TASK as PROBLEMS_TASK
-from lm_eval_sae.problems import problems_file
-from lm_eval_sae.steering import check_model, read_steering, split_arguments
-from lm_eval_sae.task_loading import (
+from lm_eval_sae.engines.kept_completions import kept_in
+from lm_eval_sae.errors import UserError, did_you_mean
+from lm_eval_sae.judge.client import get_judge
+from lm_eval_sae.steering.arguments import check_model, read_steering, split_arguments
+from lm_eval_sae.tasks.loading import (
     data_before_the_model,
-    expand_tasks,
     load_tasks,
     own_tasks_only,
     unknown_task,
     uses_own_tasks,
 )
-from lm_eval_sae.unfinished import kept_in
-
-__all__ = ["check_tasks", "execute", "expand_tasks", "main", "parse", "prepare_run", "read_config", "task_names"]
+from lm_eval_sae.tasks.problems import TASK as PROBLEMS_TASK
+from lm_eval_sae.tasks.problems import problems_file
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -78,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def execute(args: Namespace) -> str | None:
     """Does what `parse` read, after `prepare_run` where it is a run, whose data are loaded before the model.
 
-    Returns why the judge stopped answering, None where it did not. Raises UserError for an unknown task, and for data
+    Returns why the judge stopped answering, None if it did not. Raises UserError for an unknown task, and for data
     that cannot be loaded.
     """
     register_filters()  # the tasks need it under any model, and other commands load them too
@@ -148,7 +146,7 @@ def _of_config_file(args: Namespace, name: str) -> Any:
 
 
 def read_config(args: Namespace) -> "EvaluatorConfig":
-    """The arguments as lm-eval will read them, its --config file included. Raises UserError where it cannot."""
+    """The arguments as lm-eval will read them, its --config file included. Raises UserError if it cannot."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     logging.disable(logging.WARNING)  # lm-eval reads the same arguments again, and says the same then
@@ -162,7 +160,7 @@ def read_config(args: Namespace) -> "EvaluatorConfig":
 
 
 def task_names(config: "EvaluatorConfig") -> list[str]:
-    """The tasks that are asked for. Raises UserError where there are none."""
+    """The tasks that are asked for. Raises UserError if there are none."""
     tasks = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
     if not tasks:
         raise UserError("no --tasks; for instance --tasks math-500")
@@ -172,62 +170,67 @@ def task_names(config: "EvaluatorConfig") -> list[str]:
 def prepare_run(args: Namespace) -> None:
     """Checks a run against the SAE, the model's config and the data before anything is loaded; edits `args`."""
     config = read_config(args)
-    tasks = task_names(config)
-    if PROBLEMS_TASK in tasks:
+    if PROBLEMS_TASK in task_names(config):
         problems_file(config.metadata)
-    check_flags(config)
-
     ours, others = split_arguments(config.model_args)
-    if config.model in HF_MODELS:
-        args.model = "hf-sae"
-    elif config.model in VLLM_MODELS:
-        args.model = "vllm-sae"
-        require_vllm(others)
-    else:
-        if ours:
-            raise UserError(f"--model {config.model} cannot steer; expected hf-sae or vllm-sae")
-        _check_judge()
-        return
+    if config.model in (*HF_MODELS, *VLLM_MODELS):
+        args.model = "hf-sae" if config.model in HF_MODELS else "vllm-sae"
+        _check_engine(args, config, others, steered=bool(ours))
+        _check_steering(args, config, ours, others)
+    elif ours:
+        raise UserError(f"--model {config.model} cannot steer; expected hf-sae or vllm-sae")
+    if judge := get_judge():
+        judge.check()
+    register_models()
+
+
+def _check_engine(args: Namespace, config: "EvaluatorConfig", others: Mapping[str, Any], *, steered: bool) -> None:
+    """Checks the arguments that are not of steering; edits `args`."""
     if "pretrained" not in others:
         raise UserError("--model_args has no pretrained=<Hub id or folder of the model>")
     check_flags_given_once(others, {name: getattr(config, name) for name in FLAGS})
-    steering = read_steering(ours)
+    if args.model == "hf-sae":
+        device = getattr(args, "device", None) or _of_config_file(args, "device")  # lm-eval has a default of its own
+        if device is None:
+            require_usable_card()
+        elif not others.get("parallelize"):
+            check_device(device)
+    else:
+        require_vllm()
+        if steered:
+            refuse_worker_class(others)
+        from vllm.platforms import current_platform
+
+        require_usable_card(vllm_on_cpu=current_platform.is_cpu())
+        if "seed" not in others and config.seed and config.seed[2] is not None:
+            # One seed for both back ends: transformers draws from torch's generator, vLLM from its own.
+            args.model_args = {**config.model_args, "seed": config.seed[2]}
     check_generation_arguments(config.gen_kwargs, engine=args.model)
-    if args.model == "vllm-sae":
-        check_vllm_arguments(others, steered=bool(ours))
 
-    # transformers is imported from here on.
-    from lm_eval_sae.model_files import load_model_config, require_chat_template
 
+def _check_steering(
+    args: Namespace, config: "EvaluatorConfig", ours: Mapping[str, Any], others: Mapping[str, Any]
+) -> None:
+    """Checks the SAE against the model's config; edits `args`."""
+    from lm_eval_sae.engines.model_files import load_model_config
+
+    steering = read_steering(ours)
     name = str(others["pretrained"])
     model_config = load_model_config(name, others)
-    if args.model == "hf-sae":
-        flags = {name: getattr(args, name, None) or _of_config_file(args, name) for name in FLAGS}
-        check_hf_arguments(others, model_config, flags=flags)
-    check_context(max_gen_toks(config.gen_kwargs, tasks), others, model_config, name=name)
     if steering is not None:
         check_model(steering, model_config, name=name)
         if config.use_cache:
             # lm-eval's cache of responses does not know which model gave them.
             record = json.dumps(steering.record(), sort_keys=True)
             args.use_cache = f"{config.use_cache}-sae-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
-    if config.apply_chat_template:
-        require_chat_template(name, others)
-    if args.model == "vllm-sae" and "seed" not in others and config.seed and config.seed[2] is not None:
-        # One seed for both back ends: transformers draws from torch's generator, vLLM from its own.
-        args.model_args = {**config.model_args, "seed": config.seed[2]}
-    _check_judge()
-    register_models()
 
 
-def _check_judge() -> None:
-    """Raises UserError where there is one and it does not answer a trial question."""
-    if judge := get_judge():
-        judge.check()
+def check_tasks(args: Namespace) -> list[str]:
+    """Loads the tasks and their data, for who runs them later.
 
-
-def check_tasks(args: Namespace) -> None:
-    """Loads the tasks and their data, for who runs them later. Raises UserError as `execute` does, and no tasks."""
+    Returns the single tasks that lm-eval would run, each once and in its order; one that only its group defines is
+    named "group::task". Raises UserError as `execute` does, and if no tasks are asked for.
+    """
     register_filters()
     config = read_config(args)
     task_names(config)
@@ -236,4 +239,4 @@ def check_tasks(args: Namespace) -> None:
             manager = config.process_tasks(config.metadata)
         except ValueError as error:
             raise unknown_task(str(error).partition(": ")[2]) from error
-        load_tasks(manager, config)
+        return list(load_tasks(manager, config)["tasks"])

