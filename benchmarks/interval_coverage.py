@@ -11,7 +11,7 @@ evaluation/summarize.py would print holds it. A line of the table is one kind:
   takes every answer for a question of its own.
 - length: log-normal lengths, correlated within a question, relative change of the mean.
 - rate of a word per token: how often questions use a word varies as its logarithm is normal; relative change of the
-  rate. The word is rare enough to be in so many of the plain run's answers on average. Beside it what would be without
+  rate. The word is rare enough to be in so many of the baseline run's answers on average. Beside it what would be without
   the rule that an interval needs MIN_NOT_ZERO such answers.
 
 "given" is the share of the simulations in which there is an interval (there is none where no question changed), and
@@ -42,7 +42,7 @@ SHIFTS = (0.0, 0.8)
 """Mean effect of steering on a question's log-odds."""
 LENGTHENINGS = (1.0, 1.2)
 WITH_WORD = (5, 8, 10, 15, 20)
-"""Expected answers of the plain run that have the word."""
+"""Expected answers of the baseline run that have the word."""
 WORD_CHANGES = (1.0, 1.5)
 AT_ONCE = 100
 """Simulations that share their resamples."""
@@ -50,11 +50,11 @@ Samples = tuple[np.ndarray, ...]
 
 
 def one_answer(generator: np.random.Generator, m: int, *, n: int, down: float, up: float) -> Samples:
-    """[n, m] right or wrong, plain and steered: m evaluations of n questions."""
+    """[n, m] right or wrong, baseline and steered: m evaluations of n questions."""
     drawn = generator.random((n, m))
-    plain = np.where(drawn < down, 1.0, np.where(drawn < down + up, 0.0, generator.integers(2, size=(n, m))))
-    steered = np.where(drawn < down, 0.0, np.where(drawn < down + up, 1.0, plain))
-    return plain, steered
+    baseline = np.where(drawn < down, 1.0, np.where(drawn < down + up, 0.0, generator.integers(2, size=(n, m))))
+    steered = np.where(drawn < down, 0.0, np.where(drawn < down + up, 1.0, baseline))
+    return baseline, steered
 
 
 def several_answers(generator: np.random.Generator, m: int, *, n: int, repeats: int, shift: float) -> Samples:
@@ -63,32 +63,32 @@ def several_answers(generator: np.random.Generator, m: int, *, n: int, repeats: 
     effect = generator.normal(shift, 1, (n, m, 1))
     odds = np.exp(np.stack([difficulty, difficulty + effect]))
     answers = generator.random((2, n, m, repeats)) < odds / (1 + odds)
-    plain, steered = answers.astype(np.float64)
-    return plain, steered
+    baseline, steered = answers.astype(np.float64)
+    return baseline, steered
 
 
 def lengths(generator: np.random.Generator, m: int, *, n: int, factor: float) -> Samples:
     """[n, m] tokens."""
-    plain, steered = _tokens(generator, (n, m))
-    return plain, factor * steered
+    baseline, steered = _tokens(generator, (n, m))
+    return baseline, factor * steered
 
 
 def _tokens(generator: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Log-normal lengths, plain and steered, correlated within a question."""
+    """Log-normal lengths, baseline and steered, correlated within a question."""
     question = generator.normal(7, 0.7, shape)
-    plain, steered = (np.exp(question + generator.normal(0, 0.4, shape)) for _ in range(2))
-    return plain, steered
+    baseline, steered = (np.exp(question + generator.normal(0, 0.4, shape)) for _ in range(2))
+    return baseline, steered
 
 
 def words(generator: np.random.Generator, m: int, *, n: int, rate: float, factor: float) -> Samples:
-    """[n, m] occurrences, plain and steered, and [n] tokens of each, which all evaluations share."""
+    """[n, m] occurrences, baseline and steered, and [n] tokens of each, which all evaluations share."""
     tokens = _tokens(generator, (n,))
     liking = rate * np.exp(generator.normal(-0.5, 1, (n, m)))
-    plain, steered = (
+    baseline, steered = (
         generator.poisson(liking * by * count[:, None]).astype(np.float64)
         for by, count in zip((1, factor), tokens, strict=True)
     )
-    return plain, steered, *tokens
+    return baseline, steered, *tokens
 
 
 @cache
@@ -132,29 +132,29 @@ def coverage(
             if found is not None and found.low is not None:
                 given += 1
                 # Differences of counts are multiples of 1/n: rounding must not decide. An end that is not a number lies
-                # between resamples without any of the plain quantity, where the interval has no end.
+                # between resamples without any of the baseline quantity, where the interval has no end.
                 covered += found.low - 1e-9 <= truth and not truth > found.high + 1e-9
     return given / simulations, covered / max(given, 1)
 
 
-def _clustered(plain: np.ndarray, steered: np.ndarray, **draws: int) -> Sequence[Estimate]:
-    return bootstrap_differences(plain.mean(axis=2), steered.mean(axis=2), **draws)
+def _clustered(baseline: np.ndarray, steered: np.ndarray, **draws: int) -> Sequence[Estimate]:
+    return bootstrap_differences(baseline.mean(axis=2), steered.mean(axis=2), **draws)
 
 
-def _unclustered(plain: np.ndarray, steered: np.ndarray, **draws: int) -> Sequence[Estimate]:
-    flat = [answers.transpose(0, 2, 1).reshape(-1, answers.shape[1]) for answers in (plain, steered)]
+def _unclustered(baseline: np.ndarray, steered: np.ndarray, **draws: int) -> Sequence[Estimate]:
+    flat = [answers.transpose(0, 2, 1).reshape(-1, answers.shape[1]) for answers in (baseline, steered)]
     return bootstrap_differences(*flat, **draws)
 
 
 def _rates(
-    plain: np.ndarray, steered: np.ndarray, *tokens: np.ndarray, rule: bool, **draws: int
+    baseline: np.ndarray, steered: np.ndarray, *tokens: np.ndarray, rule: bool, **draws: int
 ) -> Sequence[Estimate | None]:
     before = paired_statistics.MIN_NOT_ZERO
     if not rule:
         paired_statistics.MIN_NOT_ZERO = 1
     try:
         with np.errstate(invalid="ignore"):
-            return bootstrap_relative_changes(plain, steered, per=(tokens[0], tokens[1]), **draws)
+            return bootstrap_relative_changes(baseline, steered, per=(tokens[0], tokens[1]), **draws)
     finally:
         paired_statistics.MIN_NOT_ZERO = before
 

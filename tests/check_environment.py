@@ -18,6 +18,7 @@ LIBRARIES = {
     "lm_eval": "lm_eval.evaluator",
     "math-verify": "math_verify",
     "openai": "openai",
+    "diskcache": "diskcache",
     "ray": "ray",
     "wandb": "wandb",
     "matplotlib": "matplotlib",

@@ -2,19 +2,15 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from random_checkpoints import save_random_checkpoint
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from random_checkpoints import save_random_checkpoint  # noqa: E402
-
-from lm_eval_sae.judge.client import get_judge  # noqa: E402
+from lm_eval_sae.judge.client import get_judge
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.pop("PROCESSOR", None)  # no judge but those that tests set up

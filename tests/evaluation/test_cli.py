@@ -13,12 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from engines import TASK_DATA, write_local_task
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import TASK_DATA, write_local_task  # noqa: E402
-
-from lm_eval_sae.cli import main  # noqa: E402
-from lm_eval_sae.errors import UserError  # noqa: E402
+from lm_eval_sae.cli import main
+from lm_eval_sae.errors import UserError
 
 
 def run_cli(model: Path, output: Path, *options: str, task: str, sae: str = "", gen: str = "max_gen_toks=8") -> None:

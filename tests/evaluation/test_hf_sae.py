@@ -1,21 +1,18 @@
 """The steered back end: batches, counts, log-likelihoods, and nothing changed where nothing was asked for."""
 
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from engines import PROMPTS, generations, loglikelihoods
 from lm_eval.models.huggingface import HFLM
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import PROMPTS, generations, loglikelihoods  # noqa: E402
-
-from lm_eval_sae.engines.hf_model import HFSAE  # noqa: E402
-from lm_eval_sae.grading.completion import Completion, measure_completion  # noqa: E402
+from lm_eval_sae.engines.hf_model import HFSAE
+from lm_eval_sae.grading.completion import Completion, measure_completion
 
 
 @pytest.fixture(scope="module")

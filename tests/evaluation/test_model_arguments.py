@@ -1,16 +1,13 @@
 """Mistakes in what a run says of its model: one line each, before the model is loaded."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from engines import write_local_task
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import write_local_task  # noqa: E402
-
-from lm_eval_sae.cli import main, parse, prepare_run  # noqa: E402
-from lm_eval_sae.errors import UserError  # noqa: E402
+from lm_eval_sae.cli import main, parse, prepare_run
+from lm_eval_sae.errors import UserError
 
 VLLM = pytest.param("vllm", marks=pytest.mark.needs_vllm)
 

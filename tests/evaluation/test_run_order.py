@@ -1,20 +1,16 @@
 """What a run checks before its model loads, and what it writes when its judge fails after the generations."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import write_local_task
+from judge_server import KEY, JudgeServer, Reply, completion
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent / "judge"))
-from engines import write_local_task  # noqa: E402
-from judge_server import KEY, JudgeServer, Reply, completion  # noqa: E402
-
-from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, main, parse, prepare_run  # noqa: E402
-from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.judge.client import get_judge  # noqa: E402
+from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, main, parse, prepare_run
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.judge.client import get_judge
 
 
 def arguments(model: Path, task: str, *options: str) -> list[str]:

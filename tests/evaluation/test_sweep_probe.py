@@ -1,6 +1,5 @@
 """The sweep's probe on a real model, and on one whose intervention is lost."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -8,11 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from engines import start_hf
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import start_hf  # noqa: E402
-
-from lm_eval_sae.engines.hf_model import HFSAE  # noqa: E402
+from lm_eval_sae.engines.hf_model import HFSAE
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,12 @@
 """The compiled vLLM engine: the same as transformers, whatever was steered when its graphs were compiled."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from engines import SLOTS, assert_agree, assert_all_differ, start_hf, start_vllm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import SLOTS, assert_agree, assert_all_differ, start_hf, start_vllm  # noqa: E402
-
-from lm_eval_sae.steering.arguments import Steering  # noqa: E402
+from lm_eval_sae.steering.arguments import Steering
 
 pytestmark = pytest.mark.needs_vllm
 

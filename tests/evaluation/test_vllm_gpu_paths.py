@@ -14,14 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from engines import steering_of
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import steering_of  # noqa: E402
-
-from lm_eval_sae.engines.vllm_engine import as_lists  # noqa: E402
-from lm_eval_sae.steering.intervention import slot_values  # noqa: E402
+from lm_eval_sae.engines.vllm_engine import as_lists
+from lm_eval_sae.steering.intervention import slot_values
 
 pytestmark = pytest.mark.needs_vllm
 

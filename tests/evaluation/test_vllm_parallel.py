@@ -1,16 +1,13 @@
 """Steering on every rank: tensor and data parallel engines (vLLM's CPU build, real Ray)."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from engines import PROMPTS, SLOTS, assert_agree, assert_all_differ, generations, start_hf, start_vllm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import PROMPTS, SLOTS, assert_agree, assert_all_differ, generations, start_hf, start_vllm  # noqa: E402
-
-from lm_eval_sae.engines.kept_completions import FOLDER, kept_in  # noqa: E402
-from lm_eval_sae.engines.vllm_engine import split_cores  # noqa: E402
-from lm_eval_sae.steering.arguments import Steering  # noqa: E402
+from lm_eval_sae.engines.kept_completions import FOLDER, kept_in
+from lm_eval_sae.engines.vllm_engine import split_cores
+from lm_eval_sae.steering.arguments import Steering
 
 
 @pytest.mark.needs_vllm

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from engines import (  # noqa: E402
+from engines import (
     LONG_PROMPTS,
     PROMPTS,
     SLOTS,
@@ -28,14 +24,15 @@ from engines import (  # noqa: E402
     steering_of,
     write_local_task,
 )
+from sae_lens import SAE
 
-from lm_eval_sae.cli import main  # noqa: E402
-from lm_eval_sae.engines import vllm_engine  # noqa: E402
-from lm_eval_sae.engines.hf_model import HFSAE  # noqa: E402
-from lm_eval_sae.engines.kept_completions import FOLDER, Unfinished, kept_in  # noqa: E402
-from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.steering.arguments import Steering  # noqa: E402
-from lm_eval_sae.steering.intervention import FeatureIntervention, slot_values  # noqa: E402
+from lm_eval_sae.cli import main
+from lm_eval_sae.engines import vllm_engine
+from lm_eval_sae.engines.hf_model import HFSAE
+from lm_eval_sae.engines.kept_completions import FOLDER, Unfinished, kept_in
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.steering.arguments import Steering
+from lm_eval_sae.steering.intervention import FeatureIntervention, slot_values
 
 if importlib.util.find_spec("vllm"):
     from lm_eval_sae.engines.vllm_model import VLLM, VLLMSAE

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from pretended_cuda import MASK, PAGEABLE, READ, SIZE, TO_DEVICE, TO_HOST, pretended_cuda  # noqa: E402
+from pretended_cuda import MASK, PAGEABLE, READ, SIZE, TO_DEVICE, TO_HOST, pretended_cuda
 
 pytestmark = pytest.mark.skipif(
     torch.version.cuda is None, reason="the pretended device needs a CUDA build of torch; this one is for the CPU"

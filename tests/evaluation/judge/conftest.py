@@ -1,17 +1,14 @@
 """A server on loopback, and judges of it."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_questions import MODEL, MakeJudge
+from judge_server import KEY, JudgeServer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from judge_questions import MODEL, MakeJudge  # noqa: E402
-from judge_server import KEY, JudgeServer  # noqa: E402
-
-from lm_eval_sae.judge.client import Judge, get_judge, open_cache  # noqa: E402
+from lm_eval_sae.judge.client import Judge, get_judge, open_cache
 
 VARIABLES = (
     "PROCESSOR", "PROCESSOR_BASE_URL", "OPENROUTER_API_KEY", "JUDGE", "JUDGE_CONCURRENCY", "JUDGE_CACHE",

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_questions import AT_ONCE, HALF, MODEL, THIRD, MakeJudge, questions
+from judge_server import KEY, JudgeServer, Reply, completion
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from judge_questions import AT_ONCE, HALF, MODEL, THIRD, MakeJudge, questions  # noqa: E402
-from judge_server import KEY, JudgeServer, Reply, completion  # noqa: E402
-
-from lm_eval_sae.judge import client as judge_module  # noqa: E402
-from lm_eval_sae.judge.client import JudgeQuestion, read_verdict  # noqa: E402
+from lm_eval_sae.judge import client as judge_module
+from lm_eval_sae.judge.client import JudgeQuestion, read_verdict
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
 

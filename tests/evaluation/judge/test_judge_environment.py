@@ -1,16 +1,13 @@
 """The environment variables that make a judge; no test leaves the machine."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from judge_questions import HALF, MODEL
+from judge_server import KEY, JudgeServer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from judge_questions import HALF, MODEL  # noqa: E402
-from judge_server import KEY, JudgeServer  # noqa: E402
-
-from lm_eval_sae.errors import UserError  # noqa: E402
-from lm_eval_sae.judge.client import Judge, get_judge  # noqa: E402
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.judge.client import Judge, get_judge
 
 
 def set_variables(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:

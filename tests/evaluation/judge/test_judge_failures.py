@@ -1,18 +1,14 @@
 """The judge against a server on loopback that refuses, fails and hangs, and its trial question."""
 
 import socket
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_questions import AT_ONCE, HALF, MODEL, THIRD, MakeJudge, questions
+from judge_server import KEY, JudgeServer, Reply, completion
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from judge_questions import AT_ONCE, HALF, MODEL, THIRD, MakeJudge, questions  # noqa: E402
-from judge_server import KEY, JudgeServer, Reply, completion  # noqa: E402
-
-from lm_eval_sae.errors import UserError  # noqa: E402
+from lm_eval_sae.errors import UserError
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404])

@@ -1,7 +1,6 @@
 """Which answers the judge is asked about, and where its verdicts go: real task files, scripted completions."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,18 +8,16 @@ from typing import Any
 
 import lm_eval
 import pytest
+from judge_server import KEY, JudgeServer
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from judge_server import KEY, JudgeServer  # noqa: E402
-
-from lm_eval_sae import TASKS_DIR, register_filters  # noqa: E402
-from lm_eval_sae.grading.completion import Completion  # noqa: E402
-from lm_eval_sae.grading.scoring import order_gpqa  # noqa: E402
-from lm_eval_sae.judge.client import JudgeQuestion, get_judge  # noqa: E402
-from lm_eval_sae.judge.filter import JudgeFilter  # noqa: E402
+from lm_eval_sae import TASKS_DIR, register_filters
+from lm_eval_sae.grading.completion import Completion
+from lm_eval_sae.grading.scoring import order_gpqa
+from lm_eval_sae.judge.client import JudgeQuestion, get_judge
+from lm_eval_sae.judge.filter import JudgeFilter
 
 
 @dataclass
