@@ -11,8 +11,8 @@ evaluation/summarize.py would print holds it. A line of the table is one kind:
   takes every answer for a question of its own.
 - length: log-normal lengths, correlated within a question, relative change of the mean.
 - rate of a word per token: how often questions use a word varies as its logarithm is normal; relative change of the
-  rate. The word is rare enough to be in so many of the baseline run's answers on average. Beside it what would be without
-  the rule that an interval needs MIN_NOT_ZERO such answers.
+  rate. The word is rare enough to be in so many of the baseline run's answers on average. Beside it what would be
+  without the rule that an interval needs MIN_NOT_ZERO such answers.
 
 "given" is the share of the simulations in which there is an interval (there is none where no question changed), and
 "covered" the share of those intervals that hold the true value, with the standard error of the simulation.
