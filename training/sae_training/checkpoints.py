@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,6 +101,10 @@ def write(folder: Path, name: str, save: Callable[[Path], None], manifest: Mappi
         save(temporary)
         sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
         (temporary / MANIFEST).write_text(json.dumps({**manifest, "files": sizes}, indent=1), encoding="utf-8")
+        # On the disk before it counts as complete: a machine that loses power keeps a rename and loses data.
+        for file in temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
     for old in [other for other in complete(folder) if other != path][keep - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     return path
