@@ -139,7 +139,7 @@ stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
   env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
   bash extraction/scripts/compute_dashboard.sh
 
-# One start of the model for the plain run and the whole grid; sweep.py shows in run.json that every change arrived.
+# One start of the model for the baseline run and the whole grid; sweep.py shows in run.json that every change arrived.
 engine=dtype=bfloat16
 flags=(--apply_chat_template --batch_size 48)
 if [ "$BACKEND" = vllm ]; then
@@ -148,7 +148,7 @@ if [ "$BACKEND" = vllm ]; then
   flags=(--apply_chat_template --batch_size auto)
 fi
 if [ -n "$LIMIT" ]; then flags+=(--limit "$LIMIT"); fi
-stage 8 "answers of the plain model, and of the $STEERED best features × strengths $STRENGTHS ($BACKEND)" "$RUN/report" \
+stage 8 "answers of the baseline, and of the $STEERED best features × strengths $STRENGTHS ($BACKEND)" "$RUN/report" \
   env QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" \
   "$PYTHON" evaluation/sweep.py --scores_dir "$RUN/scores" --topk "$STEERED" --strengths "$STRENGTHS" \
   --output_dir "$RUN/evaluation" --report_dir "$RUN/report" --tasks quickstart_problems \
@@ -167,7 +167,7 @@ for row in rows:
     print(f'{row["rank"]:>4} {row["feature"]:>8} {score:>12.3e} {maximum:>9.3f} {fires:>7.2%}  {row["best_word"]}')
 PYTHON
 echo
-echo "── plain and steered ($RUN/report/summary.md)"
+echo "── baseline and steered ($RUN/report/summary.md)"
 cat "$RUN/report/summary.md"
 echo
 echo "── what each stage took ($RUN/timings.txt)"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Plain and steered evaluation of one model: lm-evaluation-harness on each task, without and with one SAE feature set
+# Baseline and steered evaluation of one model: lm-evaluation-harness on each task, without and with one SAE feature set
 # at every token. As it stands it is the paper's run (DeepSeek-R1-Distill-Llama-8B in vLLM, feature 46379 at 2 × 5.84),
 # which wants a GPU of 48 GB or more; a trial takes minutes:
 #

@@ -16,7 +16,7 @@ The grid comes from a file, or is made of the best features of a scores folder, 
     features:
       - {sae_feature_idx: 46379, sae_max_activation: 5.84}
 
-All other flags are those of `python -m lm_eval_sae`, and every run is what that would write for the plain model or the
+All other flags are those of `python -m lm_eval_sae`, and every run is what that would write for the baseline or the
 one point: <output_dir>/<model>-<task>[-sae-<feature>-x<strength>]/. The whole grid is checked before the model loads.
 Before the first run a probe takes the running model through all interventions: each must change log-likelihoods of
 fixed prompts, in a way of its own; after each run the probe is repeated. run.json in each folder has its figures, the
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stopped := [run.folder.name for run in runs if run.record and run.record.get("judge_stopped")]:
         print(
             f"error: the judge stopped answering in {', '.join(stopped)}; the same command asks it again, and "
-            "generates nothing anew",
+            "generates nothing again",
             file=sys.stderr,
         )
         raise SystemExit(JUDGE_STOPPED)
@@ -113,7 +113,7 @@ def report_dir(own: Namespace) -> Path:
 
 
 def read_points(own: Namespace, args: Namespace) -> list[GridPoint]:
-    """The grid without the plain model; leaves of the model arguments in `args` those that are not `sae_*`."""
+    """The grid without the baseline; leaves of the model arguments in `args` those that are not `sae_*`."""
     if args.command != "run":
         raise UserError(f"a sweep has no command '{args.command}'; expected flags of lm_eval_sae only")
     if args.output_path or args.use_cache:
@@ -171,7 +171,7 @@ def print_plan(runs: Sequence[PlannedRun]) -> None:
     """Lists the runs and says which are finished."""
     finished = sum(planned.finished for planned in runs)
     n_tasks = len({planned.task for planned in runs})
-    print(f"{len(runs)} runs: {len(runs) // n_tasks} per task, plain and steered; {finished} finished before")
+    print(f"{len(runs)} runs: {len(runs) // n_tasks} per task, baseline and steered; {finished} finished before")
     for planned in runs:
         state = "finished" if planned.finished else "to do"
         print(f"  {planned.folder.name:<60} {state:<9} {planned.point.label}", flush=True)
@@ -182,7 +182,7 @@ def evaluate(runs: Sequence[PlannedRun], args: Namespace, *, log: Path, overview
 
     Args:
         runs: that are not finished.
-        args: of a plain run, after `prepare_run`.
+        args: of a baseline run, after `prepare_run`.
         log: the file that takes what lm-eval and the engine print.
         overview: called after every run.
     """

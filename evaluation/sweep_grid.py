@@ -18,12 +18,12 @@ TABLE = "top_features.csv"
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One intervention of the grid, or the plain model."""
+    """One intervention of the grid, or the baseline."""
 
     name: str
-    """In the name of its folder: "sae-<feature>-x<strength>"; "" for the plain model."""
+    """In the name of its folder: "sae-<feature>-x<strength>"; "" for the baseline."""
     arguments: Mapping[str, Any]
-    """The `sae_*` model arguments of a run of its own; {} for the plain model."""
+    """The `sae_*` model arguments of a run of its own; {} for the baseline."""
     steering: Steering | None
 
     @property

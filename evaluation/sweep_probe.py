@@ -26,8 +26,8 @@ class ProbeError(RuntimeError):
 class Probe:
     """Takes the model through every intervention and back, and knows each again afterwards.
 
-    `noise` is the largest difference between two measurements of the plain model, before and after all interventions:
-    0 where the arithmetic is deterministic. Interventions must differ from the plain model and from one another by
+    `noise` is the largest difference between two measurements of the baseline, before and after all interventions:
+    0 where the arithmetic is deterministic. Interventions must differ from the baseline and from one another by
     more. Excepted is the value 0: added, it must change nothing; a feature that is set to 0 changes nothing in a prompt
     in which it never fires.
     """
@@ -44,7 +44,7 @@ class Probe:
         self._check(points)
 
     def change(self, point: GridPoint) -> float:
-        """The largest change of a prompt's log-likelihood (natural logarithm) against the plain model."""
+        """The largest change of a prompt's log-likelihood (natural logarithm) against the baseline."""
         return _distance(self.values[point.name], self.values[""])
 
     def confirm(self, point: GridPoint) -> None:
@@ -54,8 +54,8 @@ class Probe:
         if distances[point.name] > min(distances.values()):
             nearest = min(distances, key=distances.__getitem__)
             raise ProbeError(
-                f"after the run of {point.name or 'the plain model'} the probe answers as under "
-                f"{nearest or 'the plain model'}: its intervention was not in force"
+                f"after the run of {point.name or 'the baseline'} the probe answers as under "
+                f"{nearest or 'the baseline'}: its intervention was not in force"
             )
 
     def _measure(self, point: GridPoint) -> list[float]:
@@ -73,7 +73,7 @@ class Probe:
                     raise ProbeError(f"{name} adds 0, but changes log-likelihoods of the probe by up to {distance:g}")
                 if "change" in pair and not distance > self.noise:
                     raise ProbeError(
-                        f"{name} does not change the probe against {other or 'the plain model'}: the largest "
+                        f"{name} does not change the probe against {other or 'the baseline'}: the largest "
                         f"difference of a log-likelihood is {distance:g}, and {self.noise:g} without steering"
                     )
 

@@ -79,12 +79,12 @@ class PlannedRun:
 def plan_runs(
     points: Sequence[GridPoint], tasks: Sequence[str], config: EvaluatorConfig, output_dir: Path
 ) -> list[PlannedRun]:
-    """Every task at every point, in this order: a task's plain run first.
+    """Every task at every point, in this order: a task's baseline run first.
 
     Args:
-        points: of the grid, the plain model among them.
+        points: of the grid, the baseline among them.
         tasks: names.
-        config: of the plain run, as lm-eval reads it.
+        config: of the baseline run, as lm-eval reads it.
         output_dir: where the folders go.
     """
     model = os.path.basename(os.path.abspath(str(config.model_args["pretrained"])))
@@ -122,7 +122,7 @@ def evaluate_point(run: PlannedRun, args: Namespace, probe: Probe, *, model_star
 
     Args:
         run: which.
-        args: of a plain run, after `prepare_run`.
+        args: of a baseline run, after `prepare_run`.
         probe: that has measured the point.
         model_started: when the model was; recorded.
 

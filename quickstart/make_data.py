@@ -10,7 +10,7 @@ Three things are written, in a few seconds and without the network:
 The generated text lies in quickstart/data, whose README.md says how it was made. The text that people wrote is read
 from the task files of the installed lm-eval.
 
-    python quickstart/make_data.py --output_dir quickstart-run/data
+    python quickstart/make_data.py --output_dir quickstart-data
 """
 
 import gzip

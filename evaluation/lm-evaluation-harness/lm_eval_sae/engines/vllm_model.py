@@ -74,7 +74,7 @@ class VLLMSAE(VLLM):
     Takes VLLM's arguments and those of `steering.arguments.ARGUMENTS`; with none of the latter the engine is vLLM's
     own. Completions carry their length in tokens in either case. Where completions are sampled each request has a
     seed of its own, made from `seed`, its prompt and the number of its repeat: the random numbers do not depend on how
-    requests were batched or dealt to replicas, and a plain and a steered run draw the same.
+    requests were batched or dealt to replicas, and a baseline and a steered run draw the same.
 
     Args:
         slots: layer → number of features that `set_intervention` may change there, beyond what is steered first.
@@ -111,7 +111,7 @@ class VLLMSAE(VLLM):
             self.set_intervention(steering)
 
     def set_intervention(self, steering: Steering | None) -> None:
-        """Changes what is steered from here on, without a new start; None steers nothing. Positions count anew.
+        """Changes what is steered from here on, without a new start; None steers nothing. Positions count from 0 again.
 
         Raises UserError where the SAE does not fit the model, or the engine was started without slots for it; what
         was steered before then stays.
