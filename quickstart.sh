@@ -179,5 +179,5 @@ Done in $((SECONDS - STARTED)) s after the installation. Places to look:
   scores       $RUN/scores/top_features.csv, and run.json beside it for how they were made
   SAE          $RUN/sae, its quality in training_summary.json, W&B's offline run in $RUN/wandb
   answers      $RUN/evaluation/*/*/samples_*.jsonl, and what proves the steering of each in $RUN/evaluation/sweep.json
-  report       $RUN/report/report.html   (table, figures, and every answer beside its plain one; needs no network)
+  report       $RUN/report/report.html   (table, figures, and every answer beside its baseline; needs no network)
 END

@@ -103,11 +103,11 @@ def test_summary_of_real_runs(
     assert int(steered_row["answers_changed"]) == sum(a != b for a, b in zip(*texts, strict=True)) > 0
     assert float(steered_row["completion_tokens_change"]) == pytest.approx(lengths[1] / lengths[0] - 1)
     assert plain_row["completion_tokens_change"] == "" and plain_row["intervention"] == "none"
-    marks = [warning for warning in steered_row["warnings"].split("; ") if "(plain)" in warning]
+    marks = [warning for warning in steered_row["warnings"].split("; ") if "(baseline)" in warning]
     assert marks == []  # nothing that is recorded of a run differs but the steering
 
     summarize.main(["--results", str(runs / "steered"), "--output_dir", str(tmp_path / "alone")])
-    assert "no plain run" in (tmp_path / "alone" / "summary.md").read_text()
+    assert "no baseline" in (tmp_path / "alone" / "summary.md").read_text()
 
 
 def run_benchmark(task: str, folder: Path, model: Path, *options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -254,16 +254,6 @@ def test_only_llama_and_qwen2_are_steered(
         run_cli(model, out, task="quickstart_problems", sae=sae_arguments(make_sae()))
     with pytest.raises(pytest.fail.Exception, match="loaded"):  # unsteered, it is lm-eval's to judge
         run_cli(model, out, task="quickstart_problems")
-
-
-def test_a_cut_off_samples_file_is_named(load_script: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    file = tmp_path / "samples_t_now.jsonl"
-    row = {"doc_id": 0, "doc_hash": "a", "prompt_hash": "b", "resps": [["½"]], "acc": 1.0}
-    whole = json.dumps(row, ensure_ascii=False).encode()
-    file.write_bytes(whole + b"\n" + whole[: whole.index("½".encode()) + 1])
-    run_files = load_script("evaluation/run_files.py")
-    with pytest.raises(run_files.UserError, match=f"{file} is broken at line 2"):
-        run_files.read_samples(file)
 
 
 def test_a_mistake_is_one_line_and_exit_status_2(tiny_llama: Path) -> None:

@@ -382,7 +382,7 @@ def test_the_plan_loads_and_writes_nothing(
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**GRID, "sae_path": str(sae)}))
     sweep.main(["--grid", str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "out"), "--plan", *flags])
     said = capsys.readouterr().out
-    assert said.startswith("5 runs: 5 per task, plain and steered; 0 finished before\n")
+    assert said.startswith("5 runs: 5 per task, baseline and steered; 0 finished before\n")
     assert "set 5 to 2 × 2" in said
 
     sweep.main(

@@ -52,7 +52,7 @@ def test_an_intervention_that_is_lost(
 ) -> None:
     original = HFSAE.set_intervention
     monkeypatch.setattr(HFSAE, "set_intervention", lambda self, steering: original(self, None))
-    with pytest.raises(RuntimeError, match="sae-3-x1 does not change the probe against the plain model"):
+    with pytest.raises(RuntimeError, match="sae-3-x1 does not change the probe against the baseline"):
         sweep.Probe(model, points(1, features=[3]))
 
 
@@ -81,5 +81,5 @@ def test_another_intervention_after_the_run(sweep: ModuleType, model: HFSAE, poi
     with pytest.raises(RuntimeError, match="after the run of sae-5-x1 the probe answers as under sae-3-x1"):
         probe.confirm(second)
     model.set_intervention(None)
-    with pytest.raises(RuntimeError, match="as under the plain model"):
+    with pytest.raises(RuntimeError, match="as under the baseline"):
         probe.confirm(first)
