@@ -1,5 +1,7 @@
 """The steered vLLM engine (its CPU build) against the steered transformers back end."""
 
+from __future__ import annotations
+
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
