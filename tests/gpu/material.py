@@ -148,7 +148,9 @@ def _save_sae(folder: Path, sizes: Sizes, residual: Tensor) -> None:
         "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
         "metadata": {"hook_name": sizes.hook_name, "context_size": sizes.context, "prepend_bos": False},
     }  # fmt: skip
-    folder.mkdir()
+    unfinished = folder.with_name("sae.unfinished")
+    unfinished.mkdir(exist_ok=True)
     weights = {"W_enc": (directions / norm).T.contiguous(), "b_enc": bias / norm[:, 0], "W_dec": decoder * norm}
-    save_file({**weights, "b_dec": residual.mean(dim=0)}, folder / "sae_weights.safetensors")
-    (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file({**weights, "b_dec": residual.mean(dim=0)}, unfinished / "sae_weights.safetensors")
+    (unfinished / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
+    unfinished.rename(folder)

@@ -78,7 +78,7 @@ class Machine:
         Args:
             number_format: float32, bfloat16, or tf32 (float32 numbers that a GPU rounds before it multiplies them).
         """
-        n = 8192 if self.is_cuda else 512
+        n = 8192 if self.is_cuda else 256
         dtype = torch.bfloat16 if number_format == "bfloat16" else torch.float32
         a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
         with matmul_precision("high" if number_format == "tf32" else "highest"):

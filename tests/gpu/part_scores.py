@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,8 @@ def one_pass(model: Any, sae: Any, tokens: Tensor, material: Material, **options
 
 
 def scores_of(sums: ActivationSums) -> Tensor:
-    return reason_scores(sums.by_set, sums.n_positions.to(sums.by_set.device), alpha=ALPHA).score.cpu()
+    sums = sums.to("cpu")
+    return reason_scores(sums.by_set, sums.n_positions, alpha=ALPHA).score
 
 
 def check_scores(rows: Rows, material: Material, tokens: Tensor, expected: Expected) -> None:
@@ -113,24 +115,25 @@ def time_passes(rows: Rows, material: Material, *, dashboards: bool) -> None:
     tokens = sizes.tokens(sizes.speed_rows)
     forward = len(tokens) * sizes.forward_flops(sizes.layer + 1)
 
-    def measure(what: str, run: Callable[[], object], sae_dtype: str, features: int) -> None:
+    def measure(what: str, make: Callable[[], Callable[[], object]], sae_dtype: str, features: int) -> None:
+        machine.forget_peak()
+        run = make()
         seconds = machine.seconds(run)
         encode = 2 * tokens.numel() * sizes.width * features
         work = {"bfloat16": forward + encode} if sae_dtype == "bfloat16" else {"bfloat16": forward, sae_dtype: encode}
         rows.speed(what, tokens=tokens.numel(), seconds=seconds, work=work, peak=machine.peak_bytes())
         rows.synchronisations(f"{len(tokens) // ROWS_PER_BATCH} batches of the {what}", run)
 
-    for sae_dtype in ("float32", "bfloat16"):
-        machine.forget_peak()
+    def scoring(sae_dtype: str) -> Callable[[], object]:
         model, sae = load(material, machine.device, dtype="bfloat16", sae_dtype=sae_dtype)
-        run = lambda model=model, sae=sae: one_pass(model, sae, tokens, material)  # noqa: E731
-        measure(f"scoring pass, {sae_dtype} SAE", run, sae_dtype, sizes.features)
-    del model, sae, run
+        return partial(one_pass, model, sae, tokens, material)
+
+    for sae_dtype in ("float32", "bfloat16"):
+        measure(f"scoring pass, {sae_dtype} SAE", partial(scoring, sae_dtype), sae_dtype, sizes.features)
     if dashboards:
-        machine.forget_peak()
-        shown = list(range(SHOWN))
-        run = keep_activations(material, machine.device, tokens, shown, dtype="bfloat16", rows_per_batch=ROWS_PER_BATCH)
-        measure(f"dashboards' pass, {SHOWN} features", run, "float32", SHOWN)
+        options = {"dtype": "bfloat16", "rows_per_batch": ROWS_PER_BATCH}
+        keeping = partial(keep_activations, material, machine.device, tokens, list(range(SHOWN)), **options)
+        measure(f"dashboards' pass, {SHOWN} features", keeping, "float32", SHOWN)
 
 
 def part(rows: Rows, work: Path) -> None:

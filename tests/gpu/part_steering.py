@@ -65,7 +65,11 @@ def part(rows: Rows, work: Path) -> None:
         arguments = engine_arguments(machine, work, dtype=dtype, max_num_seqs=sequences)
         model = start(material, **arguments)
         config = model.model.llm_engine.vllm_config.compilation_config
-        rows.note(f"{dtype} engine", f"compiled: {config.mode.name}, CUDA graphs: {config.cudagraph_mode.name}")
+        described = f"compiled: {config.mode.name}, CUDA graphs: {config.cudagraph_mode.name}"
+        if machine.is_cuda:
+            rows.check(f"{dtype} engine", described, "CUDA graphs", config.cudagraph_mode.name != "NONE")
+        else:
+            rows.note(f"{dtype} engine", described)
         compare(rows, dtype, model, question, limit=limit)
         if dtype == list(LIMITS[machine.device])[-1]:
             model.set_intervention(question.cases[-1].steering)

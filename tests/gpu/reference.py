@@ -6,7 +6,7 @@ Features are in folded units: every decoder direction has unit norm.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -109,3 +109,8 @@ def distance(result: Tensor, expected: Tensor) -> float:
     """The largest difference, over the largest number that is expected."""
     expected = expected.double()
     return ((result.double().cpu() - expected).abs().max() / expected.abs().max()).item()
+
+
+def total_norm(tensors: Iterable[Tensor]) -> float:
+    """The norm of all numbers of some tensors together."""
+    return sum(tensor.square().sum().item() for tensor in tensors) ** 0.5
