@@ -19,6 +19,7 @@
 #   LIMIT=<n>                  problems evaluated (default: all 48 with vLLM, 32 with transformers)
 #   BACKEND=<vllm or hf>       what generates (default: vllm where setup.sh could install it)
 #   DEVICE=cpu                 leave an NVIDIA card alone
+#   DTYPE=<bfloat16 or float32>  of the model (default: bfloat16 if the CPU has AVX-512, else float32, which is faster)
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -55,6 +56,10 @@ if [ -z "${BACKEND:-}" ]; then
   BACKEND=hf
   if "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then BACKEND=vllm; fi
 fi
+if [ -z "${DTYPE:-}" ]; then # bfloat16 is half the memory traffic, but without AVX-512 a CPU multiplies it slowly
+  DTYPE=$("$PYTHON" -c 'import torch
+print("bfloat16" if torch.cuda.is_available() or "AVX512" in torch.backends.cpu.get_cpu_capability() else "float32")')
+fi
 case $BACKEND in
   vllm) ;;
   hf) LIMIT=${LIMIT:-32} ;; # some 15 s for each of the runs
@@ -66,6 +71,7 @@ STARTED=$SECONDS
 # What is in the folder was made with these; other settings would mix two runs.
 settings="MODEL=${MODEL:-} LAYER=$LAYER TRAINING_TOKENS=$TRAINING_TOKENS N_SAMPLES=$N_SAMPLES"
 settings+=" DASHBOARD_SAMPLES=$DASHBOARD_SAMPLES TOPK=$TOPK STEERED=$STEERED STRENGTHS=$STRENGTHS LIMIT=$LIMIT BACKEND=$BACKEND"
+settings+=" DTYPE=$DTYPE"
 if [ -n "${FRESH:-}" ]; then
   for part in model data tokens-lmsys tokens-openthoughts tokens checkpoints sae sample scores scores.unfinished dashboards \
     dashboards.partial evaluation report wandb; do
@@ -124,7 +130,8 @@ stage 4 "an SAE on the residual stream of layer $LAYER, $TRAINING_TOKENS tokens,
   "$PYTHON" training/train_sae.py training/configs/quickstart.yaml --resume --set checkpoint_path="$RUN/checkpoints" \
   --set model_name="$MODEL" --set dataset_path="$RUN/tokens" --set output_path="$RUN/sae" --set hook_name="$HOOK" \
   --set sae.d_in="$D_IN" --set sae.d_sae=$((8 * D_IN)) --set exclude_special_tokens="[$SPECIAL_IDS]" \
-  --set prepend_bos="$HAS_BOS" --set training_tokens="$TRAINING_TOKENS"
+  --set prepend_bos="$HAS_BOS" --set training_tokens="$TRAINING_TOKENS" \
+  --set model_from_pretrained_kwargs.dtype="$DTYPE"
 
 stage 5 "a sample of the reasoning traces, stratified by domain" "$RUN/sample" \
   "$PYTHON" extraction/prepare_openthoughts_subset.py --dataset_path "$RUN/data/openthoughts" \
@@ -134,13 +141,13 @@ stage 5 "a sample of the reasoning traces, stratified by domain" "$RUN/sample" \
 export MODEL_PATH=$MODEL SAE_PATH=$RUN/sae SAE_ID=$HOOK DATASET_PATH=$RUN/sample SCORES_DIR=$RUN/scores
 stage 6 "ReasonScore of every feature, over $N_SAMPLES rows" "$RUN/scores" \
   env N_SAMPLES="$N_SAMPLES" OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$SPECIAL_IDS" \
-  bash extraction/scripts/compute_score.sh
+  bash extraction/scripts/compute_score.sh --dtype "$DTYPE"
 stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
   env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
-  bash extraction/scripts/compute_dashboard.sh
+  bash extraction/scripts/compute_dashboard.sh --dtype "$DTYPE"
 
 # One start of the model for the baseline run and the whole grid; sweep.py shows in run.json that every change arrived.
-engine=dtype=bfloat16
+engine=dtype=$DTYPE
 flags=(--apply_chat_template --batch_size 48)
 if [ "$BACKEND" = vllm ]; then
   # No compilation: it takes longer than the answers do. 0.5 GiB holds the keys and values of all 48 problems.

@@ -35,7 +35,7 @@ def smollm2_config(smollm2: Path, smollm2_tokens: Path) -> Callable[..., dict[st
     def config(folder: Path, **values: Any) -> dict[str, Any]:
         return {
             "model_name": str(smollm2),
-            "model_from_pretrained_kwargs": {"dtype": "bfloat16"},
+            "model_from_pretrained_kwargs": {"dtype": "float32"},
             "hook_name": f"blocks.{LAYER}.hook_resid_post",
             "dataset_path": str(smollm2_tokens),
             "context_size": CONTEXT,

@@ -25,7 +25,7 @@ def run(smollm2_run: Path, smollm2_tokens: Path, smollm2: Path) -> dict[str, Any
     config = yaml.safe_load((smollm2_run / "config.yaml").read_text())
     rows = datasets.load_dataset("parquet", data_files=str(smollm2_tokens / "*.parquet"), split="train")["tokens"]
     held_out = torch.tensor(rows[-config["n_eval_batches"] * config["store_batch_size_prompts"] :])
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, attn_implementation="eager").eval()
     layer = int(config["hook_name"].split(".")[1])
     with torch.no_grad():
         # Not hidden_states: only what the layer itself gives is the residual stream of every layer.
