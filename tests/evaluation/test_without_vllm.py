@@ -16,7 +16,7 @@ HIDING = Path(__file__).resolve().parent / "no_vllm"
 
 
 def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(HIDING), "CI": "", **variables}
+    environment = {**os.environ, "PYTHONPATH": str(HIDING), "CI": "", "PYTEST_ADDOPTS": "", **variables}
     command = [sys.executable, "-m", *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
