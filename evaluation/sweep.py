@@ -50,6 +50,7 @@ from lm_eval_sae.engines.arguments import refuse_worker_class
 from lm_eval_sae.engines.model_files import load_model_config
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.steering.arguments import check_model, split_arguments
+from transformer_lens_r1.loading import quiet
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.shared.errors import run
 
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     own, rest = parser.parse_known_args(argv)
     args = parse(rest, more_flags=parser._option_string_actions)
     points = [PLAIN, *read_points(own, args)]
-    runs = check(own, args, points)
+    with quiet("lm_eval"):  # it says the same again when it evaluates, and that goes to the log
+        runs = check(own, args, points)
     print_plan(runs)
     if own.plan:
         return

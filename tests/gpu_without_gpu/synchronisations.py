@@ -163,7 +163,8 @@ if __name__ == "__main__":
         "scoring": scoring, "dashboards": dashboards, "training": training,
     }  # fmt: skip
     stage, model, sae, file = sys.argv[1:]
-    with pretended_cuda([*STAGES, *LIBRARIES]) as device:
+    # That the machine has no such device is what makes it a pretended one.
+    with mock.patch("transformer_lens_r1.loading.resolve_device", str), pretended_cuda([*STAGES, *LIBRARIES]) as device:
         found, times = stages[stage](device, model, sae)
     lists = {part: [[*key, count] for key, count in sorted(of.items())] for part, of in found.items()}
     Path(file).write_text(json.dumps({"found": lists, "times": times}))

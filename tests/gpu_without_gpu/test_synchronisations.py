@@ -103,6 +103,6 @@ def test_the_dashboards_pass_waits_once_for_each_of_a_batchs_results(
         (READ, "activations.store_activations"): batches,  # whether all is finite
         (TO_HOST, "activations.store_activations"): batches,
         (MASK, "activations.store_activations"): 2 * batches,  # features and residual stream that count
-        (TO_DEVICE, "sae._cut"): 3,  # once: the shown features' indices, for each of the encoder's parameters
-        (TO_HOST, "activations.Correlations.restore"): 8,  # once: the sums
+        (TO_DEVICE, "sae.encoder_of.cut"): 3,  # once: the shown features' indices, for each of the encoder's parameters
+        (TO_HOST, "activations.Correlations.of"): 8,  # once: the sums
     }

@@ -65,7 +65,8 @@ def test_the_console_shows_the_sweeps_runs_and_the_log_what_the_libraries_print(
     for folder in (path.parent.name for path in evaluation.glob("*/run.json")):
         assert re.search(rf"^{folder}: \d+ s$", finished.stdout, re.MULTILINE)
     said = finished.stdout + finished.stderr
-    assert "lm_eval" not in said and "lm_eval" in (evaluation / "sweep.log").read_text()
+    of_lm_eval = "Running generate_until requests"
+    assert of_lm_eval not in said and of_lm_eval in (evaluation / "sweep.log").read_text()
 
 
 def test_steering_changes_what_is_written(finished: subprocess.CompletedProcess[str], settings: dict[str, str]) -> None:
