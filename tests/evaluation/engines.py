@@ -65,12 +65,12 @@ def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE
     """A small engine in float32. Skips the test if it is to be spread over more GPUs than there are."""
     from vllm.platforms import current_platform
 
-    from lm_eval_sae.engines.vllm_model import VLLMSAE
-
     sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
     needed = math.prod(arguments.get(name, 1) for name in sizes)
     if current_platform.is_cuda_alike() and needed > (gpus := current_platform.device_count()):
         pytest.skip(f"needs {needed} GPUs; there {'is' if gpus == 1 else 'are'} {gpus}")
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
+
     arguments = {"kv_cache_memory_bytes": 2**27} | arguments
     return VLLMSAE(str(model), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=eager, **arguments)
 
