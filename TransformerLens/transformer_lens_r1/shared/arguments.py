@@ -154,10 +154,10 @@ def resolve_device(name: str) -> str:
     Raises:
         UserError: ``name`` is no device, or this machine has none of its kind, or a card that torch cannot use.
     """
-    import torch
-
     if name == "cpu":
         return name
+    import torch
+
     n_cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
     if match and int(match[1] or 0) < n_cards:
