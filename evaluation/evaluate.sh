@@ -194,6 +194,10 @@ run_task() { # run_task <task> <plain|steered>
     inputs="$(changeable "$task" "$kind")"
     settings="${arguments[*]}$inputs"
 
+    mkdir -p "$OUTPUT_DIR"
+    lock="$OUTPUT_DIR/.$name.lock"
+    exec 9>>"$lock" # open, and so locked, until the run has ended, or all its processes are gone
+    "$PYTHON" -m transformer_lens_r1.shared.locks "$folder" 9 $$ || exit
     if [[ -e "$folder" && $FRESH != 1 ]]; then
         if [[ "$(cat "$folder/settings.txt" 2>/dev/null)" == "$settings" ]]; then
             if [[ ! -e "$folder/$OPEN_QUESTIONS" ]]; then
@@ -237,6 +241,8 @@ run_task() { # run_task <task> <plain|steered>
 for task in ${TASKS//,/ }; do
     for kind in $RUNS; do
         run_task "$task" "$kind"
+        rm -f "$lock"
+        exec 9>&-
     done
 done
 echo "== the table: python evaluation/summarize.py --results $OUTPUT_DIR --output_dir $OUTPUT_DIR/report"

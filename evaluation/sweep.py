@@ -53,6 +53,7 @@ from lm_eval_sae.steering.arguments import check_model, split_arguments
 from transformer_lens_r1.loading import quiet
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.shared.errors import run
+from transformer_lens_r1.shared.locks import locked
 
 OVERVIEW = "sweep.json"
 LOG = "sweep.log"
@@ -63,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     own, rest = parser.parse_known_args(argv)
     args = parse(rest, more_flags=parser._option_string_actions)
     points = [PLAIN, *read_points(own, args)]
+    with contextlib.nullcontext() if own.plan else locked(own.output_dir):
+        sweep(own, args, points)
+
+
+def sweep(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> None:
+    """Checks the whole grid and lists it; unless that is all, does the runs that are missing, and the report."""
     with quiet("lm_eval"):  # it says the same again when it evaluates, and that goes to the log
         runs = check(own, args, points)
     print_plan(runs)

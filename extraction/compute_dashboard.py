@@ -32,6 +32,7 @@ from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, posit
 from transformer_lens_r1.shared.errors import UserError, run
 from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
 from transformer_lens_r1.shared.hub import check_hub_access, push_folder
+from transformer_lens_r1.shared.locks import locked
 from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
@@ -209,7 +210,12 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_output_folder(args.output_dir, RECORD)  # not index.html: any web site has one
+    with locked(args.output_dir):
+        make_dashboards(args)
 
+
+def make_dashboards(args: argparse.Namespace) -> None:
+    """Read the scores and the text, make the pages in a folder beside ``--output_dir``, and move them there."""
     from reasonscore.results import read_scores
     from reasonscore.score import rank_features
 

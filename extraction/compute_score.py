@@ -22,12 +22,14 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load_inputs, load_weights
 from reasonscore.ranks import Ranks, joined_ranks
+from reasonscore.sae import SaeSource
 
 from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
@@ -40,6 +42,7 @@ from transformer_lens_r1.shared.arguments import (
 )
 from transformer_lens_r1.shared.errors import UserError, run
 from transformer_lens_r1.shared.files import check_output_folder, hash_file
+from transformer_lens_r1.shared.locks import locked
 from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
@@ -259,14 +262,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(word.split("=", 1)[0] == "--merge" for word in given):
         merge(given)
         return
-    with joined_ranks() as ranks:
+    with joined_ranks() as ranks, ExitStack() as lock:
         args = parse_arguments(given)
         if ranks.size > 1:
             args.device = resolve_device(ranks.device(args.device))
             ranks.connect(args.device)
-        plan = ranks.on_first(lambda: prepare(args, ranks))
-        from reasonscore.chunks import PassState
+        from reasonscore.chunks import PassState, chunk_path
 
+        def begin() -> Plan:
+            chunk = chunk_path(args.output_dir, args.chunk_num, args.num_chunks)  # jobs for other chunks may run too
+            lock.enter_context(locked(args.output_dir if args.num_chunks == 1 else chunk))
+            return prepare(args, ranks)
+
+        plan = ranks.on_first(begin, types=(Plan, Inputs, SaeSource))
         name = f"chunk_{args.chunk_num}_rank_{ranks.rank}"
         state = PassState(args.output_dir, name, {**plan.run, **arithmetic(args, ranks)})
         sums = compute_sums(args, plan, ranks, state)

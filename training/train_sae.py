@@ -19,7 +19,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_training.checkpoints import SAE_CONFIG, ExistingRun
 from sae_training.plan import GPUS, add_plan_arguments, make_plan, render
@@ -27,6 +27,10 @@ from sae_training.plan import GPUS, add_plan_arguments, make_plan, render
 from transformer_lens_r1.shared.arguments import ArgumentParser
 from transformer_lens_r1.shared.errors import run
 from transformer_lens_r1.shared.files import check_output_folder
+from transformer_lens_r1.shared.locks import locked
+
+if TYPE_CHECKING:
+    from sae_lens import LanguageModelSAERunnerConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from sae_training import checks
-    from sae_training.config import build_config, extra_settings, model_dtype, read_config
+    from sae_training.config import build_config, extra_settings, read_config
 
     values = read_config(args.config, args.set)
     if not args.plan:  # a plan may be for another machine
@@ -52,8 +56,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(render(plan, args.config.name))
         return
     check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
+    with locked(str(cfg.output_path)):
+        train(cfg, extra, resume=args.resume, argv=sys.argv[1:] if argv is None else argv)
+
+
+def train(
+    cfg: LanguageModelSAERunnerConfig[Any], extra: Mapping[str, Any], *, resume: bool, argv: Sequence[str]
+) -> None:
+    """Start or continue the run of a config, and print its figures.
+
+    Args:
+        cfg: what `build_config` made.
+        extra: the values of `config.EXTRA_KEYS`.
+        resume: whether to continue from the newest checkpoint, if there is one.
+        argv: the command line, for the message of a run that was stopped.
+    """
+    from sae_training import checks
+    from sae_training.config import model_dtype
+
     found = ExistingRun(cfg)
-    if not args.resume:
+    if not resume:
         found.check_fresh()
     else:
         found.check_same(cfg, extra)
@@ -79,12 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     runner = Runner(cfg, model, train_rows, held_out_rows, extra)
     try:
-        if args.resume and found.is_trained:
+        if resume and found.is_trained:
             summary = runner.measure_only()
         else:
-            summary = runner.run(found.checkpoint if args.resume else None)
+            summary = runner.run(found.checkpoint if resume else None)
     except Stopped as stop:
-        print(f"{stop}{how_to_resume(sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
+        print(f"{stop}{how_to_resume(argv)}", file=sys.stderr)
         sys.exit(128 + stop.signum)
     print(f"wrote the SAE to {cfg.output_path}")
     print(table(summary, cfg.dead_feature_window))

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens_r1.shared.errors import UserError
-from transformer_lens_r1.shared.files import atomic_directory
+from transformer_lens_r1.shared.files import atomic_directory, write_json
 from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig
 
 MANIFEST = "manifest.json"
+OWNER = "owner.json"  # in the folder of checkpoints: which run they are of
 SUMMARY = "training_summary.json"
 SAE_CONFIG, RUN_CONFIG = "cfg.json", "runner_cfg.json"  # SAELens' names
 REMEDY = "restore it, or start a new run with another output_path"
@@ -34,6 +35,8 @@ class ExistingRun:
 
     def __init__(self, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         self.output = output = Path(str(cfg.output_path))
+        if cfg.checkpoint_path is not None:
+            _check_owner(Path(cfg.checkpoint_path), output)
         found = [] if cfg.checkpoint_path is None else complete(Path(cfg.checkpoint_path))
         self.checkpoint = found[0] if found else None
         self.is_trained = (output / SAE_CONFIG).is_file() and (output / SUMMARY).is_file()
@@ -70,6 +73,18 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of SAELens' configuration that decides a run's result."""
     settings = {key: value for key, value in config.items() if key not in FREE}
     return {**settings, "sae": {key: value for key, value in config["sae"].items() if key not in FREE_OF_SAE}}
+
+
+def _check_owner(folder: Path, output: Path) -> None:
+    """Raise `UserError` if a folder of checkpoints belongs to a run with another output."""
+    file = folder / OWNER
+    if file.is_file():
+        check_same_run(folder, json.loads(file.read_text(encoding="utf-8")), owner(output), remedy=REMEDY)
+
+
+def owner(output: Path) -> dict[str, str]:
+    """What tells the run with this output from every other."""
+    return {"output_path": str(output.resolve())}
 
 
 def name_of(steps: int, norm_batches: int = 0) -> str:
@@ -121,6 +136,18 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
 
 
+def begin(folder: Path, output: Path, *, keep: bool) -> None:
+    """Make a folder the one of the run with this output.
+
+    Args:
+        folder: of its checkpoints.
+        output: the run's output_path.
+        keep: whether the run continues from a checkpoint; otherwise earlier ones go, which would count as newer.
+    """
+    (clean if keep else remove_all)(folder)
+    write_json(folder / OWNER, owner(output))
+
+
 def clean(folder: Path) -> None:
     """Remove what a killed process left half written."""
     for path in folder.glob(".step-*"):
@@ -132,8 +159,8 @@ def remove_all(folder: Path) -> None:
     clean(folder)
     for path in folder.glob("step-*"):
         shutil.rmtree(path, ignore_errors=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    if folder.is_dir() and not {path.name for path in folder.iterdir()} - {OWNER}:
+        shutil.rmtree(folder)
 
 
 def _is_complete(path: Path) -> bool:

@@ -199,8 +199,10 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
     _check_steps(cfg)
     if cfg.checkpoint_path is not None:
         # SAELens adds a random id, under which a later process would not find a run's checkpoints.
-        folder = Path(top.get("checkpoint_path", CHECKPOINT_PATH))
-        cfg.checkpoint_path = str(folder / f"{Path(str(cfg.output_path)).name}.checkpoints")
+        folder, output = Path(top.get("checkpoint_path", CHECKPOINT_PATH)), Path(str(cfg.output_path))
+        # The whole path: the last part alone would be the same for a/sae and b/sae.
+        parts = (output.relative_to(folder) if output.is_relative_to(folder) else output).parts
+        cfg.checkpoint_path = str(folder / f"{'-'.join(part for part in parts if part != '/')}.checkpoints")
     return cfg
 
 

@@ -13,7 +13,13 @@ from transformer_lens_r1.shared.errors import UserError, did_you_mean, first_lin
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; this loader names the key instead."""
+    """Refuses two equal keys, of which PyYAML keeps the last, and aliases: a few lines of them can mean gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            name = self.peek_event().anchor
+            raise yaml.constructor.ConstructorError(None, None, f"write the value out in place of *{name}")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]

@@ -137,8 +137,7 @@ class Runner(LanguageModelSAETrainingRunner):
             self._check_rows(checkpoint)
         self._start_wandb()
         if self.folder is not None:
-            # Checkpoints of an earlier run under this name would count as newer than the ones of this one.
-            (checkpoints.remove_all if checkpoint is None else checkpoints.clean)(self.folder)
+            checkpoints.begin(self.folder, Path(str(cfg.output_path)), keep=checkpoint is not None)
         self.trainer = Trainer(
             sae=self.sae,
             data_provider=self.stream,

@@ -46,8 +46,9 @@ def check_output_folder(
     elif path.exists():
         raise UserError(f"{name} {path} is a file; give the name of a folder")
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent):
+        target = path.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent):
             pass
     except OSError as error:
         raise UserError(f"{name} {path} cannot be written: {error.strerror or error}; name another folder") from error
@@ -56,7 +57,7 @@ def check_output_folder(
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block ends without an error."""
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one, and what it names is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -75,7 +76,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     An older folder at ``path`` stays until the new one is complete.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()  # a link stays one, and what it names is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

@@ -19,6 +19,7 @@ from transformer_lens_r1.shared.arguments import (
 )
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import display_name
+from transformer_lens_r1.shared.locks import locked
 from transformer_lens_r1.shared.records import add_max_bad_rows, bad_rows_info, check_bad_rows
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def prepare(
     # The other columns are never read: nested ones take longer to decode than the text takes to format.
     records = records.select_columns(list(columns))
 
-    with tempfile.TemporaryDirectory(prefix=f".{destination.folder.name}.", dir=destination.folder.parent) as folder:
+    output, beside = destination.folder, {"prefix": f".{destination.folder.name}.", "dir": destination.folder.parent}
+    with locked(output), tempfile.TemporaryDirectory(**beside) as folder:
         steps: dict[str, Any] = {"folder": Path(folder), "num_proc": args.num_proc or default_processes()}
         texts, malformed = format_records(records, format_record, **steps)
         where = display_name(args.dataset_path)

@@ -1,0 +1,54 @@
+"""One writer for an output: a second run that would write to the same place is refused.
+
+A shell script takes the same lock for a file descriptor that it keeps open, and removes the file when it is done:
+
+    exec 9>>.NAME.lock; python -m transformer_lens_r1.shared.locks NAME 9 $$
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import lock_descriptor
+
+from transformer_lens_r1.shared.errors import UserError, run
+
+
+@contextmanager
+def locked(output: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the lock of an output folder or file while the block runs.
+
+    The lock is a file beside the output, since a finished result replaces its folder as a whole. The operating
+    system releases it if the process dies.
+
+    Raises:
+        UserError: another process holds it; the message names the process and its start.
+    """
+    path = Path(output).resolve()
+    file = path.with_name(f".{path.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+", encoding="utf-8") as handle:
+        take(str(output), handle.fileno(), os.getpid())
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def take(output: str, descriptor: int, process: int) -> None:
+    """Lock an open lock file for ``process``, and write to it who holds it. Raises `UserError` as `locked` does."""
+    # A file without a name is that of a run that ended after it was opened here.
+    if not lock_descriptor(descriptor, blocking=False) or os.fstat(descriptor).st_nlink == 0:
+        holder = os.pread(descriptor, 200, 0).decode().strip() or "another run"
+        raise UserError(f"{output} is being written by {holder}; wait until it has ended, or name another output")
+    started = datetime.now().isoformat(sep=" ", timespec="seconds")
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {process} on {platform.node()} since {started}\n".encode())
+
+
+if __name__ == "__main__":
+    run(lambda: take(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
