@@ -6,15 +6,13 @@ Both leave out more than they should, so they decide only what they can be trust
 
 import functools
 import re
-import threading
 from typing import NamedTuple
 
 from lm_eval.tasks.hendrycks_math.utils import is_equiv
 from lm_eval.tasks.minerva_math.utils import REMOVED_EXPRESSIONS, normalize_final_answer
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from math_verify.errors import TimeoutException
 
-CHECK_SECONDS = 5  # for reading one expression, and for one comparison
+from lm_eval_sae.grading.mathematics import verify_mathematics
+
 LONGEST_ANSWER = 1000  # characters; what is longer is not read as mathematics
 
 NOTATION = [
@@ -75,8 +73,7 @@ def check(answer: str, expected: str) -> bool | None:
 
     Returns:
         None if that cannot be decided: words or units differ, a word such as "dozen" or a ≠ stands on one side alone,
-        an ordered pair may be a list (1,2 without brackets), or neither library can read them in time. The limit of
-        time works in the main thread only; elsewhere there is none.
+        an ordered pair may be a list (1,2 without brackets), or neither library can read them in time.
     """
     if clean(answer) == clean(expected):
         return True
@@ -172,29 +169,6 @@ def normalisers_agree(answer: str, expected: str) -> bool:
         return True
     letters = [re.findall("[A-Za-z0-9]", text) for text in (answer, expected)]
     return letters[0] == letters[1] and normalize_final_answer(answer) == normalize_final_answer(expected)
-
-
-def verify_mathematics(answer: str, expected: str) -> bool | None:
-    """math-verify's verdict on two expressions in LaTeX or plain text; None if it cannot read or decide them."""
-    # math-verify measures time by a signal, which only the main thread can receive.
-    seconds = CHECK_SECONDS if threading.current_thread() is threading.main_thread() else None
-    config = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-    try:
-        gold, found = (
-            parse(
-                f"\\boxed{{{text}}}",
-                extraction_config=config,
-                fallback_mode="no_fallback",
-                parsing_timeout=seconds,
-                raise_on_error=True,
-            )
-            for text in (expected, answer)
-        )
-        if not gold or not found:
-            return None
-        return bool(verify(gold, found, allow_set_relation_comp=True, timeout_seconds=seconds, raise_on_error=True))
-    except (Exception, TimeoutException):  # TimeoutException is no Exception; models write anything
-        return None
 
 
 def is_number(text: str) -> bool:

@@ -14,8 +14,8 @@ SENTENCE_END = re.compile(r"[.!?](?=[*_$\"”)]*+(?:\s|$))")
 
 
 def boxes(text: str) -> list[tuple[int, str]]:
-    """(position, content) of every complete \\boxed{…}, \\fbox{…} or \\framebox{…}, nested braces included, and of
-    every \\boxed 5; no empty ones.
+    """(position, content) of every complete \\boxed{…}, \\fbox{…} or \\framebox{…} that holds no other, nested braces
+    included, and of every \\boxed 5; no empty ones. Together they are no longer than the text.
     """
     found, open_braces = [], []  # of each brace that is open, where the content of its box begins, None for another's
     for brace in BOX.finditer(text):
@@ -23,13 +23,14 @@ def boxes(text: str) -> list[tuple[int, str]]:
             open_braces.append(None)
         elif brace.group() == "}":
             start = open_braces.pop() if open_braces else None
-            if start is not None and (content := text[start : brace.start()].strip()):
+            innermost = start is not None and (not found or found[-1][0] < start)
+            if innermost and (content := text[start : brace.start()].strip()):
                 found.append((start, content))
         elif brace.group(1):
             found.append((brace.start(1), brace.group(1).rstrip(".,/")))
         elif brace.group().endswith("{") and len(brace.group()) > 2:  # \{ is part of a formula
             open_braces.append(brace.end())
-    return sorted(found)
+    return found
 
 
 def last_boxed(text: str) -> str | None:
