@@ -35,7 +35,7 @@ import diskcache
 from lm_eval_sae.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ MAX_REPLY_TOKENS = 1024
 CACHE_ERRORS = (sqlite3.Error, diskcache.Timeout, OSError)
 PASSING_STATUSES = (408, 409, 429)
 """Besides 5xx: the statuses after which the client library tries again."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 QUESTION_STATUSES = (400, 413, 422)
 """Statuses for a question that is too long; for the trial question: the server accepts no requests."""
 UNANSWERED = {
@@ -137,6 +138,12 @@ class Judge:
             raise UserError(
                 "PROCESSOR is set but OPENROUTER_API_KEY is not; set it to a key of openrouter.ai, "
                 "or PROCESSOR_BASE_URL to a server that needs none"
+            )
+        address = urlsplit(base_url)
+        if api_key and address.scheme == "http" and address.hostname not in LOOPBACK:
+            raise UserError(
+                "OPENROUTER_API_KEY is set and PROCESSOR_BASE_URL begins with http://, so that anyone on the way could "
+                "read the key; use https://, or unset OPENROUTER_API_KEY for a server that needs none"
             )
         if api_key and not re.fullmatch("[!-~]+", api_key):  # the error of a header that cannot be sent shows the key
             raise UserError("OPENROUTER_API_KEY holds a character that no key has, a space perhaps")
@@ -273,13 +280,18 @@ class Judge:
     def _client(self, *, max_retries: int) -> "AsyncOpenAI":
         from openai import AsyncOpenAI
 
-        return AsyncOpenAI(
+        from lm_eval_sae.judge.server import make_client
+
+        client = AsyncOpenAI(
             base_url=self.base_url,
             # Never None, which would send the key of another service, OPENAI_API_KEY.
             api_key=self.api_key or "none",
             timeout=self.timeout,
             max_retries=max_retries,
+            http_client=make_client(),
         )
+        client.organization = client.project = None  # of OpenAI's account, from the environment
+        return client
 
     async def _ask_all(self, prompts: Mapping[str, str]) -> tuple[dict[str, Outcome], str | None]:
         """Asks prompts by key, `concurrency` at once; keeps each verdict as it comes. Also returns why it stopped."""
@@ -324,6 +336,8 @@ class Judge:
         """Raises Refusal."""
         from openai import APIStatusError, OpenAIError
 
+        from lm_eval_sae.judge.server import one_line, refuses_content
+
         try:
             reply = await client.chat.completions.create(**self.request(prompt))
             return self._read(reply)
@@ -341,8 +355,8 @@ class Judge:
                 ) from None
         except OpenAIError as error:
             self._last_failure = f"{self.host}: {one_line(str(error), self.api_key)}"
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return Outcome.UNDECIDED  # a reply that does not follow the protocol
+        except Exception as error:  # a server may reply anything, and must not end an evaluation of hours
+            self._last_failure = f"{self.host}: a reply that does not follow the protocol ({type(error).__name__})"
         return Outcome.FAILED
 
     def _read(self, reply: Any) -> Outcome:
@@ -377,21 +391,6 @@ def open_cache(folder: Path) -> diskcache.Cache:
 def read_verdict(reply: str) -> bool | None:
     """True for SAME, False for DIFFERENT, None for any other reply; reasoning up to </think> may come first."""
     return VERDICTS.get(reply.rpartition("</think>")[2].strip(" \t\r\n*_`'\".").upper())
-
-
-def refuses_content(error: "APIStatusError") -> bool:
-    """Whether OpenRouter says that a model's provider flagged this very text, which concerns one question only."""
-    metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
-    return error.status_code == 403 and isinstance(metadata, dict) and "flagged_input" in metadata
-
-
-def one_line(text: str, api_key: str | None) -> str:
-    """At most 200 characters in one line, without any word that holds a part of the key."""
-    words = "".join(c if c.isprintable() else " " for c in text).split()
-    if api_key:
-        parts = [api_key[i : i + 8] for i in range(max(len(api_key) - 7, 1))]
-        words = ["***" if any(part in word for part in parts) else word for word in words]
-    return " ".join(words)[:200]
 
 
 def _variable(name: str, default: str = "") -> str:
