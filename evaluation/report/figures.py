@@ -26,6 +26,7 @@ LOOK = {
     "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 10, "lines.markersize": 6, "lines.linewidth": 1.5,
     "errorbar.capsize": 3,
     "legend.frameon": False, "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # names of models and SAEs may hold any characters
     "svg.hashsalt": "report", "svg.fonttype": "path",  # the same runs give the same file
 }  # fmt: skip
 PERCENT = 100

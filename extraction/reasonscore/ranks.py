@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens_r1.shared.arguments import resolve_device
@@ -66,15 +69,27 @@ class Ranks:
             backend, store=self.store, rank=self.rank, world_size=self.size, timeout=PATIENCE
         )
 
-    def on_first(self, function: Callable[[], Any]) -> Any:
-        """What ``function`` gives on the first rank, on every rank; it must be picklable."""
+    def on_first(self, function: Callable[[], Any], *, types: Sequence[type]) -> Any:
+        """What ``function`` gives on the first rank, on every rank.
+
+        Args:
+            function: called on the first rank alone.
+            types: of what it gives, besides tensors and plain values. Whoever can reach a rank's port could send it
+                bytes: they can make objects of these types, and run no code.
+        """
         if self.size == 1:
             return function()
         import torch
 
-        shared = [function() if self.is_first else None]
-        torch.distributed.broadcast_object_list(shared, src=0)
-        return shared[0]
+        buffer = io.BytesIO()
+        if self.is_first:
+            torch.save(function(), buffer)
+        length = torch.tensor(buffer.tell())
+        torch.distributed.broadcast(length, src=0)
+        content = torch.frombuffer(bytearray(buffer.getvalue() or int(length)), dtype=torch.uint8)
+        torch.distributed.broadcast(content, src=0)
+        with torch.serialization.safe_globals([*types, type(Path())]):
+            return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
     def wait(self) -> None:
         """Wait until all ranks have come here."""
@@ -136,5 +151,7 @@ def _ranks_of_environment() -> Ranks:
         return Ranks()
     from torch.distributed.rendezvous import rendezvous
 
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # one node: nothing has to be reached from another
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if platform.system() == "Darwin" else "lo")
     store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
     return Ranks(rank, size, int(os.environ.get("LOCAL_RANK", rank)), store)

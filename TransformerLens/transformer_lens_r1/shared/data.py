@@ -237,6 +237,7 @@ def find_destination(args: argparse.Namespace, name: str) -> Destination:
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         folder = Path(HF_HOME) / "reasoning-features" / f"{name}-{key}"
         check_output_folder(folder, PROVENANCE, name="the folder for rows to push,")
+    use_token(args.hf_token)  # also to read with
     if repo_id is not None:
         check_hub_access(args, repo_id=repo_id)
     return Destination(folder, repo_id, args.output_dir is not None, args.hf_token, args.private)

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,9 @@ def use_token(token: str | None) -> None:
         # What the HTTP library says of a header that it cannot send holds the header.
         if not re.fullmatch(r"[!-~]+", token):
             raise UserError("--hf_token is empty or holds characters that no token has; copy it from the Hub again")
+        if os.environ.get("HF_TOKEN") != token:
+            warning = "other users of this machine can read --hf_token in the list of processes; HF_TOKEN they cannot"
+            print(f"warning: {warning}", file=sys.stderr)
         os.environ["HF_TOKEN"] = token
     import huggingface_hub.utils
 

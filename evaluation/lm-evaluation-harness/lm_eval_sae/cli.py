@@ -24,6 +24,7 @@ from lm_eval_sae.engines.arguments import (
     check_device,
     check_flags_given_once,
     check_generation_arguments,
+    refuse_secrets,
     refuse_worker_class,
     require_usable_card,
     require_vllm,
@@ -170,6 +171,7 @@ def task_names(config: "EvaluatorConfig") -> list[str]:
 def prepare_run(args: Namespace) -> None:
     """Checks a run against the SAE, the model's config and the data before anything is loaded; edits `args`."""
     config = read_config(args)
+    refuse_secrets(config.model_args)
     if PROBLEMS_TASK in task_names(config):
         problems_file(config.metadata)
     ours, others = split_arguments(config.model_args)

@@ -17,6 +17,7 @@ from lm_eval_sae.errors import UserError, did_you_mean
 
 FLAGS = ("batch_size", "max_batch_size", "device")
 """lm-eval passes these beside --model_args."""
+SECRETS = ("token", "hf_token", "use_auth_token", "api_key")
 # Of lm-eval and of this package; lm-eval has other names for max_gen_toks, which a task's own value would outdo.
 OWN = ("until", "max_gen_toks", "do_sample", "cutoff_token")
 SAME_AS = {
@@ -63,6 +64,15 @@ def check_device(device: Any) -> None:
     there += ["mps", "mps:0"] if torch.backends.mps.is_available() else []
     if str(device) not in there:
         raise UserError(f"--device is '{device}', but torch finds {', '.join(there)} here; expected one of those")
+
+
+def refuse_secrets(arguments: Mapping[str, Any]) -> None:
+    """Raises UserError for a token among the model arguments, which are written to results, logs and reports."""
+    if given := [name for name in SECRETS if arguments.get(name) not in (None, True, False)]:
+        raise UserError(
+            f"the model argument {given[0]} would be written to the results and every report; leave it out and set "
+            "HF_TOKEN in the environment"
+        )
 
 
 def refuse_worker_class(arguments: Mapping[str, Any]) -> None:

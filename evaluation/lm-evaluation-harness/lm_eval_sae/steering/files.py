@@ -77,6 +77,8 @@ def read_content(path: Path, *, name: str = NAME) -> Any:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             return json.loads(text)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("write values out in place of aliases (*name): a few lines of them can mean gigabytes")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
