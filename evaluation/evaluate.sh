@@ -196,7 +196,7 @@ run_task() { # run_task <task> <plain|steered>
 
     mkdir -p "$OUTPUT_DIR"
     lock="$OUTPUT_DIR/.$name.lock"
-    exec 9>>"$lock" # open, and so locked, until the run has ended, or all its processes are gone
+    exec 9<>"$lock" # open, and so locked, until the run has ended, or all its processes are gone
     "$PYTHON" -m transformer_lens_r1.shared.locks "$folder" 9 $$ || exit
     if [[ -e "$folder" && $FRESH != 1 ]]; then
         if [[ "$(cat "$folder/settings.txt" 2>/dev/null)" == "$settings" ]]; then

@@ -2,7 +2,7 @@
 
 A shell script takes the same lock for a file descriptor that it keeps open, and removes the file when it is done:
 
-    exec 9>>.NAME.lock; python -m transformer_lens_r1.shared.locks NAME 9 $$
+    exec 9<>.NAME.lock; python -m transformer_lens_r1.shared.locks NAME 9 $$
 """
 
 import os

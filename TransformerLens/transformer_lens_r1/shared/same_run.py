@@ -6,7 +6,7 @@ from typing import Any
 
 from transformer_lens_r1.shared.errors import UserError
 
-LONGEST = 60
+LONGEST = 120
 """Characters of a value that a message shows; a longer one, and a hash, is only named."""
 
 

@@ -32,7 +32,7 @@ class Reply:
 
     status: int = 200
     body: Any = None
-    """Text as it is; anything else as JSON."""
+    """Text and bytes as they are; anything else as JSON."""
     headers: dict[str, str] = field(default_factory=dict)
     manner: str = "whole"
     """whole; drop: the connection is cut in the middle of the body; hang: nothing until the server closes;
@@ -63,6 +63,7 @@ class JudgeServer:
         self.barrier: threading.Barrier | None = None
         self.usage: dict[str, Any] = dict(USAGE)
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.authorizations: list[str | None] = []
         self.times: list[float] = []
         self.at_once = 0
@@ -116,6 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with state.lock:
             state.requests.append(body)
+            state.headers.append(dict(self.headers))
             state.authorizations.append(self.headers.get("Authorization"))
             state.times.append(time.monotonic())
             state.at_once += 1
@@ -136,8 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(reply)
 
     def send(self, reply: Reply) -> None:
-        text = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
-        content = text.encode()
+        content = reply.body if isinstance(reply.body, (str, bytes)) else json.dumps(reply.body)
+        content = content.encode() if isinstance(content, str) else content
         if reply.manner == "hang":
             self.server_state.closing.wait()
         self.send_response(reply.status)

@@ -366,7 +366,7 @@ class Judge:
                 self._counts[name] += getattr(usage, name, None) or 0
             if type(cost := getattr(usage, "cost", None)) in (int, float) and 0 <= cost < 1e9:  # NaN is not
                 self._cost_usd = (self._cost_usd or 0.0) + cost
-        verdict = read_verdict(reply.choices[0].message.content)
+        verdict = read_verdict(reply.choices[0].message.content or "")  # none if it only reasoned
         return Outcome.UNDECIDED if verdict is None else Outcome.RIGHT if verdict else Outcome.WRONG
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-import httpx
+import httpx2 as httpx  # what the client library is built on
 from openai import APIStatusError, DefaultAsyncHttpxClient
 
 MAX_REPLY_BYTES = 1 << 20

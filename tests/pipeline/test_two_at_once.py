@@ -1,0 +1,111 @@
+"""Two processes that want one output: the second is told who has it. Checkpoints belong to one run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from transformer_lens_r1.shared.errors import UserError
+from transformer_lens_r1.shared.locks import locked
+
+Load = Callable[[str], ModuleType]
+HOLD = """
+import sys
+from transformer_lens_r1.shared.locks import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """An output that another process writes to, and that process's id."""
+    output = tmp_path / "output"
+    command = [sys.executable, "-c", HOLD, str(output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield output, process.pid
+    with locked(output):  # it has ended
+        pass
+    assert list(tmp_path.glob(".*.lock")) == []
+
+
+@pytest.mark.parametrize("script", ["compute_dashboard", "compute_score"])
+def test_a_second_run_of_extraction_is_refused(script: str, holder: tuple[Path, int], load_script: Load) -> None:
+    output, process = holder
+    arguments = ["--model_path", "m", "--sae_path", "s", "--dataset_path", "d", "--output_dir", str(output)]
+    if script == "compute_dashboard":
+        arguments += ["--scores_dir", "scores"]
+    with pytest.raises(UserError, match=rf"output is being written by process {process} on .* since \d{{4}}-"):
+        load_script(f"extraction/{script}.py").main(arguments)
+
+
+def training_config(folder: Path, name: str) -> dict[str, object]:
+    return {
+        "model_name": "m", "dataset_path": "d", "hook_name": "blocks.1.hook_resid_post", "training_tokens": 64,
+        "train_batch_size_tokens": 8, "context_size": 8, "sae": {"d_in": 8, "d_sae": 16, "l1_coefficient": 1},
+        "checkpoint_path": str(folder / "runs"), "output_path": str(folder / name),
+    }  # fmt: skip
+
+
+def test_a_second_training_is_refused(holder: tuple[Path, int], tmp_path: Path, load_script: Load) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(training_config(tmp_path, "output")))
+    with pytest.raises(UserError, match=f"output is being written by process {holder[1]}"):
+        load_script("training/train_sae.py").main([str(tmp_path / "config.yaml"), "--resume"])
+
+
+def test_a_second_evaluation_is_refused(tmp_path: Path, repository: Path) -> None:
+    """The first one's interpreter stands in for the model: it waits until the second has ended."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"""#!/usr/bin/env bash
+        if [[ $2 == transformer_lens_r1.shared.locks ]]; then exec {sys.executable} "$@"; fi
+        echo evaluating; read -r line; exit 7\n""")
+    stand_in.chmod(0o755)
+    settings = {"PYTHON": str(stand_in), "TASKS": "t", "RUNS": "plain", "OUTPUT_DIR": str(tmp_path / "out")}
+    start = {"args": ["bash", str(repository / "evaluation/evaluate.sh")], "text": True, "stdout": subprocess.PIPE}
+    start["env"] = {**os.environ, **settings}
+    with subprocess.Popen(**start, stdin=subprocess.PIPE) as first:
+        assert first.stdout is not None and "==" in first.stdout.readline()
+        assert first.stdout.readline() == "evaluating\n"
+        start["env"] = {**start["env"], "SEED": "2"}
+        second = subprocess.run(**start, stderr=subprocess.PIPE, timeout=60)
+        assert second.returncode == 2 and f"is being written by process {first.pid} on" in second.stderr
+        assert first.communicate("go on\n")[0] == "" and first.returncode == 7
+    assert subprocess.run(**start, stdin=subprocess.DEVNULL).returncode == 7  # free again
+
+
+def test_checkpoints_belong_to_one_run(tmp_path: Path) -> None:
+    from sae_training import checkpoints
+    from sae_training.config import build_config
+
+    def existing(name: str) -> checkpoints.ExistingRun:
+        return checkpoints.ExistingRun(build_config(training_config(tmp_path, name)))
+
+    folders = [build_config(training_config(tmp_path, name)).checkpoint_path for name in ("a/sae", "b/sae", "a-sae")]
+    assert folders[0] != folders[1] and folders[0] == folders[2]
+    folder = Path(str(folders[0]))
+    checkpoints.begin(folder, tmp_path / "a/sae", keep=False)
+    checkpoints.write(folder, checkpoints.name_of(3), lambda path: None, {})
+    assert existing("a/sae").checkpoint == folder / "step-000000003" and existing("b/sae").checkpoint is None
+    with pytest.raises(UserError, match=r"belongs to another run: output_path is .*a/sae\" there and .*a-sae\" here"):
+        existing("a-sae")
+    assert json.loads((folder / "owner.json").read_text())["output_path"].endswith("a/sae")
+    checkpoints.remove_all(folder)
+    assert not folder.exists()
+
+
+def test_a_link_that_leads_nowhere_gets_the_result(tmp_path: Path) -> None:
+    from transformer_lens_r1.shared.files import atomic_directory
+
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "target")
+    for content in ("first", "second"):
+        with atomic_directory(tmp_path / "link") as folder:
+            (folder / "result").write_text(content)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk/target/result").read_text() == content
