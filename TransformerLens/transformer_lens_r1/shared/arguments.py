@@ -25,6 +25,13 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(description=description, **kwargs)
+        self._as_published: dict[str, Any] = {}
+
+    def add_as_published(self, **defaults: Any) -> None:
+        """Add ``--as_published``: options take these defaults, and what the command line says still counts."""
+        self._as_published = defaults
+        changes = ", ".join(f"--{name} {value}" for name, value in defaults.items())
+        self.add_argument("--as_published", action="store_true", help=f"as the paper's published code does: {changes}")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         # A misspelt flag often leaves the required one missing too: name the misspelt one, which is the cause.
@@ -34,6 +41,8 @@ class ArgumentParser(argparse.ArgumentParser):
             flag = word.split("=", 1)[0]
             if re.match(r"--[A-Za-z]", flag) and flag not in known:
                 self.error(f"unknown flag {flag}{did_you_mean(flag, known)} (--help lists all)")
+        if "--as_published" in given:
+            self.set_defaults(**self._as_published)
         return super().parse_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
