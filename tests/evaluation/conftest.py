@@ -1,8 +1,9 @@
 """SAEs and problems for the evaluation tests."""
 
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,22 @@ D_IN, D_SAE, LAYER = 256, 64, 1  # of the SAEs made here; D_IN is tiny_llama's w
 def forget_the_judge() -> None:
     """A process has one judge; each test has its own."""
     get_judge.cache_clear()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_look_at_the_machine() -> Iterator[None]:
+    """What lm-eval writes of the machine into each results file takes it seconds: here it is found out once."""
+    from torch.utils import collect_env
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect_env, "get_pretty_env_info", functools.cache(collect_env.get_pretty_env_info))
+        yield
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading one fails the test."""
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *_, **__: pytest.fail("loaded"))
 
 
 @pytest.fixture(scope="session")

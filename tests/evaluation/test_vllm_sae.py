@@ -15,7 +15,6 @@ from engines import (
     LONG_PROMPTS,
     PROMPTS,
     SLOTS,
-    TASK_DATA,
     assert_agree,
     assert_all_differ,
     generations,
@@ -24,11 +23,9 @@ from engines import (
     start_hf,
     start_vllm,
     steering_of,
-    write_local_task,
 )
 from sae_lens import SAE
 
-from lm_eval_sae.cli import main
 from lm_eval_sae.engines import vllm_engine
 from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.engines.kept_completions import FOLDER, Unfinished, kept_in
@@ -217,38 +214,6 @@ def test_a_value_that_a_feature_has_anyway_changes_nothing(
         plain = likelihood(model, None)
         assert likelihood(model, float(activations[feature])) == pytest.approx(plain, abs=1e-5)
         assert likelihood(model, 3 * float(activations[feature])) != pytest.approx(plain, abs=1e-2)
-
-
-def test_all_tasks_run_by_the_papers_command_line(
-    tiny_llama: Path, make_sae: Callable[..., Path], benchmark_facts: dict[str, Any], tmp_path: Path
-) -> None:
-    repeats = benchmark_facts["self_consistency_repeats"]
-    names = [write_local_task(task, tmp_path / "tasks") for task in (*TASK_DATA, *repeats)]
-    main(
-        [
-            "--model", "vllm", "--tasks", ",".join(names), "--include_path", str(tmp_path / "tasks"),
-            "--model_args", f"pretrained={tiny_llama},dtype=float32,tensor_parallel_size=1,max_model_len=512,"
-            f"kv_cache_memory_bytes={2**27},enforce_eager=True,sae_path={make_sae('standard')},sae_feature_idx=40,"
-            "sae_strength=2.0,sae_max_activation=6.5",
-            "--batch_size", "auto", "--apply_chat_template", "--log_samples", "--output_path", str(tmp_path / "out"),
-            "--gen_kwargs", "max_gen_toks=6,cutoff_token=5", "--seed", "3",
-        ]
-    )  # fmt: skip
-    (file,) = (tmp_path / "out").rglob("results_*.json")
-    results = json.loads(file.read_text())
-    assert results["config"]["sae"]["features"][0]["value"] == 13.0
-    assert results["config"]["model_args"]["seed"] == 3 and results["config"]["judge"] is None
-    required = 0
-    for name in names:
-        (samples,) = (tmp_path / "out").rglob(f"samples_{name}_2*.jsonl")
-        (sample,) = [json.loads(line) for line in samples.read_text().splitlines()]
-        n = repeats.get(name.removeprefix("local_"), 1)
-        assert len(sample["resps"][0]) == n and len(set(sample["resps"][0])) == n
-        for metric in ("exact_match", "exact_match_string", "completion_tokens", "reasoning_tokens", "truncated"):
-            assert results["results"][name][f"{metric},none"] == sample[metric]
-        assert 0 < sample["completion_tokens"] <= 6
-        required += n * (sample["completion_tokens"] - 1)
-    assert results["config"]["sae"]["steered_positions"] > required
 
 
 def test_an_intervention_that_does_not_fit_the_running_engine(
