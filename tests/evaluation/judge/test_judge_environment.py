@@ -62,10 +62,7 @@ def test_a_server_of_ones_own_needs_no_key_and_gets_no_other(
         ({"JUDGE": "all", "PROCESSOR": ""}, "JUDGE is 'all' but PROCESSOR is not set"),
         ({"JUDGE_CONCURRENCY": "0"}, "JUDGE_CONCURRENCY is '0'"),
         ({"PROCESSOR_BASE_URL": "openrouter.ai/api/v1"}, "PROCESSOR_BASE_URL is not an address"),
-        ({"PROCESSOR_BASE_URL": "http://"}, "PROCESSOR_BASE_URL is not"),
-        ({"PROCESSOR_BASE_URL": "http://a b/v1"}, "PROCESSOR_BASE_URL is not"),
         ({"PROCESSOR_BASE_URL": f"https://user:{KEY}@host/v1"}, "PROCESSOR_BASE_URL is not"),
-        ({"PROCESSOR_BASE_URL": f"https://host/v1?key={KEY}"}, "PROCESSOR_BASE_URL is not"),
     ],
 )
 def test_a_mistake_in_the_environment_is_one_line(
@@ -84,5 +81,3 @@ def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPa
     set_variables(monkeypatch, PROCESSOR=MODEL, OPENROUTER_API_KEY=KEY, JUDGE_CACHE=str(tmp_path / "file" / "folder"))
     with pytest.raises(UserError, match="cannot be kept in .*set JUDGE_CACHE"):
         Judge.from_environment()
-
-

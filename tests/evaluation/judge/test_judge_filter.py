@@ -152,6 +152,30 @@ def test_a_stock_back_end_and_a_judge(judge: Callable[[str], ScriptedJudge], tmp
     assert [sample["exact_match"] for sample in samples] == [1, 1] and "completion_tokens" not in samples[0]
 
 
+LETTER = order_gpqa(GPQA_ROWS[0])["answer"]
+OTHER_LETTER = "B" if LETTER == "A" else "A"
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "answers"),  # with exact_match, exact_match_string, undecided
+    [
+        ("math-500", MATH_ROWS[0], {r"\boxed{0.5}": (1, 0, 0), r"\boxed{2}": (0, 0, 0), r"\boxed{?}": (0, 0, 1)}),
+        ("aime2024_nofigures", MATH_ROWS[1], {r"\boxed{073}": (1, 1, 0), r"\boxed{730}": (0, 0, 0), "": (0, 0, 0)}),
+        ("openai_gpqa_diamond", GPQA_ROWS[0], {
+            f"Answer: {LETTER}": (1, 1, 0), f"Answer: {OTHER_LETTER}": (0, 0, 0), "I cannot say": (0, 0, 1),
+        }),
+    ],
+)  # fmt: skip
+def test_a_task_scores_right_wrong_and_undecided_answers(
+    task: str, row: dict[str, str], answers: dict[str, tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
+    _, samples = evaluate(task, [row] * len(answers), list(answers), tmp_path)
+    got = {s["doc_id"]: tuple(s[m] for m in ("exact_match", "exact_match_string", "undecided")) for s in samples}
+    assert [got[i] for i in range(len(answers))] == list(answers.values())
+
+
 def test_a_judge_behind_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = [{"problem": f"{n} eggs?", "solution": "…", "answer": "12"} for n in ("12", "A dozen", "Ten")]
     texts = [text for text in (r"\boxed{12}", r"\boxed{a dozen}", r"\boxed{ten of them}") for _ in range(4)]
@@ -194,62 +218,3 @@ def test_self_consistency_keeps_every_repeat(
     for k in powers:  # one of n is right, and the only one that votes
         assert metrics[f"cov@{k}"] == metrics[f"maj@{k}"] == pytest.approx(k / n)
     assert metrics["exact_match"] == pytest.approx(1 / n)
-
-
-MATH_ANSWERS = [  # expected, completion, (exact_match, exact_match_string, undecided)
-    (r"\frac{1}{2}", r"So it is $\boxed{0.5}$.", (1, 0, 0)),
-    (r"\frac{1}{2}", r"So it is $\boxed{\frac{1}{2}}$.", (1, 1, 0)),
-    (r"\{1, 2\}", r"\boxed{\{2,1\}}", (1, 0, 0)),
-    ("12", r"\boxed{12\text{ cm}}", (1, 0, 0)),
-    (r"5\text{ km}", r"\boxed{5\text{ miles}}", (0, 0, 1)),
-    ("3", r"First \boxed{4}, no: \boxed{3}", (1, 1, 0)),
-    ("3", r"First \boxed{3}, no: \boxed{4}", (0, 0, 0)),
-    ("3", "**Answer:** 3", (1, 1, 0)),
-    ("3", "I do not know.", (0, 0, 0)),
-    (r"\text{Evelyn}", r"\boxed{Maria}", (0, 0, 1)),
-]
-AIME_ANSWERS = [
-    ("073", r"\boxed{73}", (1, 1, 0)),
-    ("73", r"\boxed{073}", (1, 1, 0)),
-    ("073", r"\boxed{730}", (0, 0, 0)),
-    ("73", "", (0, 0, 0)),
-]
-GPQA_FORMS = [  # with X for the right letter and Y for a wrong one
-    ("Answer: X", (1, 1, 0)),
-    ("**Answer:** (X)", (1, 0, 0)),
-    (r"The final answer is $\boxed{\text{X}}$", (1, 0, 0)),
-    (r"<think>Answer: Y</think> The correct answer is **X**.", (1, 0, 0)),
-    ("Therefore, option X is correct.", (1, 0, 0)),
-    ("Answer: Y", (0, 0, 0)),
-    ("The answer is either X or Y", (0, 0, 1)),
-    ("I cannot say", (0, 0, 1)),
-    ("", (0, 0, 0)),
-]
-MATH_LIKE = [
-    ("math-500", MATH_ANSWERS),
-    ("aime2024_nofigures", AIME_ANSWERS),
-]
-
-
-@pytest.mark.parametrize(("task", "answers"), MATH_LIKE)
-def test_answers_in_every_form_are_scored_by_the_task(
-    task: str, answers: list[tuple[str, str, tuple[int, int, int]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
-    rows = [{"problem": f"Problem {i}?", "solution": "…", "answer": a} for i, (a, _, _) in enumerate(answers)]
-    _, samples = evaluate(task, rows, [text for _, text, _ in answers], tmp_path)
-    got = {s["doc_id"]: tuple(s[m] for m in ("exact_match", "exact_match_string", "undecided")) for s in samples}
-    assert [(answers[i][1], got[i]) for i in range(len(answers))] == [(text, scores) for _, text, scores in answers]
-
-
-def test_letters_in_every_form_are_scored_by_the_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
-    rows = [{**GPQA_ROWS[0], "Question": f"Which one of {i}?"} for i in range(len(GPQA_FORMS))]
-    right = [order_gpqa(row)["answer"] for row in rows]
-    wrong = ["B" if letter == "A" else "A" for letter in right]
-    texts = [form.replace("X", x).replace("Y", y) for (form, _), x, y in zip(GPQA_FORMS, right, wrong, strict=True)]
-    _, samples = evaluate("openai_gpqa_diamond", rows, texts, tmp_path)
-    got = {s["doc_id"]: tuple(s[m] for m in ("exact_match", "exact_match_string", "undecided")) for s in samples}
-    assert [(texts[i], got[i]) for i in range(len(texts))] == [
-        (text, scores) for text, (_, scores) in zip(texts, GPQA_FORMS, strict=True)
-    ]
