@@ -90,11 +90,7 @@ def texts(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("place", "arguments"),
-    [
-        ("", ""),
-        ("-sae-40-x2.5", ",sae_path={sae},sae_max_activation=6.5,sae_feature_idx=40,sae_strength=2.5"),
-        ("-sae-41-x1", ",sae_path={sae},sae_max_activation=6.5,sae_feature_idx=41,sae_strength=1"),
-    ],
+    [("", ""), ("-sae-41-x1", ",sae_path={sae},sae_max_activation=6.5,sae_feature_idx=41,sae_strength=1")],
 )
 def test_a_point_is_what_the_command_line_writes(
     place: str, arguments: str, finished: Path, flags: list[str], sae: Path, tmp_path: Path
@@ -137,11 +133,18 @@ def test_the_report_compares_all_points_and_marks_none(sweep: ModuleType, finish
     assert len(steered) == 4 and not plain.run.steered
     for row in steered:
         assert row.pair.baseline is plain.run and row.compared == 6
-        assert row.pair.refused == () and row.pair.marked == ()
+        assert row.pair.refused == () and row.pair.marked == ()  # nothing that is recorded differs but the steering
     with (finished / "report" / "summary.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 5
-    page = (finished / "report" / "report.html").read_text()
-    assert "Accuracy and length against strength" in page and "Change in length against change in accuracy" in page
+        rows = list(csv.DictReader(file))
+    answers = [texts(finished / f"tiny-llama-{TASK}{place}") for place in POINTS]
+    lengths = [
+        sum(sample["completion_tokens"] for sample in read_run(finished / f"tiny-llama-{TASK}{place}")[1])
+        for place in POINTS
+    ]
+    assert rows[0]["intervention"] == "none" and len(rows) == 5
+    for row, changed, length in zip(rows[1:], answers[1:], lengths[1:], strict=True):
+        assert int(row["answers_changed"]) == sum(a != b for a, b in zip(answers[0], changed, strict=True)) > 0
+        assert float(row["completion_tokens_change"]) == pytest.approx(length / lengths[0] - 1)
 
 
 def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
@@ -290,24 +293,14 @@ GRID = {"sae_path": "SAE", "sae_max_activation": 2.0, "strengths": [1, 2], "feat
     ("change", "said"),
     [
         ({"strenghts": [1]}, "unknown key 'strenghts'; did you mean 'strengths'?"),
-        ({"sae_pathh": "SAE"}, "unknown key 'sae_pathh'; did you mean 'sae_path'?"),
         ({"sae_strength": 2}, "the strengths of a sweep are a list"),
         ({"strengths": []}, "strengths is [], expected a list"),
-        ({"strengths": None}, "has no strengths; expected a list"),
-        ({"strengths": [1, "two"]}, "the strength 'two' is no number"),
-        ({"strengths": [1, True]}, "the strength True is no number"),
         ({"strengths": [float("nan")]}, "the strength nan is no number"),
         ({"strengths": [2, 2.0]}, "feature 3 with strength 2 twice"),
-        ({"features": [3, 3]}, "feature 3 with strength 1 twice"),
         ({"features": [3, 64]}, "feature 2: "),
-        ({"features": [3, "five"]}, "feature 2 is 'five', expected a mapping"),
         ({"features": []}, "no list of features"),
-        ({"features": None}, "no list of features"),
         ({"sae_max_activation": None}, "feature 1: sae_max_activation is missing"),
-        ({"sae_max_activation": "auto"}, "sae_max_activation=auto needs sae_stats"),
-        ({"sae_max_activation": -1}, "expected a number above 0"),
         ({"sae_path": "/nowhere"}, "no SAE folder at /nowhere"),
-        ({"sae_mode": "sett"}, "did you mean 'set'?"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_grid(
@@ -325,22 +318,15 @@ def test_mistakes_in_a_grid(
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        (["--grid", "{grid}", "--taskz", "x"], "did you mean '--tasks'?"),
         (["--grid", "{grid}", "--strengthz", "1"], "did you mean '--strengths'?"),
         (["--grid", "{grid}", "--strengths", "1"], "--strengths is for --scores_dir"),
-        (["--grid", "/nowhere.yaml"], "no file at --grid=/nowhere.yaml"),
         (["--grid", "{grid}", "--output_path", "x"], "--output_path is not for a sweep"),
-        (["--grid", "{grid}", "--use_cache", "x"], "--use_cache is not for a sweep"),
         (["--grid", "{grid}", "--tasks", "quickstart_problms"], "did you mean 'quickstart_problems'?"),
-        (["--grid", "{grid}", "--tasks", "quickstart_prob*,math-5000*"], "no task 'math-5000*'"),
         (["--grid", "{grid}", "--model", "openai-completions"], "cannot steer; expected hf or vllm"),
-        (["--grid", "{grid}", "--gen_kwargs", "max_gen_tokz=3"], "did you mean 'max_gen_toks'?"),
         (["--scores_dir", "{scores}", "--topk", "9"], "has the 3 best features, --topk asks for 9"),
         (["--scores_dir", "{scores}", "--topk", "3"], "feature 7 never fired"),
-        (["--scores_dir", "{scores}", "--features", "64"], "feature 1: "),
         (["--scores_dir", "{scores}", "--features", "4", "--topk", "1"], "both --topk and --features"),
         (["--scores_dir", "/nowhere"], "no scores folder at /nowhere"),
-        (["--grid", "{grid}", "--report_dir", "{tmp}"], "holds the runs of --output_dir"),
         (["--grid", "{grid}", "--report_dir", "{tmp}/out"], "holds the runs of --output_dir"),
     ],
 )
@@ -394,13 +380,10 @@ def test_the_plan_loads_and_writes_nothing(
 
 
 def test_a_mistake_is_one_line_and_status_2(repository: Path, tmp_path: Path) -> None:
-    for words, said in (
-        (["--output_dir", "out"], "error: one of the arguments --grid --scores_dir is required\n"),
-        (["--grid", "grid.yaml", "--output_dir", "out", "--tasks", "math-500"], "error: no file at --grid=grid.yaml\n"),
-    ):
-        command = [sys.executable, str(repository / "evaluation" / "sweep.py"), *words]
-        wrong = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert (wrong.returncode, wrong.stderr) == (2, said)
+    script = str(repository / "evaluation" / "sweep.py")
+    command = [sys.executable, script, "--grid", "grid.yaml", "--output_dir", "out", "--tasks", "math-500"]
+    wrong = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "error: no file at --grid=grid.yaml\n")
     assert list(tmp_path.iterdir()) == []
 
 
