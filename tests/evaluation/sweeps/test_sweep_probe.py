@@ -13,19 +13,12 @@ from lm_eval_sae.engines.hf_model import HFSAE
 
 
 @pytest.fixture(scope="module")
-def sweep(load_script_for_module: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script_for_module("evaluation/sweep.py")
-
-
-@pytest.fixture(scope="module")
 def model(tiny_llama: Path) -> HFSAE:
     return start_hf(tiny_llama)
 
 
 @pytest.fixture
-def points(sweep: ModuleType, make_sae: Callable[..., Path], tmp_path: Path) -> Callable[..., list[Any]]:
-    sae = make_sae("standard")
-
+def points(sweep: ModuleType, sae: Path, tmp_path: Path) -> Callable[..., list[Any]]:
     def make(*strengths: float, **more: Any) -> list[Any]:
         content = {"sae_path": str(sae), "sae_max_activation": 2.0, "features": [3, 5], "strengths": list(strengths)}
         (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**content, **more}))
