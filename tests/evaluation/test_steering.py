@@ -74,8 +74,7 @@ def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
 
 
 SAES: dict[str, dict[str, Any] | None] = {
-    "legacy 5.5.2": None,
-    "standard": {"apply_b_dec_to_input": False},
+    "legacy 5.5.2": None,  # standard, b_dec not subtracted
     "standard, b_dec subtracted": {"apply_b_dec_to_input": True},
     "jumprelu": {"architecture": "jumprelu", "apply_b_dec_to_input": True},
     "jumprelu, average norm": {
@@ -128,16 +127,11 @@ def test_clamp_and_add_are_the_textbook_changes(
     torch.testing.assert_close(lm._model_call(TOKENS), logits_with(tiny_llama, {1: change}), atol=1e-4, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tiny_llama: Path, tiny_qwen2: Path, smollm2: Path) -> dict[str, Path]:
-    return {"trained llama": tiny_llama, "random qwen2": tiny_qwen2, "SmolLM2": smollm2}
-
-
-@pytest.mark.parametrize("model", ["trained llama", "random qwen2", "SmolLM2"])
+@pytest.mark.parametrize("model", ["tiny_qwen2", "smollm2"])
 def test_several_features_on_two_layers_at_once(
-    model: str, checkpoints: dict[str, Path], make_sae: Callable[..., Path], tmp_path: Path
+    model: str, request: pytest.FixtureRequest, make_sae: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = checkpoints[model]
+    folder = request.getfixturevalue(model)
     config = AutoConfig.from_pretrained(folder)
     tokens = torch.randint(6, config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(2))
     first, second = (
@@ -211,17 +205,10 @@ def test_an_intervention_file_in_every_format(suffix: str, make_sae: Callable[..
         ("a.yaml", "features: [", "cannot be read: .* line 1"),
         ("a.json", "{", "cannot be read: Expecting property name"),
         ("a.pt", "x", "cannot be read"),
-        ("a.yaml", "sae_path: x", "has no list of features"),
         ("a.yaml", "features: []", "has no list of features"),
         ("a.yaml", "features: [3]", "feature 1 is 3, expected a mapping"),
         ("a.yaml", "features: [{sae_feature: 3}]", "unknown key 'sae_feature'; did you mean"),
-        ("a.yaml", "features: [{sae_intervention_path: x}]", "unknown key 'sae_intervention_path'"),
-        ("a.yaml", "{sae_path: SAE, features: [{sae_feature_idx: 3}]}", "feature 1: sae_strength is missing"),
-        (
-            "a.yaml",
-            "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 64}]}",
-            "feature 2: feature 64 is not",
-        ),
+        ("a.yaml", "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 64}]}", "feature 2: feature 64 is"),
         ("a.yaml", "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 3}]}", "has feature 3 of .* twice"),
     ],
 )
@@ -278,7 +265,7 @@ def test_auto_reads_the_maximum_from_the_scores(make_sae: Callable[..., Path], t
         read_steering({**arguments, "sae_feature_idx": 0})
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"d_in": 4}', '{"d_in": 4, "d_sae": "x"}'])
+@pytest.mark.parametrize("text", ["[]", '{"d_in": 4, "d_sae": "x"}'])
 def test_a_config_that_is_no_sae_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "cfg.json").write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path / 'cfg.json'} is not of a SAELens SAE"):
