@@ -12,10 +12,7 @@ from planted_runs import PLAIN, STEERED, TASK, feature, rows_of, setting, write_
 @pytest.mark.parametrize(
     ("features", "label"),
     [
-        ([feature(mode="add")], "add 2 × 5.84 along 7 (blocks.19.hook_resid_post)"),
         ([feature(mode="clamp", units="raw")], "clamp 7 to 2 × 5.84 (blocks.19.hook_resid_post, raw)"),
-        ([feature() | {"strength": None, "max_activation": None, "value": 3.25}],
-         "set 7 to 3.25 (blocks.19.hook_resid_post)"),
         ([feature(1), feature(2, hook_name="blocks.3.hook_resid_post", strength=0.5)],
          "set 1 to 2 × 5.84 (blocks.19.hook_resid_post); set 2 to 0.5 × 5.84 (blocks.3.hook_resid_post)"),
     ],
@@ -56,15 +53,6 @@ def test_rows_of_the_same_intervention_name_the_settings_that_differ(tmp_path: P
     assert names["cold"] == f"{steering} · temperature 0.0 · against {cold}"
     assert names["warm"] == f"{steering} · temperature 0.6 · against {warm}"
     assert names["other"] == f"{steering.replace('7', '8')} · against {cold}"
-
-
-def test_rows_that_differ_in_their_questions_alone_are_told_apart_by_date(tmp_path: Path) -> None:
-    for month in (1, 2):
-        problems = [f"Question {i} of month {month}?" for i in range(40)]
-        write_run(tmp_path / str(month), PLAIN, problems=problems, date=f"2026-0{month}-01T00-00-00.0")
-    assert [row.title for row in rows_of(tmp_path)] == [
-        "baseline 1 · 2026-01-01T00-00-00.0", "baseline 2 · 2026-02-01T00-00-00.0",
-    ]  # fmt: skip
 
 
 def test_each_line_of_the_csv_leads_to_its_run(tmp_path: Path) -> None:
