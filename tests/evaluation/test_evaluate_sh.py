@@ -112,23 +112,14 @@ def test_a_run_whose_judge_stopped_is_kept_and_never_passes_for_finished(
     again = start(repository, tmp_path, **{**stub, "STATUS": "3"})
     assert again.returncode == 3 and again.stdout.count("its completions are there, it is asked again") == 2
     assert (tmp_path / "calls.found").read_text().count("completions") == 2
+    folder = tmp_path / "out" / "m-math-500"
+    before = sorted(folder.rglob("*"))
+    refused = start(repository, tmp_path, **{**stub, "STATUS": "2"}, RUNS="plain")  # the key is refused still
+    assert refused.returncode == 2 and sorted(folder.rglob("*")) == before, "results stay until there are better ones"
     answered = start(repository, tmp_path, **stub)
     assert answered.returncode == 0 and answered.stdout.count("it is asked again") == 2
     assert not list((tmp_path / "out").rglob(".unfinished")) and len(list((tmp_path / "out").rglob("results_*"))) == 2
     assert start(repository, tmp_path, **stub).stdout.count("finished before, skipped") == 2
-
-
-def test_results_stay_while_the_judge_does_not_answer_again(
-    repository: Path, tmp_path: Path, stub: dict[str, str]
-) -> None:
-    assert start(repository, tmp_path, **{**stub, "STATUS": "3"}, RUNS="plain").returncode == 3
-    folder = tmp_path / "out" / "m-math-500"
-    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
-    refused = start(repository, tmp_path, **{**stub, "STATUS": "2"}, RUNS="plain")  # the key is refused still
-    assert refused.returncode == 2
-    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
-    assert start(repository, tmp_path, **stub, RUNS="plain").stdout.count("it is asked again") == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["m-math-500"]
 
 
 def test_names_that_the_shell_would_take_for_patterns(repository: Path, tmp_path: Path, stub: dict[str, str]) -> None:
@@ -190,5 +181,5 @@ def test_an_interrupted_run_finds_its_completions_and_nothing_else(
 def test_a_run_that_fails_ends_the_script_with_its_status(
     repository: Path, tmp_path: Path, stub: dict[str, str]
 ) -> None:
-    done = start(repository, tmp_path, **{**stub, "STATUS": "2"})
-    assert done.returncode == 2 and len((tmp_path / "calls").read_text().splitlines()) == 1
+    assert start(repository, tmp_path, **{**stub, "STATUS": "2"}).returncode == 2
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1

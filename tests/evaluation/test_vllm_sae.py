@@ -46,7 +46,11 @@ def hf(tiny_llama: Path) -> HFSAE:
 
 @pytest.fixture(scope="module")
 def eager(tiny_llama: Path) -> Iterator[VLLMSAE]:
-    model = start_vllm(tiny_llama, slots=SLOTS)
+    """Its worker can be told to lose the steered layers (forgetful_worker.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent), prepend=":")
+        patch.setattr(vllm_engine, "WORKER", "forgetful_worker.ForgetfulWorker")
+        model = start_vllm(tiny_llama, slots=SLOTS)
     yield model
     model.close()
 
@@ -230,23 +234,31 @@ def test_an_intervention_that_does_not_fit_the_running_engine(
     assert eager.steering == steerings["set"]
 
 
-def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, hf: HFSAE) -> None:
-    ours = start_vllm(tiny_llama)
-    assert "worker_cls" not in ours.model_args and "additional_config" not in ours.model_args
-    got = ours.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True)
-    texts = ours.generate_until(generations(PROMPTS), disable_tqdm=True)
-    assert_agree(ours, hf, None)
-    assert ours.get_model_info()["sae"] is None
-    ours.close()
+def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same arguments for vLLM, and from the same engine the same answers."""
+    from lm_eval.models import vllm_causallms
 
-    stock = VLLM(**{"pretrained" if key == "model" else key: value for key, value in ours.model_args.items()
-                    if key not in ("enable_lora", "max_num_seqs")}, max_batch_size=8)  # fmt: skip
-    assert stock.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True) == got
+    made: list[dict[str, Any]] = []
+    start = vllm_causallms.LLM
+    monkeypatch.setattr(vllm_causallms, "LLM", lambda **arguments: (made.append(arguments), start(**arguments))[1])
+    ours = start_vllm(tiny_llama)
+    assert ours.get_model_info()["sae"] is None
+    monkeypatch.setattr(vllm_causallms, "LLM", lambda **arguments: (made.append(arguments), ours.model)[1])
+    of_platform = {"kv_cache_memory_bytes": 2**27}
+    VLLMSAE._suit_platform(of_platform)
+    stock = VLLM(
+        str(tiny_llama), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=True, **of_platform
+    )
+    assert made[0] == made[1] and "worker_cls" not in made[0]
+
+    answers = [model.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True) for model in (ours, stock)]
+    assert answers[0] == answers[1]
     requests = generations(PROMPTS)
     for request in requests:
         del request.args[1]["cutoff_token"]  # which stock lm-eval hands to vLLM, which refuses it
-    assert stock.generate_until(requests, disable_tqdm=True) == texts
-    stock.model.llm_engine.engine_core.shutdown()
+    texts = ours.generate_until(generations(PROMPTS), disable_tqdm=True)
+    assert texts == stock.generate_until(requests, disable_tqdm=True)
+    ours.close()
 
 
 def test_a_gpu_of_which_little_is_free_is_enough_for_a_cache_of_a_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,21 +281,20 @@ def test_a_gpu_of_which_little_is_free_is_enough_for_a_cache_of_a_given_size(mon
 
 
 def test_a_layer_that_is_not_steered_fails_the_run(
-    tiny_llama: Path, steerings: dict[str, Steering | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    eager: VLLMSAE, steerings: dict[str, Steering | None], tmp_path: Path
 ) -> None:
-    """A worker that loses the wrapped layer again after it was loaded (forgetful_worker.py)."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent), prepend=":")
-    monkeypatch.setattr(vllm_engine, "WORKER", "forgetful_worker.ForgetfulWorker")
-    model = start_vllm(tiny_llama, slots=SLOTS)
-    model.set_intervention(steerings["set"])
-    for output_path in (None, str(tmp_path)):  # without and with completions that are kept
-        with (
-            kept_in(output_path),
-            pytest.raises(RuntimeError, match="only 0 of [1-9][0-9]* token positions were steered"),
-        ):
-            model.generate_until(generations(PROMPTS[:1]), disable_tqdm=True)
+    eager.set_intervention(steerings["set"])
+    eager.model.collective_rpc("forget")
+    try:
+        for output_path in (None, str(tmp_path)):  # without and with completions that are kept
+            with (
+                kept_in(output_path),
+                pytest.raises(RuntimeError, match="only 0 of [1-9][0-9]* token positions were steered"),
+            ):
+                eager.generate_until(generations(PROMPTS[:1]), disable_tqdm=True)
+    finally:
+        eager.model.collective_rpc("remember")
     assert not list(tmp_path.rglob("*.jsonl"))
-    model.close()
 
 
 def test_the_real_small_model_in_the_engine_equals_transformers(
