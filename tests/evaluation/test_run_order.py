@@ -8,7 +8,7 @@ import pytest
 from engines import write_local_task
 from judge_server import KEY, JudgeServer, Reply, completion
 
-from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, main, parse, prepare_run
+from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, main, parse, prepare_run
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.judge.client import get_judge
 
@@ -20,24 +20,20 @@ def arguments(model: Path, task: str, *options: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_data_out_of_reach_end_the_run_before_the_model_loads(tiny_llama: Path, no_model: None) -> None:
+def test_data_out_of_reach_end_the_run_before_the_model_loads(
+    tiny_llama: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets.exceptions import DatasetNotFoundError
+
     with pytest.raises(UserError, match="data of the task math-500 cannot be loaded: .*HuggingFaceH4/MATH-500"):
         main(arguments(tiny_llama, "math-500"))
-
-
-def test_gated_data_say_what_to_do(tiny_llama: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets.exceptions import DatasetNotFoundError
 
     def load_dataset(*_args: Any, **_kwargs: Any) -> None:
         raise DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    args = parse(arguments(tiny_llama, "openai_gpqa_diamond"))
-    for run in (execute, check_tasks):
-        with pytest.raises(
-            UserError, match="gpqa_diamond cannot be loaded: .*gated.*; accept the terms .*`hf auth login`"
-        ):
-            run(args)
+    with pytest.raises(UserError, match="gpqa_diamond cannot be loaded: .*gated.*; accept the terms .*`hf auth login`"):
+        check_tasks(parse(arguments(tiny_llama, "openai_gpqa_diamond")))
 
 
 def test_the_data_are_loaded_once(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
