@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from lm_eval.api.instance import Instance
+from sae_lens import SAE
+from torch import Tensor
 
 from lm_eval_sae import TASKS_DIR
 from lm_eval_sae.engines.hf_model import HFSAE
@@ -73,6 +75,20 @@ def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE
 
     arguments = {"kv_cache_memory_bytes": 2**27} | arguments
     return VLLMSAE(str(model), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=eager, **arguments)
+
+
+def full_sae_change(sae: SAE, values: Mapping[int, float]) -> Callable[[Tensor], Tensor]:
+    """The residual stream as the whole SAE rebuilds it with some features at given values, plus the SAE's error."""
+
+    def change(x: Tensor) -> Tensor:
+        acts = sae.encode(x)
+        error = x - sae.decode(acts)
+        acts = acts.clone()
+        for feature, value in values.items():
+            acts[..., feature] = value
+        return sae.decode(acts) + error
+
+    return change
 
 
 def start_hf(model: Path) -> HFSAE:

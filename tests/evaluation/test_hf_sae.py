@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import PROMPTS, generations, loglikelihoods
+from engines import PROMPTS, full_sae_change, generations, loglikelihoods
 from lm_eval.models.huggingface import HFLM
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,15 +81,9 @@ def test_completion_tokens_are_those_transformers_generated(plain: HFSAE, greedy
 def test_loglikelihood_is_steered_at_the_prompt_too(tiny_llama: Path, sae: Path) -> None:
     full = SAE.load_from_disk(sae)
     full.fold_W_dec_norm()
+    change = full_sae_change(full, {40: 12.0})
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-
-    def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        acts = full.encode(output)
-        error = output - full.decode(acts)
-        acts[..., 40] = 12.0
-        return full.decode(acts) + error
-
-    model.model.layers[1].register_forward_hook(hook)
+    model.model.layers[1].register_forward_hook(lambda _layer, _inputs, output: change(output))
     lm = load(tiny_llama, sae)
     got = lm.loglikelihood(loglikelihoods(PROMPTS))
     for (value, _), request in zip(got, loglikelihoods(PROMPTS), strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from engines import full_sae_change
 from sae_lens import SAE
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,20 +43,6 @@ def logits_with(model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tok
         lm.model.layers[layer].register_forward_hook(functools.partial(hook, change))
     with torch.no_grad():
         return lm(tokens).logits
-
-
-def full_sae_change(sae: SAE, values: dict[int, float]) -> Callable[[Tensor], Tensor]:
-    """The residual stream as the whole SAE rebuilds it with some features at given values, plus the SAE's error."""
-
-    def change(x: Tensor) -> Tensor:
-        acts = sae.encode(x)
-        error = x - sae.decode(acts)
-        acts = acts.clone()
-        for feature, value in values.items():
-            acts[..., feature] = value
-        return sae.decode(acts) + error
-
-    return change
 
 
 def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
@@ -232,16 +219,6 @@ def test_a_file_of_several_executes_nothing(tmp_path: Path) -> None:
         read_steering({"sae_intervention_path": str(file)})
 
 
-def test_setting_a_feature_to_what_it_is_changes_nothing(make_sae: Callable[..., Path]) -> None:
-    folder = make_sae("jumprelu")
-    arguments = {"sae_path": folder, "sae_feature_idx": 3, "sae_strength": 1, "sae_max_activation": 1.0}
-    intervention = make_intervention(read_steering(arguments).features)
-    x = torch.randn(50, 256, generator=torch.Generator().manual_seed(0))
-    for row in x:
-        intervention.value.copy_(intervention.activations(row))
-        assert torch.equal(intervention(row), row)
-
-
 def test_half_precision_streams_are_changed_in_float32(make_sae: Callable[..., Path]) -> None:
     folder = make_sae("standard")
     arguments = {"sae_path": folder, "sae_feature_idx": 3, "sae_strength": 1, "sae_max_activation": 2.0}
@@ -253,10 +230,14 @@ def test_half_precision_streams_are_changed_in_float32(make_sae: Callable[..., P
 
 def test_auto_reads_the_maximum_from_the_scores(make_sae: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_sae("standard")
+    scores = tmp_path / "scores-of-layer-1"
+    scores.mkdir()
     maxima = torch.linspace(0, 6.3, 64)
-    save_file({"max_activation": maxima}, tmp_path / "feature_stats.safetensors")
-    arguments = {"sae_path": folder, "sae_strength": 2, "sae_max_activation": "auto", "sae_stats": str(tmp_path)}
-    (steering,) = read_steering({**arguments, "sae_feature_idx": 5}).features
+    save_file({"max_activation": maxima}, scores / "feature_stats.safetensors")
+    arguments = {"sae_path": folder, "sae_strength": 2, "sae_max_activation": "auto", "sae_stats": f"{scores}/"}
+    read = read_steering({**arguments, "sae_feature_idx": 5})
+    assert read.record()["features"][0]["max_activation_from"] == "auto (scores-of-layer-1)"
+    (steering,) = read.features
     assert steering.value == pytest.approx(1.0) and steering.units == "folded"
     norm = SAE.load_from_disk(folder).W_dec[5].norm().item()
     (raw,) = read_steering({**arguments, "sae_feature_idx": 5, "sae_units": "raw"}).features

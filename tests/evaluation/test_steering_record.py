@@ -63,16 +63,6 @@ def test_the_weights_are_the_same_in_either_units(make_sae: Callable[..., Path])
     assert folded.pop("units") != raw.pop("units") and folded == raw
 
 
-def test_where_the_maximal_activation_came_from(make_sae: Callable[..., Path], tmp_path: Path) -> None:
-    scores = tmp_path / "scores-of-layer-1"
-    scores.mkdir()
-    save_file({"max_activation": torch.full((64,), 7.0)}, scores / "feature_stats.safetensors")
-    sae = str(make_sae())
-    assert record(sae_path=sae)["max_activation_from"] == "given"
-    auto = record(sae_path=sae, sae_max_activation="auto", sae_stats=f"{scores}/")
-    assert (auto["max_activation_from"], auto["max_activation"]) == ("auto (scores-of-layer-1)", 7.0)
-
-
 def test_an_sae_of_the_hub_has_its_commit(
     make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from engines import steering_of
+from engines import full_sae_change, steering_of
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM
 
@@ -79,10 +79,7 @@ class Reference:
     def _steer(self, _layer: torch.nn.Module, _inputs: Any, x: torch.Tensor) -> torch.Tensor:
         if self.value is None:
             return x
-        f = self.sae.encode(x)
-        f_set = f.clone()
-        f_set[..., FEATURE] = self.value
-        return self.sae.decode(f_set) + (x - self.sae.decode(f))
+        return full_sae_change(self.sae, {FEATURE: self.value})(x)
 
     @torch.no_grad()
     def logprobs(self, ids: Sequence[int], value: float | None) -> torch.Tensor:
