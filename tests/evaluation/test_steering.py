@@ -219,6 +219,16 @@ def test_a_file_of_several_executes_nothing(tmp_path: Path) -> None:
         read_steering({"sae_intervention_path": str(file)})
 
 
+def test_setting_a_feature_to_what_it_is_changes_nothing(make_sae: Callable[..., Path]) -> None:
+    folder = make_sae("jumprelu")
+    arguments = {"sae_path": folder, "sae_feature_idx": 3, "sae_strength": 1, "sae_max_activation": 1.0}
+    intervention = make_intervention(read_steering(arguments).features)
+    x = torch.randn(50, 256, generator=torch.Generator().manual_seed(0))
+    for row in x:
+        intervention.value.copy_(intervention.activations(row))
+        assert torch.equal(intervention(row), row)
+
+
 def test_half_precision_streams_are_changed_in_float32(make_sae: Callable[..., Path]) -> None:
     folder = make_sae("standard")
     arguments = {"sae_path": folder, "sae_feature_idx": 3, "sae_strength": 1, "sae_max_activation": 2.0}

@@ -22,9 +22,7 @@ from engines import (
     loglikelihoods,
     start_hf,
     start_vllm,
-    steering_of,
 )
-from sae_lens import SAE
 
 from lm_eval_sae.engines import vllm_engine
 from lm_eval_sae.engines.hf_model import HFSAE
@@ -184,40 +182,6 @@ def test_completions_of_an_interrupted_run_are_not_generated_again(
     assert not (tmp_path / FOLDER).exists()
     # The prefix cache is no part of a run that starts anew, so that counts can differ by what it held.
     assert continued[2] >= sum(json.loads(line)[1]["positions"] for line in lines[:3]) > 0
-
-
-def test_reasoning_tokens_end_at_the_cutoff(eager: VLLMSAE) -> None:
-    eager.set_intervention(None)
-    eager.generate_until(generations(PROMPTS[1:2]), disable_tqdm=True)
-    ids = eager._outputs[0].token_ids
-    (completion,) = eager.generate_until(generations(PROMPTS[1:2], cutoff_token=ids[-1]), disable_tqdm=True)
-    assert completion.reasoning_tokens == ids.index(ids[-1]) < completion.completion_tokens == len(ids)
-
-
-def test_a_value_that_a_feature_has_anyway_changes_nothing(
-    tiny_llama: Path, eager: VLLMSAE, hf: HFSAE, make_sae: Callable[..., Path], tmp_path: Path
-) -> None:
-    """At the first position the residual stream depends on one token alone: there the feature has one value."""
-    full = SAE.load_from_disk(make_sae("standard"))
-    full.fold_W_dec_norm()
-    hf.set_intervention(None)
-    bos = hf.tokenizer.bos_token_id
-    with torch.no_grad():
-        x = hf.model(torch.tensor([[bos]]), output_hidden_states=True).hidden_states[2]  # leaves layer 1
-    activations = full.encode(x)[0, 0]
-    feature = int(activations.argmax())
-    entry = {"sae_path": str(make_sae("standard")), "sae_feature_idx": feature, "sae_strength": 1.0}
-    request = [(("", ""), [bos], [40])]  # the log-likelihood of one token after the first
-
-    def likelihood(model: VLLMSAE | HFSAE, value: float | None) -> float:
-        maximum = {} if value is None else {"sae_max_activation": value}
-        model.set_intervention(steering_of(tmp_path, "one", [{**entry, **maximum}]) if maximum else None)
-        return model._loglikelihood_tokens(request, disable_tqdm=True)[0][0]
-
-    for model in (eager, hf):
-        plain = likelihood(model, None)
-        assert likelihood(model, float(activations[feature])) == pytest.approx(plain, abs=1e-5)
-        assert likelihood(model, 3 * float(activations[feature])) != pytest.approx(plain, abs=1e-2)
 
 
 def test_an_intervention_that_does_not_fit_the_running_engine(

@@ -67,7 +67,6 @@ def test_mistakes_in_a_grid(
         (["--grid", "{grid}", "--strengthz", "1"], "did you mean '--strengths'?"),
         (["--grid", "{grid}", "--strengths", "1"], "--strengths is for --scores_dir"),
         (["--grid", "{grid}", "--output_path", "x"], "--output_path is not for a sweep"),
-        (["--grid", "{grid}", "--tasks", "quickstart_problms"], "did you mean 'quickstart_problems'?"),
         (["--grid", "{grid}", "--model", "openai-completions"], "cannot steer; expected hf or vllm"),
         (["--scores_dir", "{scores}", "--topk", "9"], "has the 3 best features, --topk asks for 9"),
         (["--scores_dir", "{scores}", "--topk", "3"], "feature 7 never fired"),
@@ -109,8 +108,7 @@ def test_the_plan_loads_and_writes_nothing(
     sweep: ModuleType, sae: Path, flags: list[str], tmp_path: Path, starts: list[HFSAE],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    # A pattern stands for the tasks that it names.
-    sweep.main([*with_grid(tmp_path, sae), *flags, "--plan", "--tasks", "quickstart_prob*"])
+    sweep.main([*with_grid(tmp_path, sae), *flags, "--plan"])
     said = capsys.readouterr().out
     assert said.startswith("5 runs: 5 per task, baseline and steered; 0 finished before\n")
     assert "set 5 to 2 × 2" in said
