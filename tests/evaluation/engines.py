@@ -36,13 +36,13 @@ TASK_DATA = {
 }  # fmt: skip
 
 
-def write_local_task(task: str, folder: Path) -> str:
-    """A task that differs from a benchmark's in its name and the source of its data alone; returns its name."""
+def write_local_task(task: str, folder: Path, rows: Sequence[Mapping[str, str]] = ()) -> str:
+    """A task that differs from a benchmark's in its name and its data (`rows`, else TASK_DATA); returns its name."""
     benchmark = task.removesuffix("_self_consistency")
     split = "test" if benchmark == "math-500" else "train"
     folder.mkdir(exist_ok=True)
     data = folder / f"{task}.json"
-    data.write_text("".join(json.dumps(row) + "\n" for row in TASK_DATA[benchmark]))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows or TASK_DATA[benchmark]))
     (folder / f"{task}.yaml").write_text(
         f"include: {TASKS_DIR / task}.yaml\ntask: local_{task}\ndataset_path: json\ndataset_name: null\n"
         f"dataset_kwargs: {{data_files: {{{split}: {data}}}}}\n"

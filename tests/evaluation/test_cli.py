@@ -44,35 +44,22 @@ def read_sample(output: Path, task: str) -> dict[str, Any]:
     return json.loads(sample)
 
 
-def test_the_results_file_records_the_intervention(
-    tiny_llama: Path, make_sae: Callable[..., Path], problems: Path, tmp_path: Path
-) -> None:
-    sae = make_sae("standard")
-    run_cli(
-        tiny_llama, tmp_path, "--metadata", f"problems={problems}", task="quickstart_problems",
-        sae=sae_arguments(sae, sae_feature_idx=40, sae_max_activation=6.5),
-    )  # fmt: skip
-    record = read_results(tmp_path)["config"]["sae"]
-    assert record.pop("steered_positions") > 6 * 8
-    (feature,) = record.pop("features")
-    assert record == {} and feature.pop("sae") == str(sae)
-    assert feature.pop("cfg_sha256") == hashlib.sha256((sae / "cfg.json").read_bytes()).hexdigest()
-    assert re.fullmatch("[0-9a-f]{64}", feature.pop("row_sha256"))
-    assert feature == {
-        "architecture": "standard",
-        "hook_name": "blocks.1.hook_resid_post",
-        "layer": 1,
-        "d_in": 256,
-        "d_sae": 64,
-        "feature_idx": 40,
-        "strength": 2.0,
-        "max_activation": 6.5,
-        "value": 13.0,
-        "mode": "set",
-        "units": "folded",
-        "max_activation_from": "given",
-        "commit": None,
-    }
+RECORD = {
+    "architecture": "standard",
+    "hook_name": "blocks.1.hook_resid_post",
+    "layer": 1,
+    "d_in": 256,
+    "d_sae": 64,
+    "feature_idx": 40,
+    "strength": 2.0,
+    "max_activation": 6.5,
+    "value": 13.0,
+    "mode": "set",
+    "units": "folded",
+    "max_activation_from": "given",
+    "commit": None,
+}
+"""Of the feature that all tasks are run with, beside the SAE and its hashes."""
 
 
 ENGINES = {
@@ -93,16 +80,22 @@ def test_all_tasks_run_by_the_papers_command_line(
     tasks = [*TASK_DATA, *repeats]
     names = [write_local_task(task, tmp_path / "tasks") for task in tasks]
     *options, model_args = ENGINES[engine]
-    sae = sae_arguments(make_sae("standard"), sae_feature_idx=40, sae_max_activation=6.5)
+    sae = make_sae("standard")
+    steering = sae_arguments(sae, sae_feature_idx=40, sae_max_activation=6.5)
     main(
         [
-            "--model", engine, *options, f"pretrained={tiny_llama},{model_args}{sae}", "--tasks", ",".join(names),
+            "--model", engine, *options, f"pretrained={tiny_llama},{model_args}{steering}", "--tasks", ",".join(names),
             "--include_path", str(tmp_path / "tasks"), "--apply_chat_template", "--log_samples", "--seed", "3",
             "--output_path", str(tmp_path / "out"), "--gen_kwargs", "max_gen_toks=8,cutoff_token=5",
         ]
     )  # fmt: skip
     results = read_results(tmp_path / "out")
-    assert results["config"]["sae"]["features"][0]["value"] == 13.0
+    record = results["config"]["sae"]
+    (feature,) = record["features"]
+    assert record.keys() == {"features", "steered_positions"}
+    assert feature.pop("sae") == str(sae) and re.fullmatch("[0-9a-f]{64}", feature.pop("row_sha256"))
+    assert feature.pop("cfg_sha256") == hashlib.sha256((sae / "cfg.json").read_bytes()).hexdigest()
+    assert feature == RECORD
     assert results["config"]["torch_seed"] == 3 and results["config"]["judge"] is None
     assert engine == "hf" or results["config"]["model_args"]["seed"] == 3
     required = 0
@@ -125,7 +118,7 @@ def test_all_tasks_run_by_the_papers_command_line(
         if "Question" in row:  # the order of the choices is in the samples file
             assert sample["doc"]["choices"]["ABCD".index(sample["doc"]["answer"])] == "this"
             assert sample["target"] == sample["doc"]["answer"]
-    assert results["config"]["sae"]["steered_positions"] > required
+    assert record["steered_positions"] > required
 
 
 def test_repeats_come_back_with_their_seed(tiny_llama: Path, tmp_path: Path) -> None:

@@ -96,9 +96,6 @@ def test_a_server_that_is_not_there(make: MakeJudge, caplog: pytest.LogCaptureFi
             judge.check()
 
 
-# ------------------------------------------------------------------------------------------------------ trial question
-
-
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [

@@ -1,6 +1,5 @@
 """Which answers the judge is asked about, and where its verdicts go: real task files, scripted completions."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import lm_eval
 import pytest
+from engines import TASK_DATA, write_local_task
 from judge_server import KEY, JudgeServer
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -117,13 +117,7 @@ class Scripted(LM):
 
 
 MATH_ROWS = [{"problem": p, "solution": "…", "answer": a} for p, a in (("2 − 1.5?", r"\frac{1}{2}"), ("Find n.", "73"))]
-GPQA_ROWS = [
-    {
-        "Question": "Which one?", "Correct Answer": "this\n", "Incorrect Answer 1": "one",
-        "Incorrect Answer 2": "two [x]", "Incorrect Answer 3": "three",
-    }
-]  # fmt: skip
-SPLITS = {"math-500": "test", "aime2024_nofigures": "train", "openai_gpqa_diamond": "train"}
+GPQA_ROWS = TASK_DATA["openai_gpqa_diamond"]
 
 
 def evaluate(
@@ -131,25 +125,11 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict]]:
     """Metrics and samples of a task of ours, with its data from a local file and completions from a list."""
     register_filters()
-    data = folder / "data.json"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    split = SPLITS[task.removesuffix("_self_consistency")]
-    (folder / "local.yaml").write_text(
-        f"include: {TASKS_DIR / task}.yaml\ntask: local\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs: {{data_files: {{{split}: {data}}}}}\n"
-    )
+    name = write_local_task(task, folder, rows)
     manager = TaskManager(include_path=[str(TASKS_DIR), str(folder)], include_defaults=False)
-    run = lm_eval.simple_evaluate(model=Scripted(texts), tasks=["local"], task_manager=manager, bootstrap_iters=0)
-    metrics = {key.removesuffix(",none"): value for key, value in run["results"]["local"].items()}
-    return metrics, run["samples"]["local"]
-
-
-def test_a_stock_back_end_and_a_judge(judge: Callable[[str], ScriptedJudge], tmp_path: Path) -> None:
-    scripted = judge("undecided")
-    metrics, samples = evaluate("math-500", MATH_ROWS, [r"\boxed{0.5}", r"\boxed{the right one}"], tmp_path)
-    assert metrics["exact_match"] == 1 and metrics["exact_match_string"] == 0 and metrics["undecided"] == 0
-    assert [q.problem for q in scripted.asked] == ["Find n."]
-    assert [sample["exact_match"] for sample in samples] == [1, 1] and "completion_tokens" not in samples[0]
+    run = lm_eval.simple_evaluate(model=Scripted(texts), tasks=[name], task_manager=manager, bootstrap_iters=0)
+    metrics = {key.removesuffix(",none"): value for key, value in run["results"][name].items()}
+    return metrics, run["samples"][name]
 
 
 LETTER = order_gpqa(GPQA_ROWS[0])["answer"]
