@@ -113,14 +113,11 @@ def test_a_missed_position_fails_the_run(tiny_llama: Path, sae: Path) -> None:
 )
 def test_lengths_of_a_batch_row(tokens: list[int], expected: tuple[int, bool]) -> None:
     words = {20: "st", 21: "op"}
-    measured = measure_completion(
-        tokens,
-        eos_ids={1},
-        stop=["stop", ""],
-        max_tokens=5,
-        decode=lambda ids: "".join(words.get(i, f" {i}") for i in ids),
-    )
-    assert measured == expected
+
+    def decode(ids: list[int]) -> str:
+        return "".join(words.get(i, f" {i}") for i in ids)
+
+    assert measure_completion(tokens, eos_ids={1}, stop=["stop", ""], max_tokens=5, decode=decode) == expected
 
 
 def test_reasoning_tokens_are_those_before_the_first_cutoff(plain: HFSAE, greedy: list[list[int]]) -> None:

@@ -93,13 +93,11 @@ def test_without_a_letter_only_what_ended_by_itself_is_undecided() -> None:
     ("text", "metrics"),  # exact_match, undecided where D is right
     [
         ("Answer: D-glucose", (1, 0)),
-        ("Answer: d-Glucose.", (1, 0)),
         ("The answer is B cells.", (0, 0)),
         ("Answer: D 10 eV", (0, 1)),
         ("Answer: C 10 eV", (0, 0)),
         (r"\boxed{10 eV}", (0, 0)),
         ("Answer: A photon", (0, 1)),  # A or B
-        ("Answer: the sugar", (0, 1)),
     ],
 )
 def test_the_text_of_a_choice_is_its_letter(text: str, metrics: tuple[int, int]) -> None:
@@ -121,13 +119,6 @@ def test_a_small_models_last_number_counts() -> None:
     scored = process_short_math({"answer": "1200"}, ["9 + 3 = 12, so 1,200, he has."])
     assert scored == {"exact_match": 1, "exact_match_string": 1, "undecided": 0}
     assert process_short_math({"answer": "12"}, ["9 + 3 = 12, or 13."])["exact_match"] == 0
-    assert process_short_math({"answer": "12"}, ["no idea"])["exact_match"] == 0
-
-
-def test_lengths_come_with_the_completion() -> None:
-    scored = process_math({"answer": "1"}, [Completion(r"\boxed{1}", 7, True)])
-    assert (scored["completion_tokens"], scored["truncated"]) == (7, 1) and "reasoning_tokens" not in scored
-    assert process_math({"answer": "1"}, [Completion(r"\boxed{1}", 7, False, 3)])["reasoning_tokens"] == 3
 
 
 def test_the_judges_verdict_comes_before_the_checkers() -> None:

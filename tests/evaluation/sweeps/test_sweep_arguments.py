@@ -46,9 +46,7 @@ def test_scores_give_the_best_features_with_their_own_maxima(sweep: ModuleType, 
         ({"strengths": [float("nan")]}, "the strength nan is no number"),
         ({"strengths": [2, 2.0]}, "feature 3 with strength 2 twice"),
         ({"features": [3, 64]}, "feature 2: "),
-        ({"features": []}, "no list of features"),
         ({"sae_max_activation": None}, "feature 1: sae_max_activation is missing"),
-        ({"sae_path": "/nowhere"}, "no SAE folder at /nowhere"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_grid(
