@@ -50,6 +50,12 @@ def write_local_task(task: str, folder: Path, rows: Sequence[Mapping[str, str]] 
     return f"local_{task}"
 
 
+def read_run(folder: Path, task: str = "*") -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The results of the run in a folder, and the samples of its task, or of the one that is named."""
+    (results,), (samples,) = folder.rglob("results_*.json"), folder.rglob(f"samples_{task}_2*.jsonl")
+    return json.loads(results.read_text()), [json.loads(line) for line in samples.read_text().splitlines()]
+
+
 def loglikelihoods(prompts: Sequence[str]) -> list[Instance]:
     pairs = [(prompt, " the answer") for prompt in prompts]
     return [Instance("loglikelihood", {}, pair, 0, metadata=("task", i, 1)) for i, pair in enumerate(pairs)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import TASK_DATA, write_local_task
+from engines import TASK_DATA, read_run, write_local_task
 
 from lm_eval_sae.cli import main
 from lm_eval_sae.errors import UserError
@@ -30,18 +30,6 @@ def run_cli(model: Path, output: Path, *options: str, task: str, sae: str = "") 
 def sae_arguments(sae: object, **arguments: object) -> str:
     values = {"sae_path": sae, "sae_feature_idx": 3, "sae_strength": 2.0, "sae_max_activation": 5.0} | arguments
     return "".join(f",{key}={value}" for key, value in values.items() if value is not None)
-
-
-def read_results(output: Path) -> dict[str, Any]:
-    (results,) = output.rglob("results_*.json")
-    return json.loads(results.read_text())
-
-
-def read_sample(output: Path, task: str) -> dict[str, Any]:
-    """The only one of a task."""
-    (samples,) = output.rglob(f"samples_{task}_2*.jsonl")
-    (sample,) = samples.read_text().splitlines()
-    return json.loads(sample)
 
 
 RECORD = {
@@ -89,7 +77,7 @@ def test_all_tasks_run_by_the_papers_command_line(
             "--output_path", str(tmp_path / "out"), "--gen_kwargs", "max_gen_toks=8,cutoff_token=5",
         ]
     )  # fmt: skip
-    results = read_results(tmp_path / "out")
+    results, _ = read_run(tmp_path / "out", names[0])
     record = results["config"]["sae"]
     (feature,) = record["features"]
     assert record.keys() == {"features", "steered_positions"}
@@ -100,7 +88,7 @@ def test_all_tasks_run_by_the_papers_command_line(
     assert engine == "hf" or results["config"]["model_args"]["seed"] == 3
     required = 0
     for task, name in zip(tasks, names, strict=True):
-        sample = read_sample(tmp_path / "out", name)
+        _, (sample,) = read_run(tmp_path / "out", name)
         n = repeats.get(task, 1)
         assert len(sample["resps"][0]) == len(set(sample["resps"][0])) == n, "every repeat is a text of its own"
         lengths = ("completion_tokens", "reasoning_tokens")
@@ -126,7 +114,8 @@ def test_repeats_come_back_with_their_seed(tiny_llama: Path, tmp_path: Path) -> 
     texts = []
     for folder, seed in (("first", "1"), ("again", "1"), ("other", "2")):
         run_cli(tiny_llama, tmp_path / folder, "--include_path", str(tmp_path), "--seed", seed, task=name)
-        texts.append(read_sample(tmp_path / folder, name)["resps"][0])
+        _, (sample,) = read_run(tmp_path / folder)
+        texts.append(sample["resps"][0])
     first, again, other = texts
     assert first == again and not set(first) & set(other)
 

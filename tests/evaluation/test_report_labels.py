@@ -2,30 +2,17 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
-import pytest
 import summarize
 from planted_runs import PLAIN, STEERED, TASK, feature, rows_of, setting, write_run
 
 
-@pytest.mark.parametrize(
-    ("features", "label"),
-    [
-        ([feature(mode="clamp", units="raw")], "clamp 7 to 2 × 5.84 (blocks.19.hook_resid_post, raw)"),
-        ([feature(1), feature(2, hook_name="blocks.3.hook_resid_post", strength=0.5)],
-         "set 1 to 2 × 5.84 (blocks.19.hook_resid_post); set 2 to 0.5 × 5.84 (blocks.3.hook_resid_post)"),
-    ],
-)  # fmt: skip
-def test_interventions_in_words(features: list[dict[str, Any]], label: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "a", PLAIN, features=features)
-    assert [row.record["intervention"] for row in rows_of(tmp_path)] == [label]
-
-
 def test_saes_that_give_the_same_label_are_named(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        write_run(tmp_path / name, PLAIN, features=[feature(sae=f"/saes/{name}")])
-    assert [row.record["intervention"][-5:] for row in rows_of(tmp_path)] == [" one)", " two)"]
+        write_run(tmp_path / name, PLAIN, features=[feature(sae=f"/saes/{name}", mode="clamp", units="raw")])
+    assert [row.record["intervention"] for row in rows_of(tmp_path)] == [
+        f"clamp 7 to 2 × 5.84 (blocks.19.hook_resid_post, raw, {name})" for name in ("one", "two")
+    ]
 
 
 def test_models_of_one_name_in_two_places_are_told_apart(tmp_path: Path) -> None:

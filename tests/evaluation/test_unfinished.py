@@ -1,13 +1,13 @@
 """A run that was cut off within a task: what it had generated is not generated again, and the result is the same."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import read_run
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_sae.cli import main
@@ -55,16 +55,6 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return run
 
 
-def samples(folder: Path) -> list[dict[str, Any]]:
-    (file,) = folder.rglob("samples_*.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def positions(folder: Path) -> int:
-    (file,) = folder.rglob("results_*.json")
-    return json.loads(file.read_text())["config"]["sae"]["steered_positions"]
-
-
 def test_a_run_cut_off_within_a_task_continues_to_the_same_samples(
     command: Callable[..., list[str]], batches: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -72,8 +62,9 @@ def test_a_run_cut_off_within_a_task_continues_to_the_same_samples(
     batches(command(tmp_path / "cut"), cut_at=3)
     assert len(list((tmp_path / "cut" / FOLDER).iterdir())) == 1
     assert batches(command(tmp_path / "cut")) == 1
-    assert samples(tmp_path / "cut") == samples(tmp_path / "whole")
-    assert positions(tmp_path / "cut") == positions(tmp_path / "whole") > 0
+    (cut, cut_samples), (whole, whole_samples) = (read_run(tmp_path / name) for name in ("cut", "whole"))
+    assert cut_samples == whole_samples
+    assert cut["config"]["sae"]["steered_positions"] == whole["config"]["sae"]["steered_positions"] > 0
     assert not (tmp_path / "cut" / FOLDER).exists()
 
 

@@ -5,12 +5,14 @@ import json
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from engines import read_run
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_sae.cli import main as run_cli
@@ -26,16 +28,20 @@ PASSING = ("date", "start_time", "end_time", "total_evaluation_time_seconds", "t
 
 
 @pytest.fixture(scope="module")
-def finished(sweep: ModuleType, grid: Path, flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a complete sweep of 2 × 2, sampled."""
+def run_sweep(sweep: ModuleType, grid: Path, flags: list[str]) -> Callable[..., None]:
+    """A sweep of 2 × 2, sampled, into a folder."""
+
+    def run(folder: Path, *options: str) -> None:
+        sweep.main(["--grid", str(grid), "--output_dir", str(folder), *flags, "--gen_kwargs", SAMPLED, *options])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(run_sweep: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    sweep.main(["--grid", str(grid), "--output_dir", str(folder), *flags, "--gen_kwargs", SAMPLED])
+    run_sweep(folder)
     return folder
-
-
-def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    (results,), (samples,) = folder.rglob("results_*.json"), folder.rglob("samples_*.jsonl")
-    return json.loads(results.read_text()), [json.loads(line) for line in samples.read_text().splitlines()]
 
 
 def texts(folder: Path) -> list[str]:
@@ -102,10 +108,9 @@ def test_the_report_compares_all_points_and_marks_none(sweep: ModuleType, finish
 
 
 def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
-    sweep: ModuleType, grid: Path, flags: list[str], finished: Path, tmp_path: Path, starts: list[HFSAE],
+    run_sweep: Callable[..., None], finished: Path, tmp_path: Path, starts: list[HFSAE],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    command = ["--grid", str(grid), "--output_dir", str(tmp_path / "out"), *flags, "--gen_kwargs", SAMPLED]
     runs = sys.modules["sweep_runs"]
     execute, calls = runs.execute, []
 
@@ -117,37 +122,32 @@ def test_one_start_and_a_killed_sweep_continues_to_the_same_result(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs, "execute", killed_in_the_third)
-        sweep.main(command)
+        run_sweep(out := tmp_path / "out")
     assert len(starts) == 1
     names = [f"tiny-llama-{TASK}{place}" for place in POINTS]
-    out = tmp_path / "out"
     left = {*names[:2], f"{names[2]}.partial", "sweep.json", "sweep.log"}
     assert {path.name for path in out.iterdir()} == left
     before = {path: path.stat().st_mtime_ns for name in names[:2] for path in (out / name).rglob("*")}
 
     capsys.readouterr()
-    sweep.main([*command, "--max_runs", "2"])
+    run_sweep(out, "--max_runs", "2")
     assert "2 finished before" in (said := capsys.readouterr().out)
     assert "1 runs are left (--max_runs)" in said
-    sweep.main(command)
+    run_sweep(out)
     assert len(starts) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert [texts(out / name) for name in names] == [texts(finished / name) for name in names]
     assert not list(out.glob("*.partial"))
 
-    sweep.main(command)  # nothing left to do
+    run_sweep(out)  # nothing left to do
     assert len(starts) == 3
 
 
-def interrupted(args: Namespace) -> None:
-    raise KeyboardInterrupt
-
-
 def test_a_run_whose_judge_stopped_is_done_again_and_nothing_is_generated_anew(
-    sweep: ModuleType, grid: Path, flags: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run_sweep: Callable[..., None], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    runs = sys.modules["sweep_runs"]
+    runs, out = sys.modules["sweep_runs"], tmp_path / "out"
     stopped = {"-sae-40-x1": "402"}
     execute, kept = runs.execute, []
 
@@ -161,56 +161,56 @@ def test_a_run_whose_judge_stopped_is_done_again_and_nothing_is_generated_anew(
     generate = HFLM._model_generate
     monkeypatch.setattr(HFLM, "_model_generate", lambda *a, **k: (kept.append(1), generate(*a, **k))[1])
     monkeypatch.setattr(runs, "execute", judged)
-    command = ["--grid", str(grid), "--output_dir", str(tmp_path / "out"), *flags, "--gen_kwargs", SAMPLED]
     with pytest.raises(SystemExit) as ended:
-        sweep.main(command)
+        run_sweep(out)
     said = capsys.readouterr()
     assert ended.value.code == 3 and "tiny-llama-quickstart_problems-sae-40-x1; the same command asks" in said.err
-    assert len(kept) == 10 and (tmp_path / "out" / "report" / "report.html").is_file()
+    assert len(kept) == 10 and (out / "report" / "report.html").is_file()
 
-    folder = tmp_path / "out" / f"tiny-llama-{TASK}-sae-40-x1"
+    def interrupted(args: Namespace) -> None:
+        raise KeyboardInterrupt
+
+    folder = out / f"tiny-llama-{TASK}-sae-40-x1"
     there = sorted(folder.rglob("*"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs, "execute", interrupted)
-        sweep.main(command)
+        run_sweep(out)
     assert sorted(folder.rglob("*")) == there, "its results stay until there are better ones"
 
     stopped.clear()
-    sweep.main(command)
+    run_sweep(out)
     assert "4 finished before" in capsys.readouterr().out
     assert len(kept) == 10
     names = [f"tiny-llama-{TASK}{place}" for place in POINTS]
-    assert [texts(tmp_path / "out" / name) for name in names] == [texts(finished / name) for name in names]
-    assert not list((tmp_path / "out").rglob(".unfinished"))
+    assert [texts(out / name) for name in names] == [texts(finished / name) for name in names]
+    assert not list(out.rglob(".unfinished"))
 
 
 def test_other_settings_are_refused(
-    sweep: ModuleType, grid: Path, flags: list[str], finished: Path, sae: Path, starts: list[HFSAE],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    command = ["--grid", str(grid), "--output_dir", str(finished), *flags, "--gen_kwargs"]
+    run_sweep: Callable[..., None], finished: Path, sae: Path, starts: list[HFSAE], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = finished / f"tiny-llama-{TASK}"
     with pytest.raises(UserError, match="limit is null there, 2.0 now") as refused:
-        sweep.main([*command, SAMPLED, "--limit", "2"])
+        run_sweep(finished, "--limit", "2")
     assert str(refused.value).startswith(f"{folder} holds a run with other settings")
     weights = sae / "sae_weights.safetensors"
     time = weights.stat()
     os.utime(weights, (1, 1))  # as if trained again into the same folder
     try:
         with pytest.raises(UserError, match="-sae-40-x1 holds a run with other settings .SAE is"):
-            sweep.main([*command, SAMPLED])
+            run_sweep(finished)
     finally:
         os.utime(weights, ns=(time.st_atime_ns, time.st_mtime_ns))
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"weights is \[\[\"model.safetensors\", "):
         patch.setattr(sys.modules["sweep_runs"], "model_files", lambda _: [["model.safetensors", 1, 1]])
-        sweep.main([*command, SAMPLED])  # as if another model lay there
+        run_sweep(finished)  # as if another model lay there
     judge = SimpleNamespace(
         check=lambda: None, report=lambda: {"model": "m", "host": "h", "mode": "all", "prompt_sha": "0", "questions": 3}
     )
     for module in ("lm_eval_sae.cli", "sweep_runs"):
         monkeypatch.setattr(f"{module}.get_judge", lambda: judge)
     with pytest.raises(UserError, match=r"judge is null there, .*\"model\": \"m\""):
-        sweep.main([*command, SAMPLED])
+        run_sweep(finished)
     assert starts == []
 
 
