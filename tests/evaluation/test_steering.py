@@ -12,7 +12,7 @@ from engines import full_sae_change
 from sae_lens import SAE
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.errors import UserError
@@ -32,17 +32,27 @@ def one_feature(sae: Path, **arguments: Any) -> dict[str, Any]:
     return {"sae_path": str(sae), "sae_strength": STRENGTH, "sae_max_activation": MAX_ACTIVATION, **arguments}
 
 
+@functools.lru_cache(maxsize=1)
+def plain_model(model: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
 def logits_with(model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tokens: Tensor = TOKENS) -> Tensor:
     """transformers' logits with a change applied to the output of each of some layers."""
-    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    lm = plain_model(model)
 
     def hook(change: Callable, _module: object, _inputs: object, output: Tensor | tuple) -> Tensor | tuple:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    for layer, change in changes.items():
+    hooks = [
         lm.model.layers[layer].register_forward_hook(functools.partial(hook, change))
+        for layer, change in changes.items()
+    ]
     with torch.no_grad():
-        return lm(tokens).logits
+        logits = lm(tokens).logits
+    for one in hooks:
+        one.remove()
+    return logits
 
 
 def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
