@@ -156,18 +156,15 @@ def test_a_task_scores_right_wrong_and_undecided_answers(
     assert [got[i] for i in range(len(answers))] == list(answers.values())
 
 
-def test_a_judge_behind_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_judge_behind_a_server(server: JudgeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = [{"problem": f"{n} eggs?", "solution": "…", "answer": "12"} for n in ("12", "A dozen", "Ten")]
     texts = [text for text in (r"\boxed{12}", r"\boxed{a dozen}", r"\boxed{ten of them}") for _ in range(4)]
-    with JudgeServer() as server:
-        for name, value in {"PROCESSOR": "m", "PROCESSOR_BASE_URL": server.base_url, "OPENROUTER_API_KEY": KEY}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("JUDGE_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        metrics, _ = evaluate("math-500_self_consistency", rows, texts, tmp_path)
-        report = get_judge().report()
-        asked = sorted(server.asked())
-    assert asked == [("A dozen eggs?", "12", "a dozen"), ("Ten eggs?", "12", "ten of them")]  # equal questions once
+    for name, value in {"PROCESSOR": "m", "PROCESSOR_BASE_URL": server.base_url, "OPENROUTER_API_KEY": KEY}.items():
+        monkeypatch.setenv(name, value)
+    metrics, _ = evaluate("math-500_self_consistency", rows, texts, tmp_path)
+    report = get_judge().report()
+    # Equal questions once.
+    assert sorted(server.asked()) == [("A dozen eggs?", "12", "a dozen"), ("Ten eggs?", "12", "ten of them")]
     assert metrics["exact_match"] == metrics["maj@4"] == pytest.approx(2 / 3) and metrics["undecided"] == 0
     assert (report["questions"], report["asked"], report["right"], report["wrong"]) == (8, 2, 4, 4)
 
