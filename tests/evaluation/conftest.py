@@ -43,9 +43,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    """A random Qwen2 of the sizes of `tiny_llama`, its attention's biases included."""
+    """A random Qwen2 of the sizes of `tiny_llama` with 3 layers, its attention's biases included."""
     folder = tmp_path_factory.mktemp("tiny-qwen2")
-    sizes = {"hidden_size": D_IN, "intermediate_size": 512, "num_hidden_layers": 4, "num_key_value_heads": 2}
+    sizes = {"hidden_size": D_IN, "intermediate_size": 512, "num_hidden_layers": 3, "num_key_value_heads": 2}
     save_random_checkpoint("qwen2", {**sizes, "initializer_range": 0.05}, folder, tokenizer=tiny_llama)
     return folder
 

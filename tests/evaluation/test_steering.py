@@ -133,7 +133,7 @@ def test_several_features_on_two_layers_at_once(
     tokens = torch.randint(6, config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(2))
     first, second = (
         make_sae(kind, d_in=config.hidden_size, hook_name=f"blocks.{layer}.hook_resid_post")
-        for kind, layer in (("jumprelu", 1), ("standard", config.num_hidden_layers - 2))
+        for kind, layer in (("jumprelu", 1), ("standard", config.num_hidden_layers - 1))
     )
     entries = [
         {"sae_path": str(first), "sae_feature_idx": 3, "sae_max_activation": 5.0},
@@ -156,7 +156,7 @@ def test_several_features_on_two_layers_at_once(
         return of_full(x) + (8.0 - x @ d3)[..., None] * d3 + 6.0 * d60
 
     expected = logits_with(
-        folder, {1: full_sae_change(saes[0], {3: 10.0, 9: 5.0}), config.num_hidden_layers - 2: at_second}, tokens
+        folder, {1: full_sae_change(saes[0], {3: 10.0, 9: 5.0}), config.num_hidden_layers - 1: at_second}, tokens
     )
     steered = lm._model_call(tokens)
     torch.testing.assert_close(steered, expected, atol=1e-4, rtol=0)
