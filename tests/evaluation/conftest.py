@@ -1,8 +1,9 @@
 """SAEs and problems for the evaluation tests."""
 
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,27 @@ def forget_the_judge() -> None:
     get_judge.cache_clear()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_look_at_the_machine() -> Iterator[None]:
+    """What lm-eval writes of the machine into each results file takes it seconds: here it is found out once."""
+    from torch.utils import collect_env
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect_env, "get_pretty_env_info", functools.cache(collect_env.get_pretty_env_info))
+        yield
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading one fails the test."""
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *_, **__: pytest.fail("loaded"))
+
+
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    """A random Qwen2 of the sizes of `tiny_llama`, its attention's biases included."""
+    """A random Qwen2 of the sizes of `tiny_llama` with 3 layers, its attention's biases included."""
     folder = tmp_path_factory.mktemp("tiny-qwen2")
-    sizes = {"hidden_size": D_IN, "intermediate_size": 512, "num_hidden_layers": 4, "num_key_value_heads": 2}
+    sizes = {"hidden_size": D_IN, "intermediate_size": 512, "num_hidden_layers": 3, "num_key_value_heads": 2}
     save_random_checkpoint("qwen2", {**sizes, "initializer_range": 0.05}, folder, tokenizer=tiny_llama)
     return folder
 

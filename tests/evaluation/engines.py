@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from lm_eval.api.instance import Instance
+from sae_lens import SAE
+from torch import Tensor
 
 from lm_eval_sae import TASKS_DIR
 from lm_eval_sae.engines.hf_model import HFSAE
@@ -34,18 +36,24 @@ TASK_DATA = {
 }  # fmt: skip
 
 
-def write_local_task(task: str, folder: Path) -> str:
-    """A task that differs from a benchmark's in its name and the source of its data alone; returns its name."""
+def write_local_task(task: str, folder: Path, rows: Sequence[Mapping[str, str]] = ()) -> str:
+    """A task that differs from a benchmark's in its name and its data (`rows`, else TASK_DATA); returns its name."""
     benchmark = task.removesuffix("_self_consistency")
     split = "test" if benchmark == "math-500" else "train"
     folder.mkdir(exist_ok=True)
     data = folder / f"{task}.json"
-    data.write_text("".join(json.dumps(row) + "\n" for row in TASK_DATA[benchmark]))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows or TASK_DATA[benchmark]))
     (folder / f"{task}.yaml").write_text(
         f"include: {TASKS_DIR / task}.yaml\ntask: local_{task}\ndataset_path: json\ndataset_name: null\n"
         f"dataset_kwargs: {{data_files: {{{split}: {data}}}}}\n"
     )
     return f"local_{task}"
+
+
+def read_run(folder: Path, task: str = "*") -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The results of the run in a folder, and the samples of its task, or of the one that is named."""
+    (results,), (samples,) = folder.rglob("results_*.json"), folder.rglob(f"samples_{task}_2*.jsonl")
+    return json.loads(results.read_text()), [json.loads(line) for line in samples.read_text().splitlines()]
 
 
 def loglikelihoods(prompts: Sequence[str]) -> list[Instance]:
@@ -73,6 +81,20 @@ def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE
 
     arguments = {"kv_cache_memory_bytes": 2**27} | arguments
     return VLLMSAE(str(model), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=eager, **arguments)
+
+
+def full_sae_change(sae: SAE, values: Mapping[int, float]) -> Callable[[Tensor], Tensor]:
+    """The residual stream as the whole SAE rebuilds it with some features at given values, plus the SAE's error."""
+
+    def change(x: Tensor) -> Tensor:
+        acts = sae.encode(x)
+        error = x - sae.decode(acts)
+        acts = acts.clone()
+        for feature, value in values.items():
+            acts[..., feature] = value
+        return sae.decode(acts) + error
+
+    return change
 
 
 def start_hf(model: Path) -> HFSAE:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from lm_eval_sae.grading.consistency import count_wrong_answers, coverage, majority, powers_of_two
+from lm_eval_sae.grading.consistency import coverage, majority, powers_of_two
 
 ANSWERS = [
     ["x", "x", "a", "a", "b", None, "x", "c"],
@@ -45,9 +45,3 @@ def test_at_the_paper_s_size_majority_of_one_is_accuracy_and_of_all_is_the_plura
     assert [majority(right, wrong, 64, 64) for right in (8, 9, 10)] == [0, pytest.approx(1 / 3), 1]
     assert coverage(10, 64, 64) == 1 and coverage(0, 64, 64) == 0
     assert powers_of_two(64) == [1, 2, 4, 8, 16, 32, 64] and powers_of_two(6) == [1, 2, 4]
-
-
-def test_wrong_answers_that_mean_the_same_vote_together() -> None:
-    answers = ["0.5", r"\frac{1}{2}", "7", r"\frac{2}{4}", "8", "7"]
-    assert sorted(count_wrong_answers(answers)) == [1, 2, 3]
-    assert sorted(count_wrong_answers(answers, ["??", "Odd", "**odd**", "?"])) == [1, 1, 1, 2, 2, 3]

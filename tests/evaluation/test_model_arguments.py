@@ -26,10 +26,9 @@ def test_what_the_library_refuses_is_one_line(engine: str, tiny_llama: Path, tmp
         main([*command, "--include_path", str(tmp_path), "--gen_kwargs", "max_gen_toks=8"])
 
 
-@pytest.mark.parametrize("argument", ["batch_size=4", "device=cpu"])
-def test_a_flag_among_the_model_arguments_is_refused(argument: str, tiny_llama: Path) -> None:
+def test_a_flag_among_the_model_arguments_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(UserError, match="is in --model_args, where lm-eval does not take it; give --"):
-        prepare(tiny_llama, arguments=argument)
+        prepare(tiny_llama, arguments="device=cpu")
 
 
 @pytest.mark.needs_vllm
@@ -41,9 +40,7 @@ def test_a_worker_class_is_refused_where_steering_has_its_own(tiny_llama: Path, 
         prepare(tiny_llama, arguments=steered, engine="vllm")
 
 
-@pytest.mark.parametrize(
-    ("gpus", "device"), [(0, "cude"), (0, "cpu:0"), (0, "cuda"), (0, "cuda:0"), (1, "cuda:1"), (2, "cuda:2")]
-)
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cude"), (0, "cuda"), (1, "cuda:1"), (2, "cuda:2")])
 def test_a_device_that_is_not_there_is_not_replaced(
     gpus: int, device: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,13 +55,9 @@ def test_a_device_that_is_not_there_is_not_replaced(
     ("engine", "gen", "message"),
     [
         ("hf", "temprature=1", "unknown generation argument 'temprature'; did you mean 'temperature'"),
-        pytest.param("vllm", "temprature=1", "did you mean 'temperature'", marks=pytest.mark.needs_vllm),
         ("hf", "max_new_tokens=64", "generation argument 'max_new_tokens' is called max_gen_toks in lm-eval"),
-        ("hf", "num_return_sequences=2", "unknown generation argument 'num_return_sequences'"),
-        ("hf", "do_sample=maybe", "do_sample is 'maybe', expected true or false"),
         pytest.param("vllm", "top_p=5", "--gen_kwargs: top_p must be in", marks=pytest.mark.needs_vllm),
         ("hf", "cutoff_token=</think>", "cutoff_token is '</think>', expected the id of a token, a whole number"),
-        ("hf", "cutoff_token=-1", "cutoff_token is -1"),
     ],
 )
 def test_a_generation_argument_that_would_be_ignored(engine: str, gen: str, message: str, tiny_llama: Path) -> None:

@@ -42,11 +42,8 @@ def test_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"problem": "a", "answer": null}'], "row 1: expected a row with problem and answer"),
         (['{"problem": "a", "answer": "1"}', '{"problem": "b", "answer": [1, 2]}'], "row 2: expected"),
-        (['{"problem": "a", "answer": true}'], "row 1: expected"),
-        (['{"question": "a", "answer": "1"}'], "row 1: expected"),
-        (['{"problem": "a", "answer": "1"}', "", "17"], "row 2: expected"),
+        (['{"question": "a", "answer": "1"}'], "row 1: expected a row with problem and answer"),
         (['{"problem": "a", "answer": "1"}', '{"problem": "b'], "line 2 is not JSON"),
         ([""], "holds no problems"),
     ],

@@ -104,7 +104,6 @@ def test_each_of_ten_features_has_one_look_in_all_figures(drawn: Drawn, tmp_path
     ("changes", "names"),
     [
         ({"sae": "/saes/two"}, ["7, SAE one", "7, SAE two"]),
-        ({"hook_name": "blocks.3.hook_resid_post"}, ["7, blocks.19.hook_resid_post", "7, blocks.3.hook_resid_post"]),
         ({"max_activation": 11.0, "value": 22.0}, ["7, max 5.84", "7, max 11"]),
         ({"edit": setting("configs", TASK, "generation_kwargs", "temperature", value=0)},
          ["7, temperature 0.6", "7, temperature 0"]),

@@ -2,33 +2,17 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
-import pytest
 import summarize
 from planted_runs import PLAIN, STEERED, TASK, feature, rows_of, setting, write_run
 
 
-@pytest.mark.parametrize(
-    ("features", "label"),
-    [
-        ([feature(mode="add")], "add 2 × 5.84 along 7 (blocks.19.hook_resid_post)"),
-        ([feature(mode="clamp", units="raw")], "clamp 7 to 2 × 5.84 (blocks.19.hook_resid_post, raw)"),
-        ([feature() | {"strength": None, "max_activation": None, "value": 3.25}],
-         "set 7 to 3.25 (blocks.19.hook_resid_post)"),
-        ([feature(1), feature(2, hook_name="blocks.3.hook_resid_post", strength=0.5)],
-         "set 1 to 2 × 5.84 (blocks.19.hook_resid_post); set 2 to 0.5 × 5.84 (blocks.3.hook_resid_post)"),
-    ],
-)  # fmt: skip
-def test_interventions_in_words(features: list[dict[str, Any]], label: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "a", PLAIN, features=features)
-    assert [row.record["intervention"] for row in rows_of(tmp_path)] == [label]
-
-
 def test_saes_that_give_the_same_label_are_named(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        write_run(tmp_path / name, PLAIN, features=[feature(sae=f"/saes/{name}")])
-    assert [row.record["intervention"][-5:] for row in rows_of(tmp_path)] == [" one)", " two)"]
+        write_run(tmp_path / name, PLAIN, features=[feature(sae=f"/saes/{name}", mode="clamp", units="raw")])
+    assert [row.record["intervention"] for row in rows_of(tmp_path)] == [
+        f"clamp 7 to 2 × 5.84 (blocks.19.hook_resid_post, raw, {name})" for name in ("one", "two")
+    ]
 
 
 def test_models_of_one_name_in_two_places_are_told_apart(tmp_path: Path) -> None:
@@ -56,15 +40,6 @@ def test_rows_of_the_same_intervention_name_the_settings_that_differ(tmp_path: P
     assert names["cold"] == f"{steering} · temperature 0.0 · against {cold}"
     assert names["warm"] == f"{steering} · temperature 0.6 · against {warm}"
     assert names["other"] == f"{steering.replace('7', '8')} · against {cold}"
-
-
-def test_rows_that_differ_in_their_questions_alone_are_told_apart_by_date(tmp_path: Path) -> None:
-    for month in (1, 2):
-        problems = [f"Question {i} of month {month}?" for i in range(40)]
-        write_run(tmp_path / str(month), PLAIN, problems=problems, date=f"2026-0{month}-01T00-00-00.0")
-    assert [row.title for row in rows_of(tmp_path)] == [
-        "baseline 1 · 2026-01-01T00-00-00.0", "baseline 2 · 2026-02-01T00-00-00.0",
-    ]  # fmt: skip
 
 
 def test_each_line_of_the_csv_leads_to_its_run(tmp_path: Path) -> None:

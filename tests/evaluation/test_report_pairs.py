@@ -38,9 +38,7 @@ GREEDY = setting("configs", TASK, "generation_kwargs", "temperature", value=0.0)
     ("better", "worse"),
     [
         pytest.param(OTHER_VERSIONS, GREEDY, id="other versions rather than another temperature"),
-        pytest.param(setting("config", "device", value="cpu"), GREEDY, id="another device rather than a temperature"),
         pytest.param(GREEDY, setting("versions", TASK, value=2.0), id="what can be compared rather than not"),
-        pytest.param(lambda results: None, OTHER_VERSIONS, id="the same versions"),
     ],
 )
 def test_the_partner_is_the_baseline_that_differs_in_what_matters_less(
@@ -56,31 +54,22 @@ def test_a_complete_run_is_a_better_partner_than_a_trial_of_the_same_versions(tm
     write_run(tmp_path / "trial", PLAIN[:4], edit=setting("config", "limit", value=4.0))
     write_run(tmp_path / "complete", PLAIN, edit=OTHER_VERSIONS)
     write_run(tmp_path / "steered", DOWN, features=[feature()])
-    row = steered_of(tmp_path)
-    assert row.pair.baseline.file.parent.name == "complete" and row.compared == 40
+    assert steered_of(tmp_path).pair.baseline.file.parent.name == "complete"
 
 
-@pytest.mark.parametrize("later", ["other data", "no samples", "the same"])
+@pytest.mark.parametrize("later", ["other data", "the same"])
 def test_of_repeated_baselines_the_latest_that_fits_counts(later: str, tmp_path: Path) -> None:
     write_run(tmp_path / "early", PLAIN, date="2026-01-01T00-00-00.0")
     problems = [f"Another {i}?" for i in range(40)] if later == "other data" else None
-    folder = write_run(tmp_path / "later", PLAIN, problems=problems, date="2026-02-01T00-00-00.0")
-    if later == "no samples":
-        next(folder.glob("samples_*")).unlink()
+    write_run(tmp_path / "later", PLAIN, problems=problems, date="2026-02-01T00-00-00.0")
     write_run(tmp_path / "steered", DOWN, features=[feature()])
     row = steered_of(tmp_path)
     assert row.compared == 40 and row.warnings == ()
     assert row.pair.baseline.file.parent.name == ("later" if later == "the same" else "early")
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        setting("config", "model_args", value="pretrained=/models/tiny,dtype=float32,sae_path=/saes/x,sae_id=7"),
-        setting("config", "model", value="steered"),
-    ],
-)
-def test_runs_of_other_code_that_steers_are_never_a_baseline(edit: Edit, tmp_path: Path) -> None:
+def test_runs_of_other_code_that_steers_are_never_a_baseline(tmp_path: Path) -> None:
+    edit = setting("config", "model_args", value="pretrained=/models/tiny,dtype=float32,sae_path=/saes/x,sae_id=7")
     write_run(tmp_path / "foreign", PLAIN, edit=edit, date="2026-03-01T00-00-00.0")
     write_run(tmp_path / "steered", DOWN, features=[feature()])
     foreign, own = sorted(rows_of(tmp_path), key=lambda row: row.run.file)
@@ -96,7 +85,6 @@ def test_runs_of_other_code_that_steers_are_never_a_baseline(edit: Edit, tmp_pat
     [
         (setting("config", "sae", value={"layer": 19}), r"KeyError\('features'\)"),
         (setting("results", TASK, "truncated,none", value=float("nan")), "truncated is nan, expected a finite number"),
-        (setting("config", value=[1]), "no attribute 'get'"),
     ],
 )
 def test_a_broken_results_file_is_named_in_one_line(edit: Edit, reason: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from engines import write_local_task
 from judge_server import KEY, JudgeServer, Reply, completion
 
-from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, execute, main, parse, prepare_run
+from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, main, parse, prepare_run
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.judge.client import get_judge
 
@@ -20,33 +20,20 @@ def arguments(model: Path, task: str, *options: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading one fails the test."""
-    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *_, **__: pytest.fail("loaded"))
+def test_data_out_of_reach_end_the_run_before_the_model_loads(
+    tiny_llama: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets.exceptions import DatasetNotFoundError
 
-
-# --------------------------------------------------------------------------------------------------------------- data
-
-
-def test_data_out_of_reach_end_the_run_before_the_model_loads(tiny_llama: Path, no_model: None) -> None:
     with pytest.raises(UserError, match="data of the task math-500 cannot be loaded: .*HuggingFaceH4/MATH-500"):
         main(arguments(tiny_llama, "math-500"))
-
-
-def test_gated_data_say_what_to_do(tiny_llama: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets.exceptions import DatasetNotFoundError
 
     def load_dataset(*_args: Any, **_kwargs: Any) -> None:
         raise DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    args = parse(arguments(tiny_llama, "openai_gpqa_diamond"))
-    for run in (execute, check_tasks):
-        with pytest.raises(
-            UserError, match="gpqa_diamond cannot be loaded: .*gated.*; accept the terms .*`hf auth login`"
-        ):
-            run(args)
+    with pytest.raises(UserError, match="gpqa_diamond cannot be loaded: .*gated.*; accept the terms .*`hf auth login`"):
+        check_tasks(parse(arguments(tiny_llama, "openai_gpqa_diamond")))
 
 
 def test_the_data_are_loaded_once(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,18 +46,12 @@ def test_the_data_are_loaded_once(tiny_llama: Path, tmp_path: Path, monkeypatch:
     assert len(loads) == 1 and len(list(tmp_path.rglob("results_*.json"))) == 1
 
 
-# -------------------------------------------------------------------------------------------------------------- names
-
-
 def test_a_group_is_taken_apart_in_the_order_of_lm_eval(tiny_llama: Path, tmp_path: Path) -> None:
     names = [write_local_task(name, tmp_path) for name in ("math-500", "aime2024_nofigures")]
     inner = f"{{group: inner, task: [{names[1]}]}}"
     (tmp_path / "z_group.yaml").write_text(f"group: local_group\ntask: [{names[0]}, {inner}]\n")
     command = [*arguments(tiny_llama, "local_group"), "--include_path", str(tmp_path)]
     assert check_tasks(parse(command)) == names
-
-
-# -------------------------------------------------------------------------------------------------------------- judge
 
 
 @pytest.fixture
@@ -107,11 +88,10 @@ def test_a_judge_that_refuses_after_the_trial_leaves_the_results(
     assert get_judge().report()["questions"] == 0, "the next run of this process starts its own account"
 
 
-@pytest.mark.parametrize("model", ["hf", "dummy"])
 def test_a_judge_that_refuses_the_trial_ends_the_run_before_the_model_loads(
-    model: str, server: JudgeServer, tiny_llama: Path, no_model: None
+    server: JudgeServer, tiny_llama: Path, no_model: None
 ) -> None:
     server.always = PAYMENT
     with pytest.raises(UserError, match="refuses a request for 'm' .*402: Insufficient credits"):
-        prepare_run(parse([*arguments(tiny_llama, "math-500"), "--model", model]))
+        prepare_run(parse(arguments(tiny_llama, "math-500")))
     assert len(server.requests) == 1

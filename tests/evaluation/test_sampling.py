@@ -1,8 +1,5 @@
 """Seeds of repeats: all different, and the same in every run."""
 
-import subprocess
-import sys
-
 from lm_eval.api.instance import Instance
 
 from lm_eval_sae.engines.requests import number_repeats, request_seed
@@ -18,12 +15,7 @@ def test_repeats_are_numbered_as_lm_eval_passes_them() -> None:
     assert number_repeats(clones) == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1]
 
 
-def test_seeds_differ_by_seed_prompt_and_repeat() -> None:
+def test_seeds_differ_by_seed_prompt_and_repeat_and_are_fixed_for_good() -> None:
     seeds = [request_seed(s, p, r) for s in (0, 1, 1234) for p in ("a", "b", "What is 2 + 2?") for r in range(64)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
-
-
-def test_a_seed_is_the_same_in_every_process() -> None:
-    code = "from lm_eval_sae.engines.requests import request_seed; print(request_seed(1234, 'Wie groß?', 3))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == request_seed(1234, "Wie groß?", 3) == 626340567  # fixed for good
+    assert request_seed(1234, "Wie groß?", 3) == 626340567

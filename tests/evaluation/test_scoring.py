@@ -41,16 +41,11 @@ def test_gpqa_prompt_to_the_letter(benchmark_facts: dict[str, Any]) -> None:
         (r"so $\boxed{\frac{1}{2}}$", r"\frac{1}{2}", (1, 1, 0)),
         (r"\boxed{073}", "73", (1, 1, 0)),
         (r"\boxed{72}", "73", (0, 0, 0)),
-        (r"first \boxed{4}, no: \boxed{5}", "5", (1, 1, 0)),
         (r"first \boxed{5}, no: \boxed{4}", "5", (0, 0, 0)),
         (r"\boxed{12\text{ cm}}", "12", (1, 0, 0)),
-        (r"\boxed{2, 1}", r"\{1, 2\}", (1, 0, 0)),
-        ("Hence the answer: 0.5", r"\frac{1}{2}", (1, 0, 0)),
         ("**Answer:** 12.", "12", (1, 1, 0)),
         (r"\boxed{the twelfth}", "12", (0, 0, 1)),
         (r"\boxed{\frac{1}{}", "12", (0, 0, 0)),
-        (r"\boxed{?}", "12", (0, 0, 1)),
-        (r"it is \boxed{12", "12", (0, 0, 0)),
         ("we get 12 and then", "12", (0, 0, 0)),
         ("", "12", (0, 0, 0)),
     ],
@@ -69,18 +64,11 @@ def test_metrics_of_a_mathematical_answer(completion: str, answer: str, metrics:
     [
         ("Answer: C", (1, 1, 0)),
         ("Answer: C) 10^-4 eV", (1, 0, 0)),
-        (r"\boxed{C}", (1, 1, 0)),
-        (r"\boxed{\text{C}}", (1, 0, 0)),
-        ("The answer is C.", (1, 0, 0)),
         ("Answer: B", (0, 0, 0)),
-        ("Answer: C, no. Answer: E", (0, 0, 0)),
         (r"\boxed{10^{-4}}", (0, 0, 1)),
-        ("Answer: the third", (0, 0, 1)),
         ("I cannot say", (0, 0, 1)),
         ("<think>\nAnswer: B\n</think>\nThe correct answer is **C**.", (1, 0, 0)),
         ("Answer: C\n</think>\nThe answer is either C or D.", (0, 1, 1)),
-        ("</think>\n**C**", (1, 0, 0)),
-        ("Answer: A photon", (0, 0, 1)),
         (" \n", (0, 0, 0)),
     ],
 )
@@ -105,13 +93,11 @@ def test_without_a_letter_only_what_ended_by_itself_is_undecided() -> None:
     ("text", "metrics"),  # exact_match, undecided where D is right
     [
         ("Answer: D-glucose", (1, 0)),
-        ("Answer: d-Glucose.", (1, 0)),
         ("The answer is B cells.", (0, 0)),
         ("Answer: D 10 eV", (0, 1)),
         ("Answer: C 10 eV", (0, 0)),
         (r"\boxed{10 eV}", (0, 0)),
         ("Answer: A photon", (0, 1)),  # A or B
-        ("Answer: the sugar", (0, 1)),
     ],
 )
 def test_the_text_of_a_choice_is_its_letter(text: str, metrics: tuple[int, int]) -> None:
@@ -133,13 +119,6 @@ def test_a_small_models_last_number_counts() -> None:
     scored = process_short_math({"answer": "1200"}, ["9 + 3 = 12, so 1,200, he has."])
     assert scored == {"exact_match": 1, "exact_match_string": 1, "undecided": 0}
     assert process_short_math({"answer": "12"}, ["9 + 3 = 12, or 13."])["exact_match"] == 0
-    assert process_short_math({"answer": "12"}, ["no idea"])["exact_match"] == 0
-
-
-def test_lengths_come_with_the_completion() -> None:
-    scored = process_math({"answer": "1"}, [Completion(r"\boxed{1}", 7, True)])
-    assert (scored["completion_tokens"], scored["truncated"]) == (7, 1) and "reasoning_tokens" not in scored
-    assert process_math({"answer": "1"}, [Completion(r"\boxed{1}", 7, False, 3)])["reasoning_tokens"] == 3
 
 
 def test_the_judges_verdict_comes_before_the_checkers() -> None:

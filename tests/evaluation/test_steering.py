@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from engines import full_sae_change
 from sae_lens import SAE
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.errors import UserError
@@ -31,31 +32,27 @@ def one_feature(sae: Path, **arguments: Any) -> dict[str, Any]:
     return {"sae_path": str(sae), "sae_strength": STRENGTH, "sae_max_activation": MAX_ACTIVATION, **arguments}
 
 
+@functools.lru_cache(maxsize=1)
+def plain_model(model: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
 def logits_with(model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tokens: Tensor = TOKENS) -> Tensor:
     """transformers' logits with a change applied to the output of each of some layers."""
-    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    lm = plain_model(model)
 
     def hook(change: Callable, _module: object, _inputs: object, output: Tensor | tuple) -> Tensor | tuple:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    for layer, change in changes.items():
+    hooks = [
         lm.model.layers[layer].register_forward_hook(functools.partial(hook, change))
+        for layer, change in changes.items()
+    ]
     with torch.no_grad():
-        return lm(tokens).logits
-
-
-def full_sae_change(sae: SAE, values: dict[int, float]) -> Callable[[Tensor], Tensor]:
-    """The residual stream as the whole SAE rebuilds it with some features at given values, plus the SAE's error."""
-
-    def change(x: Tensor) -> Tensor:
-        acts = sae.encode(x)
-        error = x - sae.decode(acts)
-        acts = acts.clone()
-        for feature, value in values.items():
-            acts[..., feature] = value
-        return sae.decode(acts) + error
-
-    return change
+        logits = lm(tokens).logits
+    for one in hooks:
+        one.remove()
+    return logits
 
 
 def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
@@ -74,8 +71,7 @@ def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
 
 
 SAES: dict[str, dict[str, Any] | None] = {
-    "legacy 5.5.2": None,
-    "standard": {"apply_b_dec_to_input": False},
+    "legacy 5.5.2": None,  # standard, b_dec not subtracted
     "standard, b_dec subtracted": {"apply_b_dec_to_input": True},
     "jumprelu": {"architecture": "jumprelu", "apply_b_dec_to_input": True},
     "jumprelu, average norm": {
@@ -128,21 +124,16 @@ def test_clamp_and_add_are_the_textbook_changes(
     torch.testing.assert_close(lm._model_call(TOKENS), logits_with(tiny_llama, {1: change}), atol=1e-4, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tiny_llama: Path, tiny_qwen2: Path, smollm2: Path) -> dict[str, Path]:
-    return {"trained llama": tiny_llama, "random qwen2": tiny_qwen2, "SmolLM2": smollm2}
-
-
-@pytest.mark.parametrize("model", ["trained llama", "random qwen2", "SmolLM2"])
+@pytest.mark.parametrize("model", ["tiny_qwen2", "smollm2"])
 def test_several_features_on_two_layers_at_once(
-    model: str, checkpoints: dict[str, Path], make_sae: Callable[..., Path], tmp_path: Path
+    model: str, request: pytest.FixtureRequest, make_sae: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = checkpoints[model]
+    folder = request.getfixturevalue(model)
     config = AutoConfig.from_pretrained(folder)
     tokens = torch.randint(6, config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(2))
     first, second = (
         make_sae(kind, d_in=config.hidden_size, hook_name=f"blocks.{layer}.hook_resid_post")
-        for kind, layer in (("jumprelu", 1), ("standard", config.num_hidden_layers - 2))
+        for kind, layer in (("jumprelu", 1), ("standard", config.num_hidden_layers - 1))
     )
     entries = [
         {"sae_path": str(first), "sae_feature_idx": 3, "sae_max_activation": 5.0},
@@ -165,7 +156,7 @@ def test_several_features_on_two_layers_at_once(
         return of_full(x) + (8.0 - x @ d3)[..., None] * d3 + 6.0 * d60
 
     expected = logits_with(
-        folder, {1: full_sae_change(saes[0], {3: 10.0, 9: 5.0}), config.num_hidden_layers - 2: at_second}, tokens
+        folder, {1: full_sae_change(saes[0], {3: 10.0, 9: 5.0}), config.num_hidden_layers - 1: at_second}, tokens
     )
     steered = lm._model_call(tokens)
     torch.testing.assert_close(steered, expected, atol=1e-4, rtol=0)
@@ -209,19 +200,10 @@ def test_an_intervention_file_in_every_format(suffix: str, make_sae: Callable[..
         ("a.txt", "", "expected a file that ends in .yaml, .yml, .json, .pt"),
         ("a.yaml", None, "no file at sae_intervention_path="),
         ("a.yaml", "features: [", "cannot be read: .* line 1"),
-        ("a.json", "{", "cannot be read: Expecting property name"),
-        ("a.pt", "x", "cannot be read"),
-        ("a.yaml", "sae_path: x", "has no list of features"),
         ("a.yaml", "features: []", "has no list of features"),
         ("a.yaml", "features: [3]", "feature 1 is 3, expected a mapping"),
         ("a.yaml", "features: [{sae_feature: 3}]", "unknown key 'sae_feature'; did you mean"),
-        ("a.yaml", "features: [{sae_intervention_path: x}]", "unknown key 'sae_intervention_path'"),
-        ("a.yaml", "{sae_path: SAE, features: [{sae_feature_idx: 3}]}", "feature 1: sae_strength is missing"),
-        (
-            "a.yaml",
-            "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 64}]}",
-            "feature 2: feature 64 is not",
-        ),
+        ("a.yaml", "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 64}]}", "feature 2: feature 64 is"),
         ("a.yaml", "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 3}]}", "has feature 3 of .* twice"),
     ],
 )
@@ -266,10 +248,14 @@ def test_half_precision_streams_are_changed_in_float32(make_sae: Callable[..., P
 
 def test_auto_reads_the_maximum_from_the_scores(make_sae: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_sae("standard")
+    scores = tmp_path / "scores-of-layer-1"
+    scores.mkdir()
     maxima = torch.linspace(0, 6.3, 64)
-    save_file({"max_activation": maxima}, tmp_path / "feature_stats.safetensors")
-    arguments = {"sae_path": folder, "sae_strength": 2, "sae_max_activation": "auto", "sae_stats": str(tmp_path)}
-    (steering,) = read_steering({**arguments, "sae_feature_idx": 5}).features
+    save_file({"max_activation": maxima}, scores / "feature_stats.safetensors")
+    arguments = {"sae_path": folder, "sae_strength": 2, "sae_max_activation": "auto", "sae_stats": f"{scores}/"}
+    read = read_steering({**arguments, "sae_feature_idx": 5})
+    assert read.record()["features"][0]["max_activation_from"] == "auto (scores-of-layer-1)"
+    (steering,) = read.features
     assert steering.value == pytest.approx(1.0) and steering.units == "folded"
     norm = SAE.load_from_disk(folder).W_dec[5].norm().item()
     (raw,) = read_steering({**arguments, "sae_feature_idx": 5, "sae_units": "raw"}).features
@@ -278,7 +264,7 @@ def test_auto_reads_the_maximum_from_the_scores(make_sae: Callable[..., Path], t
         read_steering({**arguments, "sae_feature_idx": 0})
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"d_in": 4}', '{"d_in": 4, "d_sae": "x"}'])
+@pytest.mark.parametrize("text", ["[]", '{"d_in": 4, "d_sae": "x"}'])
 def test_a_config_that_is_no_sae_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "cfg.json").write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path / 'cfg.json'} is not of a SAELens SAE"):

@@ -1,12 +1,13 @@
 """A run that was cut off within a task: what it had generated is not generated again, and the result is the same."""
 
-import json
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import read_run
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_sae.cli import main
@@ -31,70 +32,48 @@ def command(tiny_llama: Path, problems: Path, make_sae: Callable[..., Path]) -> 
     return make
 
 
-class Batches:
-    """Counts the batches that transformers generates, and cuts the run off at one."""
-
-    def __init__(self) -> None:
-        self.generated, self.cut_at = 0, 0
-
-    def expect(self, *, cut_at: int = 0) -> None:
-        """Counts from 0 again; `cut_at` counts from 1, 0 cuts nothing off."""
-        self.generated, self.cut_at = 0, cut_at
-
-
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
-    counter = Batches()
+def batches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs a command line and returns how many batches transformers generated; the run is cut off at `cut_at`."""
     generate = HFLM._model_generate
 
-    def counted(self: HFLM, *args: Any, **kwargs: Any) -> Any:
-        counter.generated += 1
-        if counter.generated == counter.cut_at:
-            raise KeyboardInterrupt
-        return generate(self, *args, **kwargs)
+    def run(words: list[str], *, cut_at: int | None = None) -> int:
+        generated = 0
 
-    monkeypatch.setattr(HFLM, "_model_generate", counted)
-    return counter
+        def counted(self: HFLM, *args: Any, **kwargs: Any) -> Any:
+            nonlocal generated
+            generated += 1
+            if generated == cut_at:
+                raise KeyboardInterrupt
+            return generate(self, *args, **kwargs)
 
+        monkeypatch.setattr(HFLM, "_model_generate", counted)
+        with contextlib.nullcontext() if cut_at is None else pytest.raises(KeyboardInterrupt):
+            main(words)
+        return generated
 
-def samples(folder: Path) -> list[dict[str, Any]]:
-    (file,) = folder.rglob("samples_*.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def positions(folder: Path) -> int:
-    (file,) = folder.rglob("results_*.json")
-    return json.loads(file.read_text())["config"]["sae"]["steered_positions"]
+    return run
 
 
 def test_a_run_cut_off_within_a_task_continues_to_the_same_samples(
-    command: Callable[..., list[str]], batches: Batches, tmp_path: Path
+    command: Callable[..., list[str]], batches: Callable[..., int], tmp_path: Path
 ) -> None:
-    main(command(tmp_path / "whole"))
-    assert batches.generated == 3 and not (tmp_path / "whole" / FOLDER).exists()
-
-    batches.expect(cut_at=3)
-    with pytest.raises(KeyboardInterrupt):
-        main(command(tmp_path / "cut"))
+    assert batches(command(tmp_path / "whole")) == 3 and not (tmp_path / "whole" / FOLDER).exists()
+    batches(command(tmp_path / "cut"), cut_at=3)
     assert len(list((tmp_path / "cut" / FOLDER).iterdir())) == 1
-    batches.expect()
-    main(command(tmp_path / "cut"))
-    assert batches.generated == 1
-    assert samples(tmp_path / "cut") == samples(tmp_path / "whole")
-    assert positions(tmp_path / "cut") == positions(tmp_path / "whole") > 0
+    assert batches(command(tmp_path / "cut")) == 1
+    (cut, cut_samples), (whole, whole_samples) = (read_run(tmp_path / name) for name in ("cut", "whole"))
+    assert cut_samples == whole_samples
+    assert cut["config"]["sae"]["steered_positions"] == whole["config"]["sae"]["steered_positions"] > 0
     assert not (tmp_path / "cut" / FOLDER).exists()
 
 
-@pytest.mark.parametrize("other", [{"strength": 1.0}, {"gen_kwargs": SAMPLED.replace("0.8", "0.9")}])
 def test_completions_of_other_settings_are_not_taken(
-    other: dict[str, Any], command: Callable[..., list[str]], batches: Batches, tmp_path: Path
+    command: Callable[..., list[str]], batches: Callable[..., int], tmp_path: Path
 ) -> None:
-    batches.expect(cut_at=3)
-    with pytest.raises(KeyboardInterrupt):
-        main(command(tmp_path))
-    batches.expect()
-    main(command(tmp_path, **other))
-    assert batches.generated == 3
+    batches(command(tmp_path), cut_at=3)
+    batches(command(tmp_path, strength=1.0), cut_at=3)
+    assert batches(command(tmp_path, gen_kwargs=SAMPLED.replace("0.8", "0.9"))) == 3
 
 
 def test_a_line_that_was_cut_off_is_left_out_and_harms_none_after_it(

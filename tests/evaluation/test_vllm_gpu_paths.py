@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from engines import steering_of
+from engines import full_sae_change, steering_of
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM
 
@@ -79,10 +79,7 @@ class Reference:
     def _steer(self, _layer: torch.nn.Module, _inputs: Any, x: torch.Tensor) -> torch.Tensor:
         if self.value is None:
             return x
-        f = self.sae.encode(x)
-        f_set = f.clone()
-        f_set[..., FEATURE] = self.value
-        return self.sae.decode(f_set) + (x - self.sae.decode(f))
+        return full_sae_change(self.sae, {FEATURE: self.value})(x)
 
     @torch.no_grad()
     def logprobs(self, ids: Sequence[int], value: float | None) -> torch.Tensor:
@@ -91,14 +88,14 @@ class Reference:
         return self.model(torch.tensor([list(ids)])).logits[0, :-1].log_softmax(-1)
 
 
-def run(script: str, job: Path, folder: Path, *words: str) -> dict[str, Any]:
+def run(script: str, job: Path, folder: Path) -> dict[str, Any]:
     """What a script of `gpu_paths/` found; vLLM keeps what it compiles in `folder`."""
     result = folder / "result.json"
     environment = {
         **os.environ, "VLLM_CACHE_ROOT": str(folder / "vllm"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    command = [sys.executable, str(SCRIPTS / script), str(job), str(result), *words]
+    command = [sys.executable, str(SCRIPTS / script), str(job), str(result)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return json.loads(result.read_text())
@@ -128,15 +125,12 @@ def assert_steered(runs: Sequence[dict[str, Any]], expected: Reference) -> None:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton's interpreter; triton is not installed here")
-@pytest.mark.parametrize(
-    ("words", "scheduler"), [([], "Scheduler"), (["async"], "AsyncScheduler")], ids=["synchronous", "asynchronous"]
-)
-def test_the_second_model_runner_steers(
-    words: list[str], scheduler: str, job: Path, expected: Reference, tmp_path: Path
-) -> None:
-    result = run("second_runner.py", job, tmp_path, *words)
-    assert (result["runner"], result["scheduler"]) == ("vllm.v1.worker.cpu.model_runner", scheduler)
-    assert_steered(result["runs"], expected)
+def test_the_second_model_runner_steers(job: Path, expected: Reference, tmp_path: Path) -> None:
+    results = run("second_runner.py", job, tmp_path)
+    for name, scheduler in (("synchronous", "Scheduler"), ("asynchronous", "AsyncScheduler")):
+        result = results[name]
+        assert (result["runner"], result["scheduler"]) == ("vllm.v1.worker.cpu.model_runner", scheduler)
+        assert_steered(result["runs"], expected)
 
 
 @pytest.fixture(scope="module")

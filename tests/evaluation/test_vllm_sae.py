@@ -15,7 +15,6 @@ from engines import (
     LONG_PROMPTS,
     PROMPTS,
     SLOTS,
-    TASK_DATA,
     assert_agree,
     assert_all_differ,
     generations,
@@ -23,12 +22,8 @@ from engines import (
     loglikelihoods,
     start_hf,
     start_vllm,
-    steering_of,
-    write_local_task,
 )
-from sae_lens import SAE
 
-from lm_eval_sae.cli import main
 from lm_eval_sae.engines import vllm_engine
 from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.engines.kept_completions import FOLDER, Unfinished, kept_in
@@ -49,7 +44,11 @@ def hf(tiny_llama: Path) -> HFSAE:
 
 @pytest.fixture(scope="module")
 def eager(tiny_llama: Path) -> Iterator[VLLMSAE]:
-    model = start_vllm(tiny_llama, slots=SLOTS)
+    """Its worker can be told to lose the steered layers (forgetful_worker.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent), prepend=":")
+        patch.setattr(vllm_engine, "WORKER", "forgetful_worker.ForgetfulWorker")
+        model = start_vllm(tiny_llama, slots=SLOTS)
     yield model
     model.close()
 
@@ -185,72 +184,6 @@ def test_completions_of_an_interrupted_run_are_not_generated_again(
     assert continued[2] >= sum(json.loads(line)[1]["positions"] for line in lines[:3]) > 0
 
 
-def test_reasoning_tokens_end_at_the_cutoff(eager: VLLMSAE) -> None:
-    eager.set_intervention(None)
-    eager.generate_until(generations(PROMPTS[1:2]), disable_tqdm=True)
-    ids = eager._outputs[0].token_ids
-    (completion,) = eager.generate_until(generations(PROMPTS[1:2], cutoff_token=ids[-1]), disable_tqdm=True)
-    assert completion.reasoning_tokens == ids.index(ids[-1]) < completion.completion_tokens == len(ids)
-
-
-def test_a_value_that_a_feature_has_anyway_changes_nothing(
-    tiny_llama: Path, eager: VLLMSAE, hf: HFSAE, make_sae: Callable[..., Path], tmp_path: Path
-) -> None:
-    """At the first position the residual stream depends on one token alone: there the feature has one value."""
-    full = SAE.load_from_disk(make_sae("standard"))
-    full.fold_W_dec_norm()
-    hf.set_intervention(None)
-    bos = hf.tokenizer.bos_token_id
-    with torch.no_grad():
-        x = hf.model(torch.tensor([[bos]]), output_hidden_states=True).hidden_states[2]  # leaves layer 1
-    activations = full.encode(x)[0, 0]
-    feature = int(activations.argmax())
-    entry = {"sae_path": str(make_sae("standard")), "sae_feature_idx": feature, "sae_strength": 1.0}
-    request = [(("", ""), [bos], [40])]  # the log-likelihood of one token after the first
-
-    def likelihood(model: VLLMSAE | HFSAE, value: float | None) -> float:
-        maximum = {} if value is None else {"sae_max_activation": value}
-        model.set_intervention(steering_of(tmp_path, "one", [{**entry, **maximum}]) if maximum else None)
-        return model._loglikelihood_tokens(request, disable_tqdm=True)[0][0]
-
-    for model in (eager, hf):
-        plain = likelihood(model, None)
-        assert likelihood(model, float(activations[feature])) == pytest.approx(plain, abs=1e-5)
-        assert likelihood(model, 3 * float(activations[feature])) != pytest.approx(plain, abs=1e-2)
-
-
-def test_all_tasks_run_by_the_papers_command_line(
-    tiny_llama: Path, make_sae: Callable[..., Path], benchmark_facts: dict[str, Any], tmp_path: Path
-) -> None:
-    repeats = benchmark_facts["self_consistency_repeats"]
-    names = [write_local_task(task, tmp_path / "tasks") for task in (*TASK_DATA, *repeats)]
-    main(
-        [
-            "--model", "vllm", "--tasks", ",".join(names), "--include_path", str(tmp_path / "tasks"),
-            "--model_args", f"pretrained={tiny_llama},dtype=float32,tensor_parallel_size=1,max_model_len=512,"
-            f"kv_cache_memory_bytes={2**27},enforce_eager=True,sae_path={make_sae('standard')},sae_feature_idx=40,"
-            "sae_strength=2.0,sae_max_activation=6.5",
-            "--batch_size", "auto", "--apply_chat_template", "--log_samples", "--output_path", str(tmp_path / "out"),
-            "--gen_kwargs", "max_gen_toks=6,cutoff_token=5", "--seed", "3",
-        ]
-    )  # fmt: skip
-    (file,) = (tmp_path / "out").rglob("results_*.json")
-    results = json.loads(file.read_text())
-    assert results["config"]["sae"]["features"][0]["value"] == 13.0
-    assert results["config"]["model_args"]["seed"] == 3 and results["config"]["judge"] is None
-    required = 0
-    for name in names:
-        (samples,) = (tmp_path / "out").rglob(f"samples_{name}_2*.jsonl")
-        (sample,) = [json.loads(line) for line in samples.read_text().splitlines()]
-        n = repeats.get(name.removeprefix("local_"), 1)
-        assert len(sample["resps"][0]) == n and len(set(sample["resps"][0])) == n
-        for metric in ("exact_match", "exact_match_string", "completion_tokens", "reasoning_tokens", "truncated"):
-            assert results["results"][name][f"{metric},none"] == sample[metric]
-        assert 0 < sample["completion_tokens"] <= 6
-        required += n * (sample["completion_tokens"] - 1)
-    assert results["config"]["sae"]["steered_positions"] > required
-
-
 def test_an_intervention_that_does_not_fit_the_running_engine(
     eager: VLLMSAE, make_sae: Callable[..., Path], steerings: dict[str, Steering | None], tmp_path: Path
 ) -> None:
@@ -265,23 +198,31 @@ def test_an_intervention_that_does_not_fit_the_running_engine(
     assert eager.steering == steerings["set"]
 
 
-def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, hf: HFSAE) -> None:
-    ours = start_vllm(tiny_llama)
-    assert "worker_cls" not in ours.model_args and "additional_config" not in ours.model_args
-    got = ours.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True)
-    texts = ours.generate_until(generations(PROMPTS), disable_tqdm=True)
-    assert_agree(ours, hf, None)
-    assert ours.get_model_info()["sae"] is None
-    ours.close()
+def test_without_sae_arguments_it_is_stock_lm_eval(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same arguments for vLLM, and from the same engine the same answers."""
+    from lm_eval.models import vllm_causallms
 
-    stock = VLLM(**{"pretrained" if key == "model" else key: value for key, value in ours.model_args.items()
-                    if key not in ("enable_lora", "max_num_seqs")}, max_batch_size=8)  # fmt: skip
-    assert stock.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True) == got
+    made: list[dict[str, Any]] = []
+    start = vllm_causallms.LLM
+    monkeypatch.setattr(vllm_causallms, "LLM", lambda **arguments: (made.append(arguments), start(**arguments))[1])
+    ours = start_vllm(tiny_llama)
+    assert ours.get_model_info()["sae"] is None
+    monkeypatch.setattr(vllm_causallms, "LLM", lambda **arguments: (made.append(arguments), ours.model)[1])
+    of_platform = {"kv_cache_memory_bytes": 2**27}
+    VLLMSAE._suit_platform(of_platform)
+    stock = VLLM(
+        str(tiny_llama), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=True, **of_platform
+    )
+    assert made[0] == made[1] and "worker_cls" not in made[0]
+
+    answers = [model.loglikelihood(loglikelihoods(PROMPTS), disable_tqdm=True) for model in (ours, stock)]
+    assert answers[0] == answers[1]
     requests = generations(PROMPTS)
     for request in requests:
         del request.args[1]["cutoff_token"]  # which stock lm-eval hands to vLLM, which refuses it
-    assert stock.generate_until(requests, disable_tqdm=True) == texts
-    stock.model.llm_engine.engine_core.shutdown()
+    texts = ours.generate_until(generations(PROMPTS), disable_tqdm=True)
+    assert texts == stock.generate_until(requests, disable_tqdm=True)
+    ours.close()
 
 
 def test_a_gpu_of_which_little_is_free_is_enough_for_a_cache_of_a_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,21 +245,20 @@ def test_a_gpu_of_which_little_is_free_is_enough_for_a_cache_of_a_given_size(mon
 
 
 def test_a_layer_that_is_not_steered_fails_the_run(
-    tiny_llama: Path, steerings: dict[str, Steering | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    eager: VLLMSAE, steerings: dict[str, Steering | None], tmp_path: Path
 ) -> None:
-    """A worker that loses the wrapped layer again after it was loaded (forgetful_worker.py)."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent), prepend=":")
-    monkeypatch.setattr(vllm_engine, "WORKER", "forgetful_worker.ForgetfulWorker")
-    model = start_vllm(tiny_llama, slots=SLOTS)
-    model.set_intervention(steerings["set"])
-    for output_path in (None, str(tmp_path)):  # without and with completions that are kept
-        with (
-            kept_in(output_path),
-            pytest.raises(RuntimeError, match="only 0 of [1-9][0-9]* token positions were steered"),
-        ):
-            model.generate_until(generations(PROMPTS[:1]), disable_tqdm=True)
+    eager.set_intervention(steerings["set"])
+    eager.model.collective_rpc("forget")
+    try:
+        for output_path in (None, str(tmp_path)):  # without and with completions that are kept
+            with (
+                kept_in(output_path),
+                pytest.raises(RuntimeError, match="only 0 of [1-9][0-9]* token positions were steered"),
+            ):
+                eager.generate_until(generations(PROMPTS[:1]), disable_tqdm=True)
+    finally:
+        eager.model.collective_rpc("remember")
     assert not list(tmp_path.rglob("*.jsonl"))
-    model.close()
 
 
 def test_the_real_small_model_in_the_engine_equals_transformers(

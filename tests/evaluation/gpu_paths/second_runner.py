@@ -1,11 +1,11 @@
-"""vLLM's second model runner, which is the default on GPUs, on a CPU:   python second_runner.py JOB RESULT [async]
+"""vLLM's second model runner, which is the default on GPUs, on a CPU:   python second_runner.py JOB RESULT
 
 Its triton kernels run in triton's interpreter. It is eager: compiled, it does not run there. The longest prompt does
-not fit into one step, so it comes in two chunks, as on a GPU.
+not fit into one step, so it comes in two chunks, as on a GPU. The job is done by two engines, one after the other:
+{"synchronous": with the CPU's scheduler, "asynchronous": with the one that GPUs have}.
 """
 
 import os
-import sys
 from types import SimpleNamespace
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -19,6 +19,7 @@ triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_acti
 
 from steered_job import run_job, write_result  # noqa: E402
 from vllm.config import VllmConfig  # noqa: E402
+from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.platforms.cpu import CpuPlatform  # noqa: E402
 
 original = CpuPlatform.check_and_update_config.__func__
@@ -31,6 +32,8 @@ def check_and_update_config(cls: type[CpuPlatform], config: VllmConfig) -> None:
 
 
 if __name__ == "__main__":
-    if "async" in sys.argv:
-        CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
-    write_result(run_job(enforce_eager=True, max_num_batched_tokens=64))
+    synchronous = run_job(enforce_eager=True, max_num_batched_tokens=64)
+    cleanup_dist_env_and_memory()
+    CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+    asynchronous = run_job(enforce_eager=True, max_num_batched_tokens=64)
+    write_result({"synchronous": synchronous, "asynchronous": asynchronous})

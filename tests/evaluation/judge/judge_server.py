@@ -7,8 +7,6 @@ import json
 import re
 import socket
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -17,10 +15,9 @@ from typing import Any
 KEY = "sk-or-v1-loopback0123456789abcdef"
 USAGE = {"prompt_tokens": 300, "completion_tokens": 2, "total_tokens": 302}
 PARTS = ("problem", "expected_answer", "given_answer")
-Rule = Callable[[str, str, str], str]
 
 
-def same_number(problem: str, expected: str, answer: str) -> str:
+def same_number(expected: str, answer: str) -> str:
     """A model that knows a few numbers by name."""
     names = {"one half": "0.5", "a dozen": "12"}
     return "SAME" if names.get(answer, answer) == expected else "DIFFERENT"
@@ -35,8 +32,7 @@ class Reply:
     """Text and bytes as they are; anything else as JSON."""
     headers: dict[str, str] = field(default_factory=dict)
     manner: str = "whole"
-    """whole; drop: the connection is cut in the middle of the body; hang: nothing until the server closes;
-    drip: a space now and then until it closes."""
+    """whole; drop: the connection is cut in the middle of the body; hang: nothing until the server closes."""
 
 
 def completion(content: str | None, **usage: Any) -> dict[str, Any]:
@@ -55,8 +51,7 @@ class JudgeServer:
     barrier: how many requests must have come before any of them is answered.
     """
 
-    def __init__(self, rule: Rule = same_number) -> None:
-        self.rule = rule
+    def __init__(self) -> None:
         self.script: list[Reply] = []
         self.always: Reply | None = None
         self.delay = 0.0
@@ -65,7 +60,6 @@ class JudgeServer:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.authorizations: list[str | None] = []
-        self.times: list[float] = []
         self.at_once = 0
         self.most_at_once = 0
         self.lock = threading.Lock()
@@ -119,7 +113,6 @@ class _Handler(BaseHTTPRequestHandler):
             state.requests.append(body)
             state.headers.append(dict(self.headers))
             state.authorizations.append(self.headers.get("Authorization"))
-            state.times.append(time.monotonic())
             state.at_once += 1
             state.most_at_once = max(state.most_at_once, state.at_once)
             reply = state.script.pop(0) if state.script else state.always
@@ -131,7 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.path != "/api/v1/chat/completions":
                 reply = Reply(404, {"error": {"message": f"no such place as {self.path}", "code": 404}})
             if reply is None:
-                reply = Reply(body=completion(state.rule(*read_prompt(body["messages"][0]["content"])), **state.usage))
+                _, expected, answer = read_prompt(body["messages"][0]["content"])
+                reply = Reply(body=completion(same_number(expected, answer), **state.usage))
         finally:
             with state.lock:
                 state.at_once -= 1
@@ -147,10 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if reply.manner == "drip":
-            while not self.server_state.closing.wait(0.02):
-                self.wfile.write(b" ")
-        elif reply.manner == "drop":
+        if reply.manner == "drop":
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
             self.close_connection = True

@@ -17,7 +17,6 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 
 def test_the_judge_is_off_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_variables(monkeypatch, OPENROUTER_API_KEY=KEY, PROCESSOR="", JUDGE="undecided")
-    assert Judge.from_environment() is None
     assert get_judge() is None
     assert not (tmp_path / "xdg").exists()
 
@@ -29,17 +28,14 @@ def test_the_environment_in_full(monkeypatch: pytest.MonkeyPatch, server: JudgeS
         JUDGE_CONCURRENCY="3", JUDGE_CACHE=str(folder),
     )  # fmt: skip
     judge = get_judge()
-    assert judge is not None and judge is get_judge()
-    assert (judge.mode, judge.concurrency) == ("all", 3)
-    assert judge.decide([HALF]) == [True]
-    assert list(folder.iterdir())
+    assert judge is get_judge() and (judge.mode, judge.concurrency) == ("all", 3)
+    assert judge.decide([HALF]) == [True] and list(folder.iterdir())
     assert server.authorizations == [f"Bearer {KEY}"]
 
 
 def test_defaults_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_variables(monkeypatch, PROCESSOR=MODEL, OPENROUTER_API_KEY=KEY)
     judge = Judge.from_environment()
-    assert judge is not None
     assert (judge.base_url, judge.mode, judge.concurrency) == ("https://openrouter.ai/api/v1", "undecided", 8)
     assert Path(judge.cache.directory) == tmp_path / "xdg" / "reasoning-features" / "judge"
 
@@ -48,8 +44,7 @@ def test_a_server_of_ones_own_needs_no_key_and_gets_no_other(
     monkeypatch: pytest.MonkeyPatch, server: JudgeServer
 ) -> None:
     set_variables(monkeypatch, PROCESSOR=MODEL, PROCESSOR_BASE_URL=server.base_url, OPENAI_API_KEY="of-another-service")
-    judge = Judge.from_environment()
-    assert judge is not None and judge.decide([HALF]) == [True]
+    assert Judge.from_environment().decide([HALF]) == [True]
     assert server.authorizations == [None]
 
 
@@ -62,10 +57,7 @@ def test_a_server_of_ones_own_needs_no_key_and_gets_no_other(
         ({"JUDGE": "all", "PROCESSOR": ""}, "JUDGE is 'all' but PROCESSOR is not set"),
         ({"JUDGE_CONCURRENCY": "0"}, "JUDGE_CONCURRENCY is '0'"),
         ({"PROCESSOR_BASE_URL": "openrouter.ai/api/v1"}, "PROCESSOR_BASE_URL is not an address"),
-        ({"PROCESSOR_BASE_URL": "http://"}, "PROCESSOR_BASE_URL is not"),
-        ({"PROCESSOR_BASE_URL": "http://a b/v1"}, "PROCESSOR_BASE_URL is not"),
         ({"PROCESSOR_BASE_URL": f"https://user:{KEY}@host/v1"}, "PROCESSOR_BASE_URL is not"),
-        ({"PROCESSOR_BASE_URL": f"https://host/v1?key={KEY}"}, "PROCESSOR_BASE_URL is not"),
     ],
 )
 def test_a_mistake_in_the_environment_is_one_line(
@@ -84,5 +76,3 @@ def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPa
     set_variables(monkeypatch, PROCESSOR=MODEL, OPENROUTER_API_KEY=KEY, JUDGE_CACHE=str(tmp_path / "file" / "folder"))
     with pytest.raises(UserError, match="cannot be kept in .*set JUDGE_CACHE"):
         Judge.from_environment()
-
-

@@ -11,7 +11,7 @@ from judge_server import KEY, JudgeServer, Reply, completion
 from lm_eval_sae.errors import UserError
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404])
+@pytest.mark.parametrize("status", [402, 403])
 def test_a_refusal_after_the_generations_ends_the_questions_and_keeps_the_verdicts(
     server: JudgeServer, make: MakeJudge, status: int, capfd: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
@@ -44,25 +44,24 @@ def test_one_question_that_is_too_long_loses_no_evaluation(
     assert "1 of 4 questions" in caplog.text and "400: maximum context length is 2048" in caplog.text
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 529])
-def test_a_passing_failure_is_tried_again(server: JudgeServer, make: MakeJudge, status: int) -> None:
-    server.script = [Reply(status, {"error": {"message": "later"}}, AT_ONCE)] * 5
+def test_a_passing_failure_is_tried_again(server: JudgeServer, make: MakeJudge) -> None:
+    busy = Reply(429, {"error": {"message": "later"}}, AT_ONCE)
+    server.script = [busy, Reply(503, "", AT_ONCE), Reply(body=completion("SAME"), manner="drop"), busy]
     judge = make()
     assert judge.decide([HALF]) == [True]
-    assert len(server.requests) == 6
+    assert len(server.requests) == 5
     assert judge.report()["failed"] == 0
 
 
-@pytest.mark.parametrize("status", [429, 500])
 def test_a_failure_for_ever_is_counted_and_warned_of_once(
-    server: JudgeServer, make: MakeJudge, status: int, caplog: pytest.LogCaptureFixture
+    server: JudgeServer, make: MakeJudge, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.always = Reply(status, {"error": {"message": f"no capacity for {KEY}"}}, AT_ONCE)
+    server.always = Reply(500, {"error": {"message": f"no capacity for {KEY}"}}, AT_ONCE)
     judge = make(concurrency=1, max_retries=2, stop_after=4)
     assert judge.decide(questions(40)) == [None] * 40
     assert len(server.requests) == 4 * 3, "after four failures in a row, of three requests each, it asks no more"
     (warning,) = caplog.records
-    assert "40 of 40 questions" in warning.message and f"{status}: no capacity for ***" in warning.message
+    assert "40 of 40 questions" in warning.message and "500: no capacity for ***" in warning.message
     report = judge.report()
     assert (report["questions"], report["asked"], report["failed"], report["undecided"]) == (40, 4, 40, 0)
     server.always = None
@@ -86,12 +85,6 @@ def test_a_server_that_hangs_is_given_up(
     assert "timed out" in caplog.text
 
 
-def test_a_connection_cut_in_the_middle_of_a_reply_is_tried_again(server: JudgeServer, make: MakeJudge) -> None:
-    server.script = [Reply(body=completion("SAME"), manner="drop")]
-    assert make().decide([HALF]) == [True]
-    assert len(server.requests) == 2
-
-
 def test_a_server_that_is_not_there(make: MakeJudge, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
@@ -103,18 +96,13 @@ def test_a_server_that_is_not_there(make: MakeJudge, caplog: pytest.LogCaptureFi
             judge.check()
 
 
-# ------------------------------------------------------------------------------------------------------ trial question
-
-
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
         (Reply(400, {"error": {"message": "no max_tokens\x1b[31m\n here"}}), r"400: no max_tokens \[31m here"),
         (Reply(401, {"error": {"message": "User not found."}}), r"refuses .*401: User not found.*OPENROUTER_API_KEY"),
-        (Reply(404, "<html>\n<h1>nothing here</h1></html>"), r"refuses .*404: Not Found"),
         (Reply(429, {"error": {"message": "busy"}}, AT_ONCE), r"trial question \(127\.0\.0\.1:\d+: 429: busy\)"),
         (Reply(200, completion("Sure! They agree.")), "neither of SAME, DIFFERENT"),
-        (Reply(200, "<html>"), "neither of SAME, DIFFERENT"),
     ],
 )
 def test_the_trial_question_finds_what_is_wrong(

@@ -1,6 +1,5 @@
 """Which answers the judge is asked about, and where its verdicts go: real task files, scripted completions."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import lm_eval
 import pytest
+from engines import TASK_DATA, write_local_task
 from judge_server import KEY, JudgeServer
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -117,13 +117,7 @@ class Scripted(LM):
 
 
 MATH_ROWS = [{"problem": p, "solution": "…", "answer": a} for p, a in (("2 − 1.5?", r"\frac{1}{2}"), ("Find n.", "73"))]
-GPQA_ROWS = [
-    {
-        "Question": "Which one?", "Correct Answer": "this\n", "Incorrect Answer 1": "one",
-        "Incorrect Answer 2": "two [x]", "Incorrect Answer 3": "three",
-    }
-]  # fmt: skip
-SPLITS = {"math-500": "test", "aime2024_nofigures": "train", "openai_gpqa_diamond": "train"}
+GPQA_ROWS = TASK_DATA["openai_gpqa_diamond"]
 
 
 def evaluate(
@@ -131,39 +125,46 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict]]:
     """Metrics and samples of a task of ours, with its data from a local file and completions from a list."""
     register_filters()
-    data = folder / "data.json"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    split = SPLITS[task.removesuffix("_self_consistency")]
-    (folder / "local.yaml").write_text(
-        f"include: {TASKS_DIR / task}.yaml\ntask: local\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs: {{data_files: {{{split}: {data}}}}}\n"
-    )
+    name = write_local_task(task, folder, rows)
     manager = TaskManager(include_path=[str(TASKS_DIR), str(folder)], include_defaults=False)
-    run = lm_eval.simple_evaluate(model=Scripted(texts), tasks=["local"], task_manager=manager, bootstrap_iters=0)
-    metrics = {key.removesuffix(",none"): value for key, value in run["results"]["local"].items()}
-    return metrics, run["samples"]["local"]
+    run = lm_eval.simple_evaluate(model=Scripted(texts), tasks=[name], task_manager=manager, bootstrap_iters=0)
+    metrics = {key.removesuffix(",none"): value for key, value in run["results"][name].items()}
+    return metrics, run["samples"][name]
 
 
-def test_a_stock_back_end_and_a_judge(judge: Callable[[str], ScriptedJudge], tmp_path: Path) -> None:
-    scripted = judge("undecided")
-    metrics, samples = evaluate("math-500", MATH_ROWS, [r"\boxed{0.5}", r"\boxed{the right one}"], tmp_path)
-    assert metrics["exact_match"] == 1 and metrics["exact_match_string"] == 0 and metrics["undecided"] == 0
-    assert [q.problem for q in scripted.asked] == ["Find n."]
-    assert [sample["exact_match"] for sample in samples] == [1, 1] and "completion_tokens" not in samples[0]
+LETTER = order_gpqa(GPQA_ROWS[0])["answer"]
+OTHER_LETTER = "B" if LETTER == "A" else "A"
 
 
-def test_a_judge_behind_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "row", "answers"),  # with exact_match, exact_match_string, undecided
+    [
+        ("math-500", MATH_ROWS[0], {r"\boxed{0.5}": (1, 0, 0), r"\boxed{2}": (0, 0, 0), r"\boxed{?}": (0, 0, 1)}),
+        ("aime2024_nofigures", MATH_ROWS[1], {r"\boxed{073}": (1, 1, 0), r"\boxed{730}": (0, 0, 0), "": (0, 0, 0)}),
+        ("openai_gpqa_diamond", GPQA_ROWS[0], {
+            f"Answer: {LETTER}": (1, 1, 0), f"Answer: {OTHER_LETTER}": (0, 0, 0), "I cannot say": (0, 0, 1),
+        }),
+    ],
+)  # fmt: skip
+def test_a_task_scores_right_wrong_and_undecided_answers(
+    task: str, row: dict[str, str], answers: dict[str, tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
+    _, samples = evaluate(task, [row] * len(answers), list(answers), tmp_path)
+    got = {s["doc_id"]: tuple(s[m] for m in ("exact_match", "exact_match_string", "undecided")) for s in samples}
+    assert [got[i] for i in range(len(answers))] == list(answers.values())
+
+
+def test_a_judge_behind_a_server(server: JudgeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = [{"problem": f"{n} eggs?", "solution": "…", "answer": "12"} for n in ("12", "A dozen", "Ten")]
     texts = [text for text in (r"\boxed{12}", r"\boxed{a dozen}", r"\boxed{ten of them}") for _ in range(4)]
-    with JudgeServer() as server:
-        for name, value in {"PROCESSOR": "m", "PROCESSOR_BASE_URL": server.base_url, "OPENROUTER_API_KEY": KEY}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("JUDGE_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        metrics, _ = evaluate("math-500_self_consistency", rows, texts, tmp_path)
-        report = get_judge().report()
-        asked = sorted(server.asked())
-    assert asked == [("A dozen eggs?", "12", "a dozen"), ("Ten eggs?", "12", "ten of them")]  # equal questions once
+    for name, value in {"PROCESSOR": "m", "PROCESSOR_BASE_URL": server.base_url, "OPENROUTER_API_KEY": KEY}.items():
+        monkeypatch.setenv(name, value)
+    metrics, _ = evaluate("math-500_self_consistency", rows, texts, tmp_path)
+    report = get_judge().report()
+    # Equal questions once.
+    assert sorted(server.asked()) == [("A dozen eggs?", "12", "a dozen"), ("Ten eggs?", "12", "ten of them")]
     assert metrics["exact_match"] == metrics["maj@4"] == pytest.approx(2 / 3) and metrics["undecided"] == 0
     assert (report["questions"], report["asked"], report["right"], report["wrong"]) == (8, 2, 4, 4)
 
@@ -194,62 +195,3 @@ def test_self_consistency_keeps_every_repeat(
     for k in powers:  # one of n is right, and the only one that votes
         assert metrics[f"cov@{k}"] == metrics[f"maj@{k}"] == pytest.approx(k / n)
     assert metrics["exact_match"] == pytest.approx(1 / n)
-
-
-MATH_ANSWERS = [  # expected, completion, (exact_match, exact_match_string, undecided)
-    (r"\frac{1}{2}", r"So it is $\boxed{0.5}$.", (1, 0, 0)),
-    (r"\frac{1}{2}", r"So it is $\boxed{\frac{1}{2}}$.", (1, 1, 0)),
-    (r"\{1, 2\}", r"\boxed{\{2,1\}}", (1, 0, 0)),
-    ("12", r"\boxed{12\text{ cm}}", (1, 0, 0)),
-    (r"5\text{ km}", r"\boxed{5\text{ miles}}", (0, 0, 1)),
-    ("3", r"First \boxed{4}, no: \boxed{3}", (1, 1, 0)),
-    ("3", r"First \boxed{3}, no: \boxed{4}", (0, 0, 0)),
-    ("3", "**Answer:** 3", (1, 1, 0)),
-    ("3", "I do not know.", (0, 0, 0)),
-    (r"\text{Evelyn}", r"\boxed{Maria}", (0, 0, 1)),
-]
-AIME_ANSWERS = [
-    ("073", r"\boxed{73}", (1, 1, 0)),
-    ("73", r"\boxed{073}", (1, 1, 0)),
-    ("073", r"\boxed{730}", (0, 0, 0)),
-    ("73", "", (0, 0, 0)),
-]
-GPQA_FORMS = [  # with X for the right letter and Y for a wrong one
-    ("Answer: X", (1, 1, 0)),
-    ("**Answer:** (X)", (1, 0, 0)),
-    (r"The final answer is $\boxed{\text{X}}$", (1, 0, 0)),
-    (r"<think>Answer: Y</think> The correct answer is **X**.", (1, 0, 0)),
-    ("Therefore, option X is correct.", (1, 0, 0)),
-    ("Answer: Y", (0, 0, 0)),
-    ("The answer is either X or Y", (0, 0, 1)),
-    ("I cannot say", (0, 0, 1)),
-    ("", (0, 0, 0)),
-]
-MATH_LIKE = [
-    ("math-500", MATH_ANSWERS),
-    ("aime2024_nofigures", AIME_ANSWERS),
-]
-
-
-@pytest.mark.parametrize(("task", "answers"), MATH_LIKE)
-def test_answers_in_every_form_are_scored_by_the_task(
-    task: str, answers: list[tuple[str, str, tuple[int, int, int]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
-    rows = [{"problem": f"Problem {i}?", "solution": "…", "answer": a} for i, (a, _, _) in enumerate(answers)]
-    _, samples = evaluate(task, rows, [text for _, text, _ in answers], tmp_path)
-    got = {s["doc_id"]: tuple(s[m] for m in ("exact_match", "exact_match_string", "undecided")) for s in samples}
-    assert [(answers[i][1], got[i]) for i in range(len(answers))] == [(text, scores) for _, text, scores in answers]
-
-
-def test_letters_in_every_form_are_scored_by_the_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lm_eval_sae.judge.client.get_judge", lambda: None)
-    rows = [{**GPQA_ROWS[0], "Question": f"Which one of {i}?"} for i in range(len(GPQA_FORMS))]
-    right = [order_gpqa(row)["answer"] for row in rows]
-    wrong = ["B" if letter == "A" else "A" for letter in right]
-    texts = [form.replace("X", x).replace("Y", y) for (form, _), x, y in zip(GPQA_FORMS, right, wrong, strict=True)]
-    _, samples = evaluate("openai_gpqa_diamond", rows, texts, tmp_path)
-    got = {s["doc_id"]: tuple(s[m] for m in ("exact_match", "exact_match_string", "undecided")) for s in samples}
-    assert [(texts[i], got[i]) for i in range(len(texts))] == [
-        (text, scores) for text, (_, scores) in zip(texts, GPQA_FORMS, strict=True)
-    ]
