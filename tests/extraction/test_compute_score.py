@@ -77,6 +77,7 @@ def test_the_expected_scores_are_reproduced(flags: Flags, fixtures_dir: Path, tm
             expand_range=f"{left},{right}",
             ignore_tokens=",".join(map(str, settings["ignore_tokens"])),
             n_samples=settings["n_samples"],
+            minibatch_size_tokens=64,
             alpha=settings["alpha"],
             seed=settings["shuffle_seed"],
             tokens_str_path=fixtures_dir / settings["vocabulary"],
@@ -170,10 +171,10 @@ def test_text_is_scored_in_the_saes_own_rows(flags: Flags, fixture_text: Path, t
 
 
 def test_batch_sizes_change_scores_by_rounding_alone(flags: Flags, tmp_path: Path) -> None:
-    sizes = [(1, 100), (7, 333), (64, 1024)]
+    sizes = [(1, 300), (7, 333), (24, 1024)]
     for rows, features in sizes:
         batches = {"minibatch_size_tokens": rows, "minibatch_size_features": features}
-        compute_score.main(flags(output_dir=tmp_path / f"{rows}", n_samples=70, n_bootstrap=0, **batches))
+        compute_score.main(flags(output_dir=tmp_path / f"{rows}", n_samples=24, n_bootstrap=0, **batches))
     scores = torch.stack([scores_of(tmp_path / f"{rows}") for rows, _ in sizes]).double()
     assert (scores - scores[0]).abs().max() <= 1e-9
     table = (tmp_path / "1" / "top_features.csv").read_text().splitlines()
@@ -181,7 +182,7 @@ def test_batch_sizes_change_scores_by_rounding_alone(flags: Flags, tmp_path: Pat
 
 
 def test_chunks_merge_to_the_unchunked_result_bit_for_bit(flags: Flags, tmp_path: Path) -> None:
-    blocks = {"minibatch_size_features": 300}  # chunks begin and end within blocks
+    blocks = {"n_samples": 16, "minibatch_size_features": 300}  # chunks begin and end within blocks
     whole, parts, merged = tmp_path / "whole", tmp_path / "parts", tmp_path / "merged"
     compute_score.main(flags(output_dir=whole, **blocks))
     for chunk in (2, 0):
