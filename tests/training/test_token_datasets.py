@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 import merge_datasets
 import prepare_lmsys_dataset
-import pyarrow.parquet as pq
 import pytest
+from hub_client import local_rows as tokens
 from transformer_lens.utilities import tokenize_and_concatenate
 from transformers import AutoTokenizer
 
@@ -54,11 +54,6 @@ def write(folder: Path, columns: dict[str, list[Any]]) -> Path:
 def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
     paths = ["--model_path", str(model), "--dataset_path", str(data), "--output_dir", str(output)]
     return [*paths, "--context_size", str(CONTEXT), *more]
-
-
-def tokens(folder: Path) -> list[list[int]]:
-    # Read without the datasets library, whose cache might hand back what another test wrote.
-    return pq.read_table(sorted(folder.glob("*.parquet")))["tokens"].to_pylist()
 
 
 def test_the_number_of_processes_changes_nothing(tiny_llama: Path, conversations: Path, tmp_path: Path) -> None:
