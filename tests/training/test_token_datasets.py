@@ -8,7 +8,7 @@ import datasets
 import merge_datasets
 import prepare_lmsys_dataset
 import pytest
-from hub_client import local_rows as tokens
+from hub_client import local_rows
 from transformer_lens.utilities import tokenize_and_concatenate
 from transformers import AutoTokenizer
 
@@ -61,7 +61,7 @@ def test_the_number_of_processes_changes_nothing(tiny_llama: Path, conversations
     for processes in ("1", "3"):
         more = ["--num_proc", processes, "--num_tokens", "9999"]
         main(arguments(tiny_llama, conversations, tmp_path / processes, *more))
-    assert tokens(tmp_path / "1") == tokens(tmp_path / "3")
+    assert local_rows(tmp_path / "1") == local_rows(tmp_path / "3")
 
 
 def test_all_rows_are_those_of_transformer_lens_and_a_draw_follows_the_seed(
@@ -70,12 +70,12 @@ def test_all_rows_are_those_of_transformer_lens_and_a_draw_follows_the_seed(
     main = prepare_lmsys_dataset.main
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         main(arguments(tiny_llama, conversations, tmp_path / name, "--num_tokens", "1000", "--seed", seed))
-    a, b, c = (tokens(tmp_path / name) for name in "abc")
+    a, b, c = (local_rows(tmp_path / name) for name in "abc")
     assert len(a) == 16  # ceil(1000 / 64)
     assert a == b != c
     assert all(row in expected_rows for row in a)
     main(arguments(tiny_llama, conversations, tmp_path / "all"))
-    rows = tokens(tmp_path / "all")
+    rows = local_rows(tmp_path / "all")
     assert len(expected_rows) > 500 and sorted(rows) == sorted(expected_rows)
     assert rows != expected_rows  # shuffled
 
@@ -104,7 +104,7 @@ def test_malformed_rows_are_named_counted_and_left_out(
     for line in ("left out record 7: unknown role 'tool'", "left out record 51: field 'content'"):
         assert said.count(line) == 1
     assert said.count("left out 2 of 52 records") == 1
-    assert tokens(mixed / "out") == tokens(clean / "out")
+    assert local_rows(mixed / "out") == local_rows(clean / "out")
     source = json.loads((mixed / "out" / "provenance.json").read_text())["source"]
     assert (source["records"], source["malformed"], source["malformed_records"]) == (52, 2, [7, 51])
 
@@ -129,8 +129,8 @@ def test_a_merged_set_is_all_parts_shuffled_with_the_seed(
     parts = [str(tmp_path / seed) for seed in "12"]
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         merge([*parts, "--seed", seed, "--output_dir", str(tmp_path / name)])
-    a, b, c = (tokens(tmp_path / name) for name in "abc")
-    joined = [row for part in parts for row in tokens(Path(part))]
+    a, b, c = (local_rows(tmp_path / name) for name in "abc")
+    joined = [row for part in parts for row in local_rows(Path(part))]
     assert sorted(a) == sorted(joined)
     assert a == b != c and a != joined
     info = json.loads((tmp_path / "a" / "provenance.json").read_text())
