@@ -163,13 +163,6 @@ def test_statistics_are_those_of_transformers_and_the_sae_weights(
         assert (folder / name).read_bytes().startswith(b"\x89PNG") and (folder / name).stat().st_size > 5000
 
 
-def test_text_is_scored_in_the_saes_own_rows(flags: Flags, fixture_text: Path, tmp_path: Path) -> None:
-    compute_score.main(flags(dataset_path=fixture_text, column_name=None, n_samples=4, dtype="bfloat16"))
-    run = json.loads((tmp_path / "scores" / "run.json").read_text())
-    assert (run["rows"], run["context_size"], run["ignored_ids"]) == (4, 128, [0, 1])
-    assert scores_of(tmp_path / "scores").isfinite().all()
-
-
 def test_batch_sizes_change_scores_by_rounding_alone(flags: Flags, tmp_path: Path) -> None:
     sizes = [(1, 300), (7, 333), (24, 1024)]
     for rows, features in sizes:
@@ -187,16 +180,13 @@ def test_chunks_merge_to_the_unchunked_result_bit_for_bit(flags: Flags, tmp_path
     compute_score.main(flags(output_dir=whole, **blocks))
     for chunk in (2, 0):
         compute_score.main(flags(output_dir=parts, num_chunks=3, chunk_num=chunk, **blocks))
-    merge = ["--merge", str(parts), "--output_dir", str(merged)]
-    with pytest.raises(UserError, match="lacks chunk 1 of 0 to 2"):
-        compute_score.main(merge)
     with pytest.raises(UserError, match="--alpha is 0.7 there and 0.5 here"):
         compute_score.main(flags(output_dir=parts, num_chunks=3, chunk_num=1, alpha=0.5, **blocks))
     for replacing in (["--merge", str(parts), "--output_dir", str(parts)], flags(output_dir=parts)):
         with pytest.raises(UserError, match="holds other files"):
             compute_score.main(replacing)
     compute_score.main(flags(output_dir=parts, num_chunks=3, chunk_num=1, **blocks))
-    compute_score.main(merge)
+    compute_score.main(["--merge", str(parts), "--output_dir", str(merged)])
     assert_same_result(merged, whole)
 
     read = read_scores(parts), read_scores(whole)

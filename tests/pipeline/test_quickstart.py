@@ -24,7 +24,7 @@ def quickstart(repository: Path, **settings: str) -> subprocess.CompletedProcess
 def settings(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "MODEL": str(tiny_llama), "LAYER": "2", "RUN": str(tmp_path_factory.mktemp("run") / "quickstart"),
-        "TRAINING_TOKENS": "61440", "N_SAMPLES": "64", "DASHBOARD_SAMPLES": "64", "TOPK": "10", "LIMIT": "4",
+        "TRAINING_TOKENS": "61440", "N_SAMPLES": "64", "DASHBOARD_SAMPLES": "16", "TOPK": "3", "LIMIT": "4",
         "STEERED": "2", "STRENGTHS": "1,2", "BACKEND": "hf",
     }  # fmt: skip
 
@@ -40,7 +40,7 @@ def test_every_stage_runs_and_is_linked_to_the_next(
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     run = Path(settings["RUN"])
     with (run / "scores" / "top_features.csv").open() as file:
-        top = [int(row["feature"]) for row in csv.DictReader(file)][:10]
+        top = [int(row["feature"]) for row in csv.DictReader(file)][:3]
     pages = {path.name for path in (run / "dashboards").glob("feature_*.html")}
     assert pages == {f"feature_{feature}.html" for feature in top}
 

@@ -64,7 +64,6 @@ def test_wandb_without_a_key_is_refused_before_the_model_loads(
         ("sae.d_in=128", "sae.d_in is 128, but the residual stream"),
         ("hook_name=blocks.4.hook_resid_post", "has layers 0 to 3"),
         ("context_size=64", "have 128 tokens"),
-        ("dataset_path=tests/fixtures/text", "no column 'tokens'"),
         ("output_path=tests/fixtures", "holds other files"),
         ("device=cuda:99", "cuda:99"),
         ("nonsense", "expected key=value"),
