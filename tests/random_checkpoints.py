@@ -15,7 +15,7 @@ SIZES = {
 GROUPED = {"num_key_value_heads": 2}
 LLAMA_31_ROPE = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+    "original_max_position_embeddings": 2048,
 }  # fmt: skip
 
 

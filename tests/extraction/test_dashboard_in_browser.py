@@ -161,25 +161,25 @@ def test_planted_elements_are_text_everywhere(open_page: OpenPage, best: list[in
     assert page.locator("img").count() == 0
 
 
-def test_feature_pages_show_histograms_and_sequences(open_page: OpenPage, statistics: Stats, best: list[int]) -> None:
-    for feature in best[:3]:
-        page = open_page(f"feature_{feature}.html")
-        pixels = colours(page.locator("#histogram-acts-0"))
-        orange = (pixels[:, 0] > 230) & (pixels[:, 2] < 170)
-        assert orange.mean() > 0.005
-        assert page.locator("#histogram-logits-0 .bars path:visible").count() > 10
-        sequences = page.locator("#column-0 .seq:visible")
-        assert sequences.count() > 20 and sequences.first.bounding_box()["y"] < 900
-        # The token with the highest activation is the most intense one there is.
-        peak = sequences.first.locator(".token").filter(visible=True)
-        shades = [token.evaluate("node => getComputedStyle(node).backgroundColor") for token in peak.all()]
-        assert "rgba(255, 140, 0, 0.7)" in shades
-        title = page.locator("#column-0 h4").first.inner_text()
-        assert float(title.split("=")[1]) == pytest.approx(statistics["max_activation"][feature], abs=6e-4)
-        assert page.locator(".logits-table code:visible").count() == 20
-        facts = [float(data.get_attribute("value")) for data in page.locator("dl data").all()]
-        names = ("score", "max_activation", "firing_frequency", "entropy")
-        assert facts[1:] == [pytest.approx(statistics[name][feature], rel=1e-7) for name in names]
+def test_a_feature_page_shows_histograms_and_sequences(open_page: OpenPage, statistics: Stats, best: list[int]) -> None:
+    feature = best[-1]
+    page = open_page(f"feature_{feature}.html")
+    pixels = colours(page.locator("#histogram-acts-0"))
+    orange = (pixels[:, 0] > 230) & (pixels[:, 2] < 170)
+    assert orange.mean() > 0.005
+    assert page.locator("#histogram-logits-0 .bars path:visible").count() > 10
+    sequences = page.locator("#column-0 .seq:visible")
+    assert sequences.count() > 20 and sequences.first.bounding_box()["y"] < 900
+    # The token with the highest activation is the most intense one there is.
+    peak = sequences.first.locator(".token").filter(visible=True)
+    shades = [token.evaluate("node => getComputedStyle(node).backgroundColor") for token in peak.all()]
+    assert "rgba(255, 140, 0, 0.7)" in shades
+    title = page.locator("#column-0 h4").first.inner_text()
+    assert float(title.split("=")[1]) == pytest.approx(statistics["max_activation"][feature], abs=6e-4)
+    assert page.locator(".logits-table code:visible").count() == 20
+    facts = [float(data.get_attribute("value")) for data in page.locator("dl data").all()]
+    names = ("score", "max_activation", "firing_frequency", "entropy")
+    assert facts[1:] == [pytest.approx(statistics[name][feature], rel=1e-7) for name in names]
 
 
 def test_a_page_leads_on_and_gives_steering_arguments(open_page: OpenPage, statistics: Stats, best: list[int]) -> None:

@@ -35,9 +35,11 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def test_every_domain_gives_its_share_and_the_first_remaining_rows_fill_up(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_every_domain_gives_its_share_the_first_remaining_rows_fill_up_and_no_path_leaves_the_machine(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen: set[str] = set()
+    monkeypatch.setattr(script, "format_openthoughts", lambda row: seen.update(row) or format_openthoughts(row))
     out = tmp_path / "subset"
     script.main(["--dataset_path", str(source), "--num_samples", "60", "--output_dir", str(out)])
     subset, rows = load_rows(out), load_rows(source)
@@ -47,16 +49,7 @@ def test_every_domain_gives_its_share_and_the_first_remaining_rows_fill_up(
     texts = {format_openthoughts(row): row["domain"] for row in rows if row["domain"] != "astrology"}
     assert all(texts[row["text"]] == row["domain"] for row in subset) and len(set(subset["text"])) == 60
     assert "left out record 139: unknown domain 'astrology'" in capsys.readouterr().err
-
-
-def test_only_columns_of_the_text_are_read_and_no_path_leaves_the_machine(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: set[str] = set()
-    monkeypatch.setattr(script, "format_openthoughts", lambda row: seen.update(row) or format_openthoughts(row))
-    out = tmp_path / "subset"
-    script.main(["--dataset_path", str(source), "--num_samples", "60", "--output_dir", str(out)])
-    assert "problem" in seen and "test_cases" in seen and "conversations" not in seen
+    assert "test_cases" in seen and "conversations" not in seen  # only columns of the text are read
     assert json.loads((out / "provenance.json").read_text())["source"] == "source"
     assert str(tmp_path) not in (out / "README.md").read_text()
 

@@ -1,15 +1,11 @@
 """SAEs in both of SAELens' layouts: read early, checked against the model, loaded in folded units."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from reasonscore import sae as sae_module
 from reasonscore.sae import find_sae, load_sae
 
@@ -41,7 +37,7 @@ def test_folding_scales_activations_by_the_decoder_norm_and_keeps_reconstruction
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("size", [1, 7, 40, 1000])
+@pytest.mark.parametrize("size", [7, 1000])
 def test_blocks_of_features_put_together_are_the_whole_encoder(
     make_sae: Callable[..., Path], architecture: str, size: int
 ) -> None:
@@ -76,29 +72,6 @@ def test_a_folder_of_one_sae_takes_no_id_but_its_hook_point(legacy_sae: Path) ->
     assert find_sae(str(legacy_sae), "blocks.2.hook_resid_post").folder == legacy_sae
     with pytest.raises(UserError, match="--sae_id blocks.19.hook_resid_post: .* at blocks.2.hook_resid_post"):
         find_sae(str(legacy_sae), "blocks.19.hook_resid_post")
-
-
-def test_the_hash_of_an_sae_on_the_hub_needs_no_earlier_download(
-    repository: Path, legacy_sae: Path, tmp_path: Path
-) -> None:
-    names = ("cfg.json", "sae_weights.safetensors")
-    files = {name: (legacy_sae / name).read_bytes() for name in names}
-    hashes = (
-        "from reasonscore.sae import find_sae;"
-        "print(*(find_sae('researcher/sae', sae_id).weights_sha256 for sae_id in ('whole', 'part')))"
-    )
-    with HubServer() as hub:
-        whole = {f"whole/{name}": content for name, content in files.items()}
-        hub.add("models/researcher/sae", {**whole, "part/cfg.json": files["cfg.json"]})
-        done = subprocess.run(
-            [sys.executable, "-c", hashes],
-            cwd=repository / "extraction",
-            env={**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert done.stdout.split() == [hash_file(legacy_sae / names[1]), "None"], done.stderr
 
 
 def test_what_is_no_sae_is_refused_in_one_line(make_sae: Callable[..., Path], tmp_path: Path) -> None:

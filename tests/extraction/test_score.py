@@ -13,19 +13,6 @@ from reasonscore.ranks import Ranks
 GROUPS = {"ab": [(1, 2), (2,)], "aba": [(1, 2, 1)], "c": [(3,)], "never": [(9, 9)]}
 
 
-@pytest.mark.parametrize("window", [(0, 0), (1, 2), (2, 0), (0, 3), (4, 5), (30, 30)])
-@pytest.mark.parametrize("ignored", [[], [0], [1, 3], [0, 1, 2, 3, 4]])
-def test_membership_equals_a_loop_over_positions(window: tuple[int, int], ignored: list[int]) -> None:
-    rng = random.Random(str((window, ignored)))
-    for shape in [(4, 12), (1, 7), (3, 2), (2, 1)]:
-        rows = [[rng.randrange(5) for _ in range(shape[1])] for _ in range(shape[0])]
-        got = core.find_membership(
-            torch.tensor(rows), GROUPS, left=window[0], right=window[1], ignored_ids=ignored
-        ).sets
-        expected = sets_of_positions(rows, GROUPS, *window, ignored)
-        assert [{tuple(index) for index in got[:, s].nonzero().tolist()} for s in range(got.shape[1])] == expected
-
-
 def test_matches_are_counted_by_spelling_start() -> None:
     tokens = torch.tensor([[1, 2, 1, 2, 1], [3, 3, 0, 1, 2]])
     matches = core.find_membership(tokens, GROUPS, left=1, right=2, ignored_ids=[3]).matches

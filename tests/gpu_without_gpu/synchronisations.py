@@ -1,8 +1,8 @@
-"""Runs a stage on the pretended device and writes what made the host wait for it.
+"""Runs the stages on the pretended device and writes what made the host wait for it.
 
-    python synchronisations.py STAGE MODEL SAE FILE
+    python synchronisations.py MODEL SAE FILE
 
-The file is JSON: {"found": {part of the run: [[what, place, times], …]}, "times": {event: how often}}.
+The file is JSON: {stage: {"found": {part of the run: [[what, place, times], …]}, "times": {event: how often}}}.
 """
 
 import json
@@ -162,9 +162,15 @@ if __name__ == "__main__":
     stages: dict[str, Callable[..., tuple[Found, dict[str, int]]]] = {
         "scoring": scoring, "dashboards": dashboards, "training": training,
     }  # fmt: skip
-    stage, model, sae, file = sys.argv[1:]
-    # That the machine has no such device is what makes it a pretended one.
-    with mock.patch("transformer_lens_r1.loading.resolve_device", str), pretended_cuda([*STAGES, *LIBRARIES]) as device:
-        found, times = stages[stage](device, model, sae)
-    lists = {part: [[*key, count] for key, count in sorted(of.items())] for part, of in found.items()}
-    Path(file).write_text(json.dumps({"found": lists, "times": times}))
+    model, sae, file = sys.argv[1:]
+    results = {}
+    for stage, run in stages.items():
+        # That the machine has no such device is what makes it a pretended one.
+        with (
+            mock.patch("transformer_lens_r1.loading.resolve_device", str),
+            pretended_cuda([*STAGES, *LIBRARIES]) as device,
+        ):
+            found, times = run(device, model, sae)
+        lists = {part: [[*key, count] for key, count in sorted(of.items())] for part, of in found.items()}
+        results[stage] = {"found": lists, "times": times}
+    Path(file).write_text(json.dumps(results))

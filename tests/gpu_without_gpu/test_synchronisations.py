@@ -1,6 +1,6 @@
 """Where the host waits for a GPU, in training, scoring and dashboards: these functions, and no other.
 
-The stages run on a pretended device (pretended_cuda.py), each in a process of its own. Without a GPU this also shows
+The stages run on a pretended device (pretended_cuda.py), in a process of their own. Without a GPU this also shows
 that no operation mixes devices. A synchronisation that is listed here is known, not wanted.
 """
 
@@ -21,17 +21,24 @@ FOLDER = Path(__file__).resolve().parent
 # transformers copies a scalar to the device for the mask of each pass of the model.
 MODEL_PASS = (TO_DEVICE, "masking_utils.eager_mask")
 Found = dict[tuple[str, str], int]
+Result = tuple[dict[str, Found], dict[str, int]]
 
 
-def synchronisations(stage: str, model: Path, sae: Path, folder: Path) -> tuple[dict[str, Found], dict[str, int]]:
-    """By part of the run: (what, "file.function") → how often; and how often each event of the run came."""
-    file = folder / f"{stage}.json"
-    command = [sys.executable, str(FOLDER / "synchronisations.py"), stage, str(model), str(sae), str(file)]
+@pytest.fixture(scope="module")
+def results(tiny_llama: Path, legacy_sae: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """Of each stage: by part of its run (what, "file.function") → how often; and how often each of its events came."""
+    file = tmp_path_factory.mktemp("synchronisations") / "results.json"
+    command = [sys.executable, str(FOLDER / "synchronisations.py"), str(tiny_llama), str(legacy_sae), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
-    result = json.loads(file.read_text())
-    found = {part: {(what, place): times for what, place, times in rows} for part, rows in result["found"].items()}
-    return found, result["times"]
+
+    def by_key(rows: list[tuple[str, str, int]]) -> Found:
+        return {(what, place): times for what, place, times in rows}
+
+    return {
+        stage: ({part: by_key(rows) for part, rows in result["found"].items()}, result["times"])
+        for stage, result in json.loads(file.read_text()).items()
+    }
 
 
 def test_the_pretended_device_tells_what_waits_from_what_does_not() -> None:
@@ -55,10 +62,8 @@ def test_the_pretended_device_tells_what_waits_from_what_does_not() -> None:
         assert device.take() == {(what, place): times for what, times in expected.items()}
 
 
-def test_scoring_waits_where_a_state_is_saved_and_for_nothing_else_of_ours(
-    tiny_llama: Path, legacy_sae: Path, tmp_path: Path
-) -> None:
-    found, times = synchronisations("scoring", tiny_llama, legacy_sae, tmp_path)
+def test_scoring_waits_where_a_state_is_saved_and_for_nothing_else_of_ours(results: dict[str, Result]) -> None:
+    found, times = results["scoring"]
     batches, saved = times["batches"], times["batches"] - 1
     check, tensors = (READ, "one_pass._check_finite"), 3
     assert found["pass"] == {MODEL_PASS: batches, check: 2}  # after the first batch and at the end
@@ -70,10 +75,8 @@ def test_scoring_waits_where_a_state_is_saved_and_for_nothing_else_of_ours(
     assert found["continued"] == {MODEL_PASS: 1, check: 1, (TO_DEVICE, "score.ActivationSums.to"): tensors}
 
 
-def test_a_training_step_waits_for_nothing_but_what_refills_the_buffer_and_the_log(
-    tiny_llama: Path, legacy_sae: Path, tmp_path: Path
-) -> None:
-    found, times = synchronisations("training", tiny_llama, legacy_sae, tmp_path)
+def test_a_training_step_waits_for_nothing_but_what_refills_the_buffer_and_the_log(results: dict[str, Result]) -> None:
+    found, times = results["training"]
     put, refill = (TO_DEVICE, "activations.ActivationStream._put"), (TO_DEVICE, "activations.ActivationStream._refill")
     assert found["norm estimate"] == {
         MODEL_PASS: times["norm passes"],
@@ -92,10 +95,8 @@ def test_a_training_step_waits_for_nothing_but_what_refills_the_buffer_and_the_l
     }
 
 
-def test_the_dashboards_pass_waits_once_for_each_of_a_batchs_results(
-    tiny_llama: Path, legacy_sae: Path, tmp_path: Path
-) -> None:
-    found, times = synchronisations("dashboards", tiny_llama, legacy_sae, tmp_path)
+def test_the_dashboards_pass_waits_once_for_each_of_a_batchs_results(results: dict[str, Result]) -> None:
+    found, times = results["dashboards"]
     batches = times["batches"]
     assert found["pass"] == {
         MODEL_PASS: batches,

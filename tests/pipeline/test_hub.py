@@ -119,7 +119,7 @@ with torch.no_grad():
 def test_a_hub_that_does_not_give_out_a_model_is_one_line(
     hub: HubServer, client: HubClient, tmp_path: Path, tiny_llama: Path, openthoughts: Path
 ) -> None:
-    for status in (401, 429, 500, CUT):
+    for status in (401, CUT):
         name = f"someone/broken-llama-{status}"
         hub.add(f"models/{name}", {path.name: path.read_bytes() for path in tiny_llama.iterdir()})
         fault = hub.fail(f"/{name}/resolve/", status)
@@ -139,26 +139,59 @@ def test_a_pushed_sae_loads_by_its_repository_and_id_and_a_failed_push_changes_n
     sae = tmp_path / "sae"
     shutil.copytree(legacy_sae, sae)
     before = contents(sae)
+    push = [UPLOAD, "--sae_path", sae, "--hf_repo", "researcher/tiny-sae", "--private"]
     for pattern, status in (("PUT /lfs/", CUT), ("POST .*/commit/", 429)):
         hub.faults.clear()
         fault = hub.fail(pattern, status)
-        failed = client.run(UPLOAD, "--sae_path", sae, "--hf_repo", "researcher/tiny-sae", token=TOKEN)
+        failed = client.run(*push, token=TOKEN)
         assert fault.seen > 0
-        assert_one_line(failed)
+        assert_one_line(failed, "run the same command again")
         assert TOKEN not in failed.out + failed.err and SIGNATURE not in failed.err
         assert contents(sae) == before
         assert not any(path.endswith(".safetensors") for files in hub.repos.values() for path in files)
     hub.faults.clear()
-    done = client.run(UPLOAD, "--sae_path", sae, "--hf_repo", "researcher/tiny-sae", token=TOKEN)
+    done = client.run(*push, "--hf_token", TOKEN)
     assert done.status == 0, done.err
-    assert "README.md" in hub.repos["models/researcher/tiny-sae"]
+    assert TOKEN not in done.out + done.err and hub.repositories["models/researcher/tiny-sae"].private
+    files = hub.repos["models/researcher/tiny-sae"]
+    card = files["README.md"]
+    # a second SAE in the same repository leaves the first one's card alone
+    done = client.run(*push, "--sae_id", "other", token=TOKEN)
+    assert done.status == 0 and files["README.md"] == card and b'"other")' in files["other/README.md"]
     load = (
-        "import sys, torch; from sae_lens import SAE;"
-        "sae = SAE.from_pretrained('researcher/tiny-sae', 'blocks.2.hook_resid_post');"
-        "print(sae.cfg.metadata.hook_name, torch.equal(sae.W_dec, SAE.load_from_disk(sys.argv[1]).W_dec))"
+        "import sys, torch; from sae_lens import SAE; local = SAE.load_from_disk(sys.argv[1]).state_dict()\n"
+        "for sae_id in ('blocks.2.hook_resid_post', 'other'):\n"
+        "    sae = SAE.from_pretrained('researcher/tiny-sae', sae_id)\n"
+        "    back = sae.state_dict()\n"
+        "    same = back.keys() == local.keys() and all(torch.equal(back[name], local[name]) for name in local)\n"
+        "    print(sae.cfg.metadata.hook_name, same)"
     )
-    loaded = client.evaluate(load, sae)
-    assert loaded.out.split() == ["blocks.2.hook_resid_post", "True"], loaded.err
+    loaded = client.evaluate(load, sae, token=TOKEN)
+    assert loaded.out.split() == ["blocks.2.hook_resid_post", "True"] * 2, loaded.err
+
+
+def test_pages_are_pushed_as_a_static_space(
+    hub: HubServer, client: HubClient, tmp_path: Path, tiny_llama: Path, legacy_sae: Path, fixture_tokens: Path
+) -> None:
+    scores, pages = tmp_path / "scores", tmp_path / "pages"
+    inputs = [
+        "--model_path", tiny_llama, "--sae_path", legacy_sae, "--dataset_path", fixture_tokens,
+        "--column_name", "tokens", "--device", "cpu", "--n_samples", "4",
+    ]  # fmt: skip
+    scored = client.run("extraction/compute_score.py", *inputs, "--n_bootstrap", "0", "--output_dir", scores)
+    assert scored.status == 0, scored.err
+    show = ["extraction/compute_dashboard.py", *inputs, "--scores_dir", scores, "--topk", "1", "--output_dir", pages]
+    refused = client.run(*show, "--hf_repo", "somebody/features", token=TOKEN)
+    assert_one_line(refused, "somebody")
+    assert not hub.repos and not pages.exists()
+    hub.add("spaces/researcher/features", {"feature_3000.html": b"of an earlier push", "kept.txt": b""})
+    done = client.run(*show, "--hf_repo", "researcher/features", token=TOKEN)
+    assert done.status == 0, done.err
+    assert TOKEN not in done.out + done.err
+    made = {path.relative_to(pages).as_posix(): path.read_bytes() for path in pages.rglob("*") if path.is_file()}
+    assert hub.repos["spaces/researcher/features"] == {**made, "kept.txt": b""}
+    header = made["README.md"].decode().split("---")[1]
+    assert "sdk: static" in header and "app_file: index.html" in header
 
 
 def test_an_sae_is_read_at_a_revision_and_a_cut_connection_is_one_line(
@@ -187,4 +220,8 @@ def test_an_sae_is_read_at_a_revision_and_a_cut_connection_is_one_line(
     loaded = client.evaluate(extraction, "someone/sae", sae_id)
     assert loaded.status == 0, loaded.err
     assert loaded.out == client.evaluate(local, legacy_sae, sae_id).out != ""
+    hub.add("models/someone/no-weights", {f"{sae_id}/cfg.json": (legacy_sae / "cfg.json").read_bytes()})
+    hub.repositories["models/someone/no-weights"].tags["v1"] = hub.repositories["models/someone/no-weights"].head()
+    hashed = extraction.replace("load_sae(source).W_enc.double().sum().item(), ", "")
+    assert client.evaluate(hashed, "someone/no-weights", sae_id).out == "None\n"
     assert client.evaluate(steering, "someone/sae", sae_id).out == "1024\n"

@@ -1,7 +1,6 @@
 """quickstart/make_checkpoint.py: an ordinary checkpoint that speaks English, and refusals that leave files alone."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -40,30 +39,23 @@ def test_finished_checkpoint_is_left_alone(load_script: Load, tmp_path: Path, ca
     for name in script.CHECKPOINT_FILES:
         (tmp_path / name).write_text("{}")
     (tmp_path / script.PROVENANCE).write_text(json.dumps({"gguf_sha256": script.GGUF_SHA256}))
-    begin = time.monotonic()
     script.main(["--output_dir", str(tmp_path)])
-    assert time.monotonic() - begin < 1
     assert "already" in capsys.readouterr().out
     (tmp_path / "model.safetensors").unlink()
     assert not script.is_complete(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, b"GGUF and then something else"])
-def test_other_files_than_the_gguf_are_refused(load_script: Load, tmp_path: Path, content: bytes | None) -> None:
-    gguf = tmp_path / "model.gguf"
-    if content is not None:
-        gguf.write_bytes(content)
+def test_another_gguf_and_a_folder_with_other_files_are_refused(load_script: Load, tmp_path: Path) -> None:
+    script, gguf, folder = load_script(SCRIPT), tmp_path / "model.gguf", tmp_path / "thesis"
+    gguf.write_bytes(b"GGUF and then something else")
     with pytest.raises(UserError, match="is not the SmolLM2-135M-Instruct"):
-        load_script(SCRIPT).main(["--output_dir", str(tmp_path / "out"), "--gguf", str(gguf)])
+        script.main(["--output_dir", str(tmp_path / "out"), "--gguf", str(gguf)])
     assert not (tmp_path / "out").exists()
-
-
-def test_folder_with_other_files_is_not_replaced(load_script: Load, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("precious")
-    script = load_script(SCRIPT)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="other files"):
-        script.main(["--output_dir", str(tmp_path)])
-    assert (tmp_path / "thesis.tex").read_text() == "precious"
+        script.main(["--output_dir", str(folder)])
+    assert (folder / "thesis.tex").read_text() == "precious"
 
 
 def test_unreachable_index_is_one_line(load_script: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

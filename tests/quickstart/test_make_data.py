@@ -1,11 +1,8 @@
-"""quickstart/make_data.py: always the same rows, in the schemas of the paper's data sets, with words that occur."""
+"""quickstart/make_data.py: always the same rows, in the schemas of the paper's data sets."""
 
 import hashlib
 import json
-import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -27,11 +24,9 @@ Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def data(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data, made as users make it."""
+def data(load_script_for_module: Load, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart") / "data"
-    command = [sys.executable, str(repository / SCRIPT), "--output_dir", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
+    load_script_for_module(SCRIPT).main(["--output_dir", str(folder)])
     return folder
 
 
@@ -59,21 +54,6 @@ def test_every_row_becomes_the_text_of_r1(openthoughts: Rows, lmsys: Rows) -> No
         roles = [message["role"] for message in row["conversation"]]
         assert roles[roles[0] == "system" :] == ["user", "assistant"] * row["turn"]
         assert format_lmsys(row["conversation"])
-
-
-def spelled(word: str) -> re.Pattern[str]:
-    """Where the spellings of ``word`` in reason_tokens.json stand in a text."""
-    if word in ("but", "another"):  # only with a capital and without a space before it
-        return re.compile(rf"(?<![\w ]){word.capitalize()}\b")
-    return re.compile(rf"\b[{word[0]}{word[0].upper()}]{word[1:]}\b")
-
-
-def test_every_reasoning_word_occurs_often(openthoughts: Rows, fixtures_dir: Path) -> None:
-    vocabulary = json.loads((fixtures_dir / "reason_tokens.json").read_text())
-    words = {word.lstrip().lower() for word in vocabulary}
-    text = "\n".join(map(format_openthoughts, random.Random(0).sample(openthoughts, 400)))
-    counts = {word: len(spelled(word).findall(text)) for word in words}
-    assert len(words) == 10 and min(counts.values()) >= 50, counts
 
 
 def test_evaluation_problems_are_held_out_and_their_answers_right(data: Path, openthoughts: Rows, lmsys: Rows) -> None:

@@ -17,38 +17,25 @@ OURS = "training/configs/r1-distill-llama-8b.yaml"
 
 Build = Callable[..., LanguageModelSAERunnerConfig[Any]]
 
-# Every field of SAELens 6.54's configuration objects, with the value that the paper's run gives it.
-RUN = {
-    "model_name": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "model_class_name": "HookedTransformer", "hook_name":
-    "blocks.19.hook_resid_post", "hook_eval": "NOT_IN_USE", "hook_head_index": None, "dataset_path":
-    "andreuka18/DeepSeek-R1-Distill-Llama-8B-lmsys-openthoughts-tokenized", "dataset_trust_remote_code": False,
-    "streaming": False, "is_dataset_tokenized": True, "use_chat_formatting": False, "context_size": 1024,
-    "use_cached_activations": False, "cached_activations_path": None, "from_pretrained_path": None,
-    "n_batches_in_buffer": 32, "training_tokens": 819_200_000, "store_batch_size_prompts": 8, "seqpos_slice":
-    (None,), "disable_concat_sequences": False, "sequence_separator_token": "bos", "activations_mixing_fraction":
-    0.5, "device": "cuda", "llm_device": "cuda", "act_store_device": "cuda", "prefetch_llm_batches": False, "seed":
-    42, "dtype": "float32", "prepend_bos": False, "autocast": False, "autocast_lm": False, "compile_llm": False,
-    "llm_compilation_mode": None, "compile_sae": False, "sae_compilation_mode": None, "train_batch_size_tokens":
-    4096, "adam_beta1": 0.9, "adam_beta2": 0.999, "lr": 5e-5, "lr_scheduler_name": "constant", "lr_warm_up_steps":
-    0, "lr_end": 5e-6, "lr_decay_steps": 40_000, "n_restart_cycles": 1, "dead_feature_window": 1000,
-    "feature_sampling_window": 1000, "dead_feature_threshold": 1e-4, "n_eval_batches": 10,
-    "eval_batch_size_prompts": None, "n_checkpoints": 5, "checkpoint_path":
-    "sae_runs/r1-distill-llama-8b-ctx-1024-l1-5.checkpoints", "save_final_checkpoint": False, "output_path":
-    "sae_runs/r1-distill-llama-8b-ctx-1024-l1-5", "resume_from_checkpoint": None, "verbose": False, "model_kwargs":
-    {}, "model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "bfloat16"}, "sae_lens_version":
-    "6.54.12", "sae_lens_training_version": "6.54.12", "exclude_special_tokens": [128000, 128001],
-    "n_batches_for_norm_estimate": 1000,
-}  # fmt: skip
+# The paper's run in SAELens 6's objects: every value that is not the default there.
 SAE = {
-    "d_in": 4096, "d_sae": 65_536, "dtype": "float32", "device": "cuda", "apply_b_dec_to_input": False,
-    "normalize_activations": "expected_average_only_in", "reshape_activations": "none", "decoder_init_norm": 0.1,
-    "l1_coefficient": 5.0, "lp_norm": 1.0, "l1_warm_up_steps": 10_000,
+    "d_in": 4096, "d_sae": 65_536, "device": "cuda", "apply_b_dec_to_input": False, "decoder_init_norm": 0.1,
+    "normalize_activations": "expected_average_only_in", "l1_coefficient": 5.0, "l1_warm_up_steps": 10_000,
 }  # fmt: skip
 LOGGER = {
-    "log_to_wandb": True, "log_activations_store_to_wandb": False, "log_optimizer_state_to_wandb": False,
-    "log_weights_to_wandb": True, "wandb_project": "sae-lmsys-openthoughts", "wandb_id": None, "run_name":
-    "r1-distill-llama-8b-ctx-1024-l1-5", "wandb_entity": None, "wandb_log_frequency": 30, "eval_every_n_wandb_logs":
-    20,
+    "wandb_project": "sae-lmsys-openthoughts", "run_name": "r1-distill-llama-8b-ctx-1024-l1-5",
+    "wandb_log_frequency": 30, "eval_every_n_wandb_logs": 20,
+}  # fmt: skip
+RUN = {
+    "model_name": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "hook_name": "blocks.19.hook_resid_post",
+    "dataset_path": "andreuka18/DeepSeek-R1-Distill-Llama-8B-lmsys-openthoughts-tokenized", "streaming": False,
+    "dataset_trust_remote_code": False, "context_size": 1024, "n_batches_in_buffer": 32, "prepend_bos": False,
+    "training_tokens": 819_200_000, "store_batch_size_prompts": 8, "exclude_special_tokens": [128000, 128001],
+    "device": "cuda", "llm_device": "cuda", "act_store_device": "cuda", "train_batch_size_tokens": 4096, "lr": 5e-5,
+    "lr_decay_steps": 40_000, "dead_feature_window": 1000, "feature_sampling_window": 1000,
+    "dead_feature_threshold": 1e-4, "n_checkpoints": 5, "verbose": False,
+    "model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "bfloat16"},
+    "output_path": "sae_runs/r1-distill-llama-8b-ctx-1024-l1-5",
 }  # fmt: skip
 # Every field of SAELens 5.5.2's LanguageModelSAERunnerConfig, with its default there (from its source).
 DEFAULTS_5 = {
@@ -111,17 +98,11 @@ def names(cls: type) -> set[str]:
 
 
 def test_the_papers_flat_config_and_ours_are_the_same_run_in_every_field(build: Build, repository: Path) -> None:
-    assert set(RUN) == names(LanguageModelSAERunnerConfig) - {"sae", "logger"}
-    assert set(SAE) == names(StandardTrainingSAEConfig) - {"metadata"}
-    assert set(LOGGER) == names(LoggingConfig)
+    paper = LanguageModelSAERunnerConfig(sae=StandardTrainingSAEConfig(**SAE), logger=LoggingConfig(**LOGGER), **RUN)
+    paper.checkpoint_path = f"{paper.output_path}.checkpoints"  # SAELens adds a random name
     flat, ours = build(repository / FLAT), build(repository / OURS)
-    for cfg in (flat, ours):
-        assert {name: getattr(cfg, name) for name in RUN} == RUN
-        assert type(cfg.sae) is StandardTrainingSAEConfig
-        assert {name: getattr(cfg.sae, name) for name in SAE} == SAE
-        assert {name: getattr(cfg.logger, name) for name in LOGGER} == LOGGER
-    assert flat.sae.metadata == ours.sae.metadata
-    assert flat == ours and flat.total_training_steps == 200_000
+    paper.sae.metadata = flat.sae.metadata
+    assert flat == ours == paper and flat.total_training_steps == 200_000
 
 
 def test_every_field_of_saelens_5_is_known(build: Build) -> None:
@@ -205,14 +186,11 @@ def test_what_has_no_counterpart_is_named_with_the_reason(
         ("b_dec_init_method=geometric_median", "say b_dec_init_method: zeros if that is well"),
         ("scale_sparsity_penalty_by_decoder_norm=false", "always weighs a feature with its decoder norm"),
         ("init_encoder_as_decoder_transpose=false", "always starts as the decoder transposed"),
-        ("finetuning_tokens=1000", "no fine-tuning phase"),
         ("activation_fn=tanh-relu", "activation_fn is 'tanh-relu'"),
         ("activation_fn_kwargs={k: 3}", "unknown key in the config: activation_fn_kwargs.k"),
         ("architecture=standrad", "should be 'standard', 'gated', 'jumprelu' or 'topk'"),
         ("normalize_activations=constant_norm_rescale", "normalize_activations"),
         ("hook_layer=4", "hook_layer is 4 but hook_name is blocks.3.hook_resid_post"),
-        ("l1_coefficent=3", "unknown key in the config: l1_coefficent; did you mean 'l1_coefficient'?"),
-        ("d_in=wide", "d_in is 'wide'"),
         ("expansion_factor=1.5", "expansion_factor is 1.5"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -11,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +26,24 @@ TRAIN = "training/train_sae.py"
 STEPS = 64
 
 
-def config_of(folder: Path, tiny_llama: Path, fixture_tokens: Path, **values: Any) -> Path:
-    """A run of seconds on the small model, with a checkpoint every few steps, as a YAML file."""
-    config = {
-        "model_name": str(tiny_llama),
-        "hook_name": "blocks.2.hook_resid_post",
-        "dataset_path": str(fixture_tokens),
-        "context_size": 128,
-        "prepend_bos": False,
-        "exclude_special_tokens": [0, 1, 2],
-        "sae": {
-            "d_in": 256, "d_sae": 512, "apply_b_dec_to_input": False, "l1_coefficient": 1, "l1_warm_up_steps": 30,
-            "normalize_activations": "expected_average_only_in",
-        },
-        "training_tokens": STEPS * 256,
-        "train_batch_size_tokens": 256,
-        "n_batches_in_buffer": 8,
+@pytest.fixture
+def config_of(run_config: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
+    """A function from the folder of a run to its YAML file, with schedules, and a checkpoint every few steps."""
+    return partial(write_config, run_config)
+
+
+def write_config(run_config: Callable[..., dict[str, Any]], folder: Path, **changes: Any) -> Path:
+    values = {
         "store_batch_size_prompts": 4,
-        "n_batches_for_norm_estimate": 4,
-        "n_eval_batches": 2,
-        "lr": 2e-3,
         "lr_warm_up_steps": 10,
         "lr_decay_steps": 20,
         "evaluate_cross_entropy": False,
         "checkpoint_every_minutes": 0.001,
-        "logger": {"log_to_wandb": False},
         "checkpoint_path": str(folder / "checkpoints"),
-        "output_path": str(folder / "sae"),
-        **values,
-    }  # fmt: skip
+        **changes,
+    }
+    config = run_config(folder, **values)
+    config["sae"]["l1_warm_up_steps"] = 30
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -88,10 +77,10 @@ def main(config: Path, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_llama: Path, fixture_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(run_config: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same run without an interruption."""
     folder = tmp_path_factory.mktemp("whole")
-    main(config_of(folder, tiny_llama, fixture_tokens))
+    main(write_config(run_config, folder))
     return folder
 
 
@@ -105,10 +94,15 @@ def assert_same_result(folder: Path, whole: Path) -> None:
     assert not (folder / "checkpoints" / "sae.checkpoints").exists()
 
 
-def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights(
-    tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights_in_the_same_wandb_run(
+    config_of: Callable[..., Path], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(tmp_path, tiny_llama, fixture_tokens)
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    logger = {
+        "log_to_wandb": True, "log_weights_to_wandb": False, "wandb_log_frequency": 2, "eval_every_n_wandb_logs": 5,
+    }  # fmt: skip
+    config = config_of(tmp_path, logger=logger)
     process = start(config, "--set", "checkpoint_every_minutes=null")
     wait_for(lambda: "| mse_loss" in process.stderr.readline(), process)
     process.send_signal(signal.SIGTERM)
@@ -132,11 +126,13 @@ def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights(
     assert len(taken) == STEPS - int(re.search(r"stopped after step (\d+) of", said)[1])
     assert_same_result(tmp_path, whole)
 
+    logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(logs) == 2 and len({log.stem for log in logs}) == 1, "both parts are of the same W&B run"
+    assert b"metrics/l0" in logs[-1].read_bytes() and b"held_out/explained_variance" in logs[-1].read_bytes()
 
-def test_ctrl_c_saves_during_the_norm_estimate_too(
-    tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path
-) -> None:
-    config = config_of(tmp_path, tiny_llama, fixture_tokens, checkpoint_every_minutes=1e-9)
+
+def test_ctrl_c_saves_during_the_norm_estimate_too(config_of: Callable[..., Path], tmp_path: Path, whole: Path) -> None:
+    config = config_of(tmp_path, checkpoint_every_minutes=1e-9)
 
     def press() -> None:
         wait_for(lambda: bool(checkpoints(tmp_path)))
@@ -154,9 +150,9 @@ def test_ctrl_c_saves_during_the_norm_estimate_too(
 
 
 def test_a_run_killed_while_it_writes_a_checkpoint_continues_from_the_one_before(
-    tiny_llama: Path, fixture_tokens: Path, tmp_path: Path, whole: Path
+    config_of: Callable[..., Path], tmp_path: Path, whole: Path
 ) -> None:
-    config = config_of(tmp_path, tiny_llama, fixture_tokens, checkpoint_every_minutes=1e-9)
+    config = config_of(tmp_path, checkpoint_every_minutes=1e-9)
     process = start(config)
     folder = tmp_path / "checkpoints" / "sae.checkpoints"
 
@@ -183,14 +179,13 @@ def test_a_run_killed_while_it_writes_a_checkpoint_continues_from_the_one_before
 
 
 def test_resume_without_a_checkpoint_starts_and_after_the_end_does_nothing(
-    tiny_llama: Path,
-    fixture_tokens: Path,
+    config_of: Callable[..., Path],
     tmp_path: Path,
     whole: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = config_of(tmp_path, tiny_llama, fixture_tokens, prefetch_llm_batches=2, n_checkpoints=1)
+    config = config_of(tmp_path, prefetch_llm_batches=2, n_checkpoints=1)
     main(config, "--resume")
     assert "no checkpoint to resume from: starting from the first step" in capsys.readouterr().out
     snapshots = list((tmp_path / "checkpoints" / "sae.checkpoints").iterdir())
@@ -212,37 +207,3 @@ def test_resume_without_a_checkpoint_starts_and_after_the_end_does_nothing(
     summary.write_text(json.dumps(values))
     main(config, "--resume")
     assert json.loads(summary.read_text())["held_out"] == pytest.approx(held_out, rel=1e-6)
-
-
-def test_smollm2_killed_at_a_random_step_ends_the_same_and_the_curves_are_in_wandbs_files(
-    smollm2: Path, smollm2_run: Path, smollm2_config: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(smollm2_config(tmp_path, checkpoint_every_minutes=0.005)))
-    steps = json.loads((smollm2_run / "sae" / "training_summary.json").read_text())["training_steps"]
-    moment = random.Random(4).randrange(steps // 4, 3 * steps // 4)
-    process = start(config, WANDB_DIR=str(tmp_path))
-
-    def past_the_moment() -> bool:
-        done = [int(number) for number in re.findall(r"(\d+)\| mse_loss", process.stderr.readline())]
-        return bool(done) and done[-1] >= moment and bool(checkpoints(tmp_path))
-
-    wait_for(past_the_moment, process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    resumed = start(config, "--resume", WANDB_DIR=str(tmp_path))
-    output, errors = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, errors
-
-    summaries = [json.loads((path / "sae" / "training_summary.json").read_text()) for path in (tmp_path, smollm2_run)]
-    for name in ("training_steps", "training_tokens"):
-        assert summaries[0][name] == summaries[1][name]
-    for name in ("l0", "explained_variance", "ce_loss_recovered"):
-        assert summaries[0]["held_out"][name] == pytest.approx(summaries[1]["held_out"][name], rel=0.02)
-    assert "cross-entropy loss recovered" in output and "explained variance" in output
-
-    logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(logs) == 2 and len({log.stem for log in logs}) == 1, "both parts are of the same W&B run"
-    # W&B writes in a process of its own, and what that had not written when the run was killed is lost.
-    assert b"metrics/l0" in logs[-1].read_bytes() and b"held_out/ce_loss_recovered" in logs[-1].read_bytes()

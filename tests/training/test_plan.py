@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from random_checkpoints import save_random_checkpoint
 from sae_lens import StandardTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.standard_sae import StandardTrainingSAE
@@ -58,13 +59,11 @@ class LiveMemory(TorchDispatchMode):
 def tiny_qwen(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """An untrained Qwen2 of unequal widths, with the small Llama's tokenizer."""
     folder = tmp_path_factory.mktemp("tiny-qwen")
-    config = Qwen2Config(
-        vocab_size=327, hidden_size=96, intermediate_size=200, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=512,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (folder / name).write_bytes((tiny_llama / name).read_bytes())
+    sizes = {
+        "hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 4, "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    }  # fmt: skip
+    save_random_checkpoint("qwen2", sizes, folder, tokenizer=tiny_llama)
     return folder
 
 
@@ -104,7 +103,6 @@ def size_in_bytes(tensors: Any) -> int:
 @pytest.mark.parametrize(
     "config",
     [
-        LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4),
         LlamaConfig(
             vocab_size=50, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, head_dim=24, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
@@ -121,9 +119,9 @@ def test_the_models_parameters_are_counted_exactly(config: PretrainedConfig) -> 
     assert counted == sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("n_layers", [2, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_loaded_layers_weights_are_counted_exactly(checkpoint: Path, n_layers: int, dtype: str) -> None:
+def test_the_loaded_layers_weights_are_counted_exactly(checkpoint: Path, dtype: str) -> None:
+    n_layers = 2
     model = load_model(checkpoint, n_layers=n_layers, dtype=dtype)
     config = AutoConfig.from_pretrained(checkpoint)
     counted = ModelWork.of_config(config, context=8).parameters(n_layers)
@@ -211,7 +209,7 @@ def test_measuring_held_out_rows_takes_no_more_memory_than_the_plan_says(
     assert 0.5 * bound < memory.peak <= bound
 
 
-def test_the_buffer_and_a_checkpoint_are_as_large_as_the_plan_says(
+def test_the_buffer_a_checkpoint_and_a_snapshot_are_as_large_as_the_plan_says(
     make_trainer: Callable[..., Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
     model = load_model(tiny_llama, n_layers=4, dtype="bfloat16")
@@ -235,13 +233,9 @@ def test_the_buffer_and_a_checkpoint_are_as_large_as_the_plan_says(
     left = size_in_bytes([state["activations"]])
     assert left <= 2 * 256 * tokens
     assert plan_memory.checkpoint_bytes(256, 4096, buffer=left) == pytest.approx(written, rel=0.002)
-
-
-def test_a_snapshot_is_as_large_as_the_plan_says(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
-    trainer = make_trainer(256, 4096, 8)
-    trainer.sae.save_inference_model(tmp_path)
-    save_file({"sparsity": trainer.log_feature_sparsity}, tmp_path / "sparsity.safetensors")
-    written = sum(file.stat().st_size for file in tmp_path.iterdir())
+    trainer.sae.save_inference_model(tmp_path / "snapshot")
+    save_file({"sparsity": trainer.log_feature_sparsity}, tmp_path / "snapshot" / "sparsity.safetensors")
+    written = sum(file.stat().st_size for file in (tmp_path / "snapshot").iterdir())
     assert plan_memory.snapshot_bytes(256, 4096) == pytest.approx(written, rel=0.002)
 
 

@@ -13,7 +13,7 @@ from transformer_lens_r1.loading import load_tokenizer
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.tokenising import vocabulary_hash
 
-CONTEXT, WIDTH = 128, 256
+CONTEXT = 128
 
 # The config.json of the models that the shipped configs are for, as far as the checks read them.
 SIZES: dict[str, dict[str, Any]] = {
@@ -37,12 +37,6 @@ SIZES: dict[str, dict[str, Any]] = {
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "training" / "configs").glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache for each test: nothing is taken from, or left in, the user's."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
 def write_tokens(folder: Path, *, context: int, rows: int = 40, vocabulary_sha256: str | None = None) -> Path:
     """A token data set; with a hash, also the file that says which tokenizer made it."""
     folder.mkdir()
@@ -55,24 +49,18 @@ def write_tokens(folder: Path, *, context: int, rows: int = 40, vocabulary_sha25
 
 
 @pytest.fixture
-def build(tmp_path: Path, tiny_llama: Path) -> Callable[..., Any]:
-    """The configuration object of a run on the small model."""
+def build(tmp_path: Path, run_config: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """The configuration object of a run on the small model that holds 4 of 40 rows out."""
 
-    def call(data: Path, **more: Any) -> Any:
-        values = {
-            "model_name": str(tiny_llama), "hook_name": "blocks.2.hook_resid_post", "dataset_path": str(data),
-            "context_size": CONTEXT, "sae": {"d_in": WIDTH, "d_sae": 512}, "training_tokens": 2560,
-            "train_batch_size_tokens": 256, "n_batches_in_buffer": 8, "store_batch_size_prompts": 8,
-            "n_eval_batches": 1, "logger": {"log_to_wandb": False}, "output_path": str(tmp_path / "sae"),
-        }  # fmt: skip
-        return config.build_config({**values, **more})
+    def call(data: Path, **changes: Any) -> Any:
+        values = {"dataset_path": str(data), "n_eval_batches": 1, "sae": {"d_in": 256, "d_sae": 512}, **changes}
+        return config.build_config(run_config(tmp_path, **values))
 
     return call
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_every_config_that_is_shipped_fits_its_model_and_rows_of_its_length(tmp_path: Path, path: Path) -> None:
-
     values = config.read_config(path)
     checkpoint = tmp_path / "model"
     checkpoint.mkdir()
@@ -117,6 +105,6 @@ def test_a_run_that_reads_its_data_again_says_how_often(
     checks.checked_rows(build(data, training_tokens=9216))
     assert "reads 9,216 tokens, the norm estimate included" in (err := capsys.readouterr().err)
     assert "holds 4,608 to train on: rows repeat 2.0 times" in err
-    sae = {"d_in": WIDTH, "d_sae": 512, "normalize_activations": "expected_average_only_in"}
+    sae = {"d_in": 256, "d_sae": 512, "normalize_activations": "expected_average_only_in"}
     checks.checked_rows(build(data, training_tokens=4608, sae=sae, n_batches_for_norm_estimate=9))
     assert "rows repeat 1.5 times" in capsys.readouterr().err  # 9 × 256 tokens more

@@ -1,56 +1,20 @@
-"""train_sae.py: configs are checked in full before a model loads, and a short run gives an SAE that reconstructs."""
+"""train_sae.py: configs are checked in full before a model loads, and the seed decides the result."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-import torch
 import yaml
-from safetensors import safe_open
 from train_sae import main
-from transformers import AutoModelForCausalLM
 
 from transformer_lens_r1.shared.errors import UserError
 
-CONTEXT, WIDTH, FEATURES = 128, 256, 512
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache for each test: nothing is taken from, or left in, the user's."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
 
 @pytest.fixture
-def values(tiny_llama: Path, fixture_tokens: Path, tmp_path: Path) -> dict[str, Any]:
-    """A run of seconds on the small model."""
-    return {
-        "model_name": str(tiny_llama),
-        "hook_name": "blocks.2.hook_resid_post",
-        "dataset_path": str(fixture_tokens),
-        "context_size": CONTEXT,
-        "prepend_bos": False,
-        "sae": {
-            "d_in": WIDTH,
-            "d_sae": FEATURES,
-            "apply_b_dec_to_input": False,
-            "normalize_activations": "expected_average_only_in",
-            "l1_coefficient": 1,
-        },
-        "training_tokens": 16384,
-        "train_batch_size_tokens": 256,
-        "n_batches_in_buffer": 8,
-        "store_batch_size_prompts": 8,
-        "n_batches_for_norm_estimate": 4,
-        "n_eval_batches": 2,
-        "lr": 2e-3,
-        "logger": {"log_to_wandb": False},
-        "checkpoint_path": None,
-        "output_path": str(tmp_path / "sae"),
-    }
+def values(run_config: Callable[..., dict[str, Any]], tmp_path: Path) -> dict[str, Any]:
+    return run_config(tmp_path)
 
 
 @pytest.fixture
@@ -65,44 +29,8 @@ def train(tmp_path: Path) -> Callable[..., None]:
     return call
 
 
-def residuals(model: Path, tokens: Sequence[Sequence[int]], layer: int) -> torch.Tensor:
-    """The residual stream after `layer` as transformers computes it, [rows, context, width]."""
-    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    with torch.no_grad():
-        return whole(torch.tensor(tokens), output_hidden_states=True).hidden_states[layer + 1]
-
-
-def test_a_short_run_gives_an_sae_that_reconstructs_rows_it_never_saw(
-    train: Callable[..., None], values: dict[str, Any], tiny_llama: Path, fixture_tokens: Path
-) -> None:
-    from sae_lens import SAE
-
-    train(values)
-    output = Path(values["output_path"])
-    sae = SAE.load_from_disk(str(output))
-    assert sae.W_enc.shape == (WIDTH, FEATURES) and sae.W_dec.shape == (FEATURES, WIDTH)
-    assert sae.cfg.metadata.hook_name == values["hook_name"] and sae.cfg.metadata.prepend_bos is False
-    with safe_open(output / "sparsity.safetensors", framework="pt") as file:
-        assert file.get_tensor("sparsity").shape == (FEATURES,)
-
-    rows = datasets.load_dataset(str(fixture_tokens), split="train")["tokens"][-16:]  # 2 batches of 8, the last rows
-    x = residuals(tiny_llama, rows, 2).reshape(-1, WIDTH)
-    with torch.no_grad():
-        features = sae.encode(x)
-        error = (x - sae.decode(features)).square().sum()
-    explained = 1 - (error / (x - x.mean(0)).square().sum()).item()
-    assert error < 0.5 * x.square().sum()  # the zero SAE's error
-    assert explained > 0.3
-
-    summary = json.loads((output / "training_summary.json").read_text())
-    assert summary["training_tokens"] == 16384 and summary["training_steps"] == 64
-    assert summary["held_out"]["tokens"] == x.shape[0]
-    assert summary["held_out"]["explained_variance"] == pytest.approx(explained, abs=1e-3)
-    assert summary["held_out"]["l0"] == pytest.approx((features > 0).sum(1).double().mean().item(), rel=1e-3)
-
-
 def test_the_seed_decides_the_result(train: Callable[..., None], values: dict[str, Any], tmp_path: Path) -> None:
-    short = {**values, "training_tokens": 1024, "train_batch_size_tokens": 256}
+    short = {**values, "training_tokens": 1024, "evaluate_cross_entropy": False}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(short, f"output_path={tmp_path / name}", f"seed={seed}")
     weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes() for name in "abc"]
@@ -125,15 +53,10 @@ def test_wandb_without_a_key_is_refused_before_the_model_loads(
     [
         ("l1_coefficent=3", "unknown key in the config: l1_coefficent; did you mean"),
         ("l1_coefficient=3", "did you mean 'sae.l1_coefficient'?"),
-        ("logger.wandb_projekt=x", "did you mean 'logger.wandb_project'?"),
         ("sae.k=3", "SAELens refuses the config"),
         ("model_from_pretrained_kwargs={dtyp: bfloat16}", "did you mean 'model_from_pretrained_kwargs.dtype'?"),
         ("model_from_pretrained_kwargs={dtype: bfloat61}", "should be 'bfloat16'"),
         ("lr=fast", "lr is 'fast'"),
-        ("training_tokens=1.5", "integer"),
-        ("feature_sampling_window=0", "greater than 0"),
-        ("sae.normalize_activations=sometimes", "normalize_activations"),
-        ("exclude_special_tokens=[a]", "exclude_special_tokens is ['a']"),
         ("streaming=true", "can only be False"),
         ("lr_decay_steps=100000", "add up to 100000 steps"),
         ("train_batch_size_tokens=4096", "the buffer"),
@@ -141,8 +64,6 @@ def test_wandb_without_a_key_is_refused_before_the_model_loads(
         ("sae.d_in=128", "sae.d_in is 128, but the residual stream"),
         ("hook_name=blocks.4.hook_resid_post", "has layers 0 to 3"),
         ("context_size=64", "have 128 tokens"),
-        ("dataset_path=tests/fixtures/text", "no column 'tokens'"),
-        ("model_name=./nowhere/at/all", "nowhere/at/all"),
         ("output_path=tests/fixtures", "holds other files"),
         ("device=cuda:99", "cuda:99"),
         ("nonsense", "expected key=value"),
@@ -169,7 +90,7 @@ def test_ids_that_the_model_does_not_have_are_refused(
 ) -> None:
     folder = tmp_path / "tokens"
     folder.mkdir()
-    rows = [[5] * CONTEXT for _ in range(40)]
+    rows = [[5] * values["context_size"] for _ in range(40)]
     rows[33][7] = 327
     datasets.Dataset.from_dict({"tokens": rows}).to_parquet(str(folder / "train-00000.parquet"))
     with pytest.raises(UserError, match="holds the id 327, but .* knows ids 0 to 326"):

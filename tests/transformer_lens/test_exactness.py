@@ -66,7 +66,7 @@ def test_float32_logits_and_every_residual_stream_equal_transformers(
 ) -> None:
     folder = make_checkpoint(kind)
     # Where rotary scaling is to show, the row is longer than the length that the scaling starts from.
-    length = 8300 if kind == "llama 3.1" else 300
+    length = 2500 if kind == "llama 3.1" else 300
     tokens = torch.randint(0, 327, (1, length), generator=torch.Generator().manual_seed(1))
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected = activations_of_transformers(reference, tokens)
@@ -148,11 +148,3 @@ def test_first_layers_alone_give_the_same_activations_bit_for_bit(
     whole = activations_of_ours(load_model(folder), tokens)
     assert torch.equal(part["blocks.0.hook_resid_post"], whole["blocks.0.hook_resid_post"])
     assert not torch.equal(part["logits"], whole["logits"])
-
-
-def test_smollm2_first_layers_alone_give_the_same_activations_bit_for_bit(smollm2: Path) -> None:
-    tokens = torch.randint(3, 40_000, (2, 40), generator=torch.Generator().manual_seed(1))
-    part = activations_of_ours(load_model(smollm2, n_layers=20, dtype="bfloat16"), tokens)
-    whole = activations_of_ours(load_model(smollm2, dtype="bfloat16"), tokens)
-    for layer in range(20):
-        assert torch.equal(part[f"blocks.{layer}.hook_resid_post"], whole[f"blocks.{layer}.hook_resid_post"])

@@ -105,7 +105,6 @@ def test_bad_checkpoints_are_refused_before_loading(tiny_llama: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("DeepSeek-R1-Distil-Llama-8B", "did you mean 'DeepSeek-R1-Distill-Llama-8B'?"),
         ("deepseek-ai/DeepSeek-R1-Distill-Lama-8B", "did you mean 'deepseek-ai/DeepSeek-R1-Distill-Llama-8B'?"),
         ("nobody/no-such-model", "cannot load the model nobody/no-such-model: "),
         ("./models/mine", "expected an existing folder or a Hub id like user/name"),
@@ -136,13 +135,6 @@ def test_damaged_and_incomplete_weights_are_one_line(checkpoint: Path, tmp_path:
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot read the weights of") as caught:
         load_model(folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_without_a_tokenizer_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*token*"))
-    with pytest.raises(UserError, match="cannot load a tokenizer from") as caught:
-        load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -187,6 +179,26 @@ def test_a_hook_beyond_the_last_layer_is_refused_by_every_way_of_running(checkpo
     ):
         with pytest.raises(UserError, match=r"no hook point blocks\.2\.hook_resid_post: the model has layers 0 to 1"):
             run()
+
+
+def test_every_character_of_a_record_survives_the_tokenizer_and_a_tag_is_one_token(tiny_llama: Path) -> None:
+    text = "<think>\n Wie groß ist 17 × ½?\r\n\t“so” 🤔 </think> "
+    tokenizer = load_tokenizer(tiny_llama)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == text
+    assert [ids.count(tokenizer.convert_tokens_to_ids(tag)) for tag in ("<think>", "</think>")] == [1, 1]
+
+
+def test_a_vocabulary_without_the_tags_is_said_once(
+    smollm2: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"  # a name that nothing has been said of
+    folder.symlink_to(smollm2)
+    for _ in range(2):
+        load_tokenizer(folder)
+    load_model(folder, n_layers=1)
+    said = "".join(capfd.readouterr())
+    assert said.count("note:") == 1 and f"the vocabulary of {folder} has no <｜" in said
 
 
 def test_the_tokenizer_is_the_callers_and_none_is_loaded_besides(

@@ -5,38 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from sae_lens.load_model import load_model as load_model_of_saelens
 from transformer_lens import HookedTransformer, loading_from_pretrained
 from transformer_lens.components.abstract_attention import AbstractAttention
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from transformer_lens_r1 import R1_DISTILLS, UserError, register_r1_distills, registration
 
 
-@pytest.mark.parametrize("name", [*R1_DISTILLS, *(name.split("/")[1] for name in R1_DISTILLS)])
+def load_hooked(name: str, tokenizer: Path, hf_model: PreTrainedModel) -> HookedTransformer:
+    """The model under a distill's name, with the tokenizer of a folder."""
+    register_r1_distills()
+    return HookedTransformer.from_pretrained_no_processing(
+        name, hf_model=hf_model, tokenizer=AutoTokenizer.from_pretrained(tokenizer)
+    )
+
+
+@pytest.mark.parametrize("name", [*R1_DISTILLS, "DeepSeek-R1-Distill-Llama-8B"])
 def test_every_distill_loads_by_its_name_with_and_without_prefix(
     make_checkpoint: Callable[[str], Path], name: str
 ) -> None:
-    register_r1_distills()
     folder = make_checkpoint("qwen2, theta 1e4" if "Qwen" in name else "llama, grouped queries")
-    model = HookedTransformer.from_pretrained_no_processing(
-        name, hf_model=AutoModelForCausalLM.from_pretrained(folder), tokenizer=AutoTokenizer.from_pretrained(folder)
-    )
+    model = load_hooked(name, folder, AutoModelForCausalLM.from_pretrained(folder))
     assert model.cfg.n_layers == 3 and model.cfg.model_name == name.split("/")[-1]
     assert "blocks.2.hook_resid_post" in model.hook_dict
-
-
-def test_saelens_loads_a_distill_by_its_name(make_checkpoint: Callable[[str], Path]) -> None:
-    register_r1_distills()
-    folder = make_checkpoint("llama, grouped queries")
-    hf_model = AutoModelForCausalLM.from_pretrained(folder)
-    model = load_model_of_saelens(
-        "HookedTransformer", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", device="cpu",
-        model_from_pretrained_kwargs={"hf_model": hf_model, "tokenizer": AutoTokenizer.from_pretrained(folder)},
-    )  # fmt: skip
-    tokens = torch.randint(0, 327, (1, 30))
-    with torch.no_grad():
-        torch.testing.assert_close(model(tokens), hf_model(tokens).logits, atol=1e-4, rtol=0)
 
 
 def test_registering_twice_changes_nothing() -> None:
@@ -76,12 +67,9 @@ def test_other_models_keep_the_rotary_tables_of_transformer_lens() -> None:
 
 
 def test_a_model_of_another_architecture_under_a_distills_name_is_one_line(tiny_llama: Path) -> None:
-    register_r1_distills()
     other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=327))
     with pytest.raises(UserError, match="gpt2; supported are LlamaForCausalLM, Qwen2ForCausalLM"):
-        HookedTransformer.from_pretrained_no_processing(
-            "DeepSeek-R1-Distill-Llama-8B", hf_model=other, tokenizer=AutoTokenizer.from_pretrained(tiny_llama)
-        )
+        load_hooked("DeepSeek-R1-Distill-Llama-8B", tiny_llama, other)
 
 
 @pytest.mark.parametrize(
@@ -94,22 +82,16 @@ def test_a_model_of_another_architecture_under_a_distills_name_is_one_line(tiny_
 def test_what_hooked_transformer_would_ignore_is_refused(
     make_checkpoint: Callable[[str], Path], name: str, value: object
 ) -> None:
-    register_r1_distills()
     folder = make_checkpoint("llama")
     hf_model = AutoModelForCausalLM.from_pretrained(folder)
     setattr(hf_model.config, name, value)
     with pytest.raises(UserError, match=r"load_model\(\)"):
-        HookedTransformer.from_pretrained_no_processing(
-            "DeepSeek-R1-Distill-Llama-8B", hf_model=hf_model, tokenizer=AutoTokenizer.from_pretrained(folder)
-        )
+        load_hooked("DeepSeek-R1-Distill-Llama-8B", folder, hf_model)
 
 
 def test_bos_is_put_before_text_as_the_distills_were_trained(make_checkpoint: Callable[[str], Path]) -> None:
-    register_r1_distills()
     folder = make_checkpoint("qwen2, theta 1e4")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = HookedTransformer.from_pretrained_no_processing(
-        "DeepSeek-R1-Distill-Qwen-7B", hf_model=AutoModelForCausalLM.from_pretrained(folder), tokenizer=tokenizer
-    )
+    model = load_hooked("DeepSeek-R1-Distill-Qwen-7B", folder, AutoModelForCausalLM.from_pretrained(folder))
     ids = tokenizer("Wait", add_special_tokens=False).input_ids
     assert model.to_tokens("Wait")[0].tolist() == [tokenizer.bos_token_id, *ids]
