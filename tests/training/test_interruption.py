@@ -39,7 +39,7 @@ def write_config(run_config: Callable[..., dict[str, Any]], folder: Path, **chan
         "lr_decay_steps": 20,
         "evaluate_cross_entropy": False,
         "checkpoint_every_minutes": 0.001,
-        "checkpoint_path": str(folder / "checkpoints"),
+        "checkpoint_path": str(folder),
         **changes,
     }
     config = run_config(folder, **values)
@@ -50,7 +50,7 @@ def write_config(run_config: Callable[..., dict[str, Any]], folder: Path, **chan
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoints/sae.checkpoints/step-*"))
+    return sorted(folder.glob("sae.checkpoints/step-*"))
 
 
 def start(config: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -91,7 +91,7 @@ def assert_same_result(folder: Path, whole: Path) -> None:
         assert summaries[0][name] == summaries[1][name]
     weights = [load_file(path / "sae" / "sae_weights.safetensors") for path in (folder, whole)]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
-    assert not (folder / "checkpoints" / "sae.checkpoints").exists()
+    assert not (folder / "sae.checkpoints").exists()
 
 
 def test_sigterm_saves_and_a_resumed_run_ends_with_the_same_weights_in_the_same_wandb_run(
@@ -154,7 +154,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_continues_from_the_one_before
 ) -> None:
     config = config_of(tmp_path, checkpoint_every_minutes=1e-9)
     process = start(config)
-    folder = tmp_path / "checkpoints" / "sae.checkpoints"
+    folder = tmp_path / "sae.checkpoints"
 
     def half_written() -> list[Path]:
         return [path for path in folder.glob(".step-*") if ".old." not in path.name]
@@ -188,7 +188,7 @@ def test_resume_without_a_checkpoint_starts_and_after_the_end_does_nothing(
     config = config_of(tmp_path, prefetch_llm_batches=2, n_checkpoints=1)
     main(config, "--resume")
     assert "no checkpoint to resume from: starting from the first step" in capsys.readouterr().out
-    snapshots = list((tmp_path / "checkpoints" / "sae.checkpoints").iterdir())
+    snapshots = list((tmp_path / "sae.checkpoints").glob("[0-9]*"))
     assert [path.name for path in snapshots] == [str((STEPS // 2 + 1) * 256)]
     shutil.rmtree(snapshots[0].parent)
     assert_same_result(tmp_path, whole)  # reading ahead changes nothing either

@@ -25,9 +25,11 @@ LONG = json.dumps(completion("SAME" + " " * (32 << 20))).encode()
         Reply(302, "", {"Location": "http://127.0.0.1:99999/"}),
         Reply(body="[" * 100_000),
         Reply(body=[]),
+        Reply(body={"choices": []}),
         Reply(body={"choices": [{"message": {"content": ["SAME"]}}]}),
+        Reply(body="<!DOCTYPE html><html><body>Welcome to the hotel's network</body></html>"),
     ],
-    ids=["gzip bomb", "long", "utf-16", "idna", "port 99999", "nested", "no object", "wrong types"],
+    ids=["gzip", "long", "utf-16", "idna", "port 99999", "nested", "no object", "no choice", "wrong types", "html"],
 )
 def test_a_reply_that_is_none_makes_a_failed_question(reply: Reply, make: MakeJudge, server: JudgeServer) -> None:
     server.script = [reply]

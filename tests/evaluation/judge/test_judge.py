@@ -56,13 +56,10 @@ FLAGGED = {"code": 403, "message": "Input was flagged", "metadata": {"flagged_in
     [
         Reply(body=completion("I'm sorry, but I can't compare these.")),
         Reply(body=completion(None)),
-        Reply(body={"choices": []}),
-        Reply(body={"error": {"message": "Provider returned error", "code": 502}}),
-        Reply(body="<!DOCTYPE html><html><body>Welcome to the hotel's network</body></html>"),
         Reply(403, {"error": FLAGGED}),
     ],
 )
-def test_a_refusal_or_garbage_is_undecided_and_counted(server: JudgeServer, make: MakeJudge, reply: Reply) -> None:
+def test_a_reply_without_a_verdict_is_undecided_and_counted(server: JudgeServer, make: MakeJudge, reply: Reply) -> None:
     server.script = [reply]
     judge = make(concurrency=1)
     assert judge.decide([HALF, THIRD]) == [None, False]
