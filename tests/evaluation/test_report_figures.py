@@ -46,6 +46,14 @@ def test_figures_need_something_to_compare(drawn: Drawn, tmp_path: Path) -> None
     assert drawn()[0] == ["length_and_accuracy"]
 
 
+def test_a_name_is_no_mathematics(tmp_path: Path) -> None:
+    write_run(tmp_path / "plain", PLAIN)
+    for sae in (r"/saes/a$\frac$0", "/saes/b"):
+        for strength in (1, 2):
+            write_steered(tmp_path, f"{sae[6]}{strength}", strength=strength, sae=sae)
+    assert len(figures.draw_figures(rows_of(tmp_path))) == 2
+
+
 def test_figures_show_the_numbers_of_the_table(drawn: Drawn, tmp_path: Path) -> None:
     write_run(tmp_path / "plain", PLAIN, tokens=[[100 + i] for i in range(40)])
     for index, strength in ((7, 0.5), (7, 2), (9, 0.5), (9, 16)):

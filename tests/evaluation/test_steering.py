@@ -201,6 +201,7 @@ def test_an_intervention_file_in_every_format(suffix: str, make_sae: Callable[..
         ("a.yaml", None, "no file at sae_intervention_path="),
         ("a.yaml", "features: [", "cannot be read: .* line 1"),
         ("a.yaml", "features: []", "has no list of features"),
+        ("a.yaml", "{a: &a [x], features: [*a]}", "in place of aliases"),
         ("a.yaml", "features: [3]", "feature 1 is 3, expected a mapping"),
         ("a.yaml", "features: [{sae_feature: 3}]", "unknown key 'sae_feature'; did you mean"),
         ("a.yaml", "{<<: ALL, features: [{sae_feature_idx: 3}, {sae_feature_idx: 64}]}", "feature 2: feature 64 is"),

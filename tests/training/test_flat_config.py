@@ -212,6 +212,13 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         config.read_config(tmp_path / "config.yaml")
 
 
+def test_a_value_that_grows_beyond_all_bounds_is_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 x", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)), "lr: *a39"]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"write the value out in place of \*a0"):
+        config.read_config(tmp_path / "config.yaml")
+
+
 def test_keys_of_this_project_stand_in_a_flat_file_too(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**MINIMAL, "checkpoint_every_minutes": 5}))
     values = config.read_config(tmp_path / "config.yaml", ["checkpoints_kept=3"])
