@@ -53,7 +53,7 @@ def test_only_columns_of_the_text_are_read_and_no_path_leaves_the_machine(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[str] = set()
-    monkeypatch.setattr(script, "format_openthoughts", lambda row: seen.update(row) or format_openthoughts(row))
+    monkeypatch.setattr(script, "format_openthoughts", lambda row, **_: seen.update(row) or format_openthoughts(row))
     out = tmp_path / "subset"
     script.main(["--dataset_path", str(source), "--num_samples", "60", "--output_dir", str(out)])
     assert "problem" in seen and "test_cases" in seen and "conversations" not in seen
