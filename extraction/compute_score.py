@@ -100,6 +100,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     jobs.add_argument(
         "--merge", metavar="DIR", help="put the chunks in DIR together, into --output_dir; takes no other flag"
     )
+    parser.add_as_published(alpha=1.0, expand_range="0,0", ignore_tokens="")
     return parser.parse_args(argv)
 
 

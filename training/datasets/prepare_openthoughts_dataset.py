@@ -28,9 +28,8 @@ def format_record(record: Mapping[str, Any], *, domains: Sequence[str], empty_st
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, dataset_path="open-thoughts/OpenThoughts-114k")
+    parser = make_parser(__doc__, dataset_path="open-thoughts/OpenThoughts-114k", empty_starter_code="newline")
     add_openthoughts_arguments(parser)
-    parser.add_as_published(empty_starter_code="newline")
     args = parser.parse_args(argv)
     prepare(
         args,

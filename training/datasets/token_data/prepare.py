@@ -27,8 +27,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def make_parser(description: str, *, dataset_path: str) -> ArgumentParser:
-    """The arguments of a script that tokenises one data set."""
+def make_parser(description: str, *, dataset_path: str, **published: str) -> ArgumentParser:
+    """The arguments of a script that tokenises one data set.
+
+    Args:
+        description: the script's docstring.
+        dataset_path: Hub id of the data set, unless the command line names another.
+        published: what --as_published sets for the script's own options.
+    """
     parser = ArgumentParser(description)
     parser.add_argument(
         "--model_path",
@@ -48,6 +54,8 @@ def make_parser(description: str, *, dataset_path: str) -> ArgumentParser:
     )
     add_max_bad_rows(parser)
     add_output_arguments(parser)
+    if published:
+        parser.add_as_published(**published)
     return parser
 
 
