@@ -159,32 +159,63 @@ def flags(tiny_llama: Path, legacy_sae: Path, token_rows: Path) -> list[str]:
     ]
 
 
+def published_positions(row: list[int], sequences: list[tuple[int, ...]], left: int, right: int) -> set[int]:
+    """The positions of a word: where more windows have begun than ended, each begin and each end counting once."""
+    found = set()
+    for sequence in sequences:
+        starts = [place for place in range(len(row)) if tuple(row[place : place + len(sequence)]) == sequence]
+        matched = {place + offset for place in starts for offset in range(len(sequence))}
+        begins, ends = {max(place - left, 0) for place in matched}, {place + right + 1 for place in matched}
+        found |= {p for p in range(len(row)) if sum(b <= p for b in begins) > sum(e <= p for e in ends)}
+    return found
+
+
+@pytest.mark.parametrize("window", [(0, 0), (3, 1)])
 def test_scores_as_published_are_those_of_the_published_defaults(
-    flags: list[str], rows: torch.Tensor, tiny_llama: Path, make_sae: Callable[..., Path], tmp_path: Path
+    flags: list[str],
+    rows: torch.Tensor,
+    tiny_llama: Path,
+    make_sae: Callable[..., Path],
+    tmp_path: Path,
+    window: tuple[int, int],
 ) -> None:
     from sae_lens import SAE
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = make_sae(d_in=256)
-    options = ["--sae_path", str(folder), "--as_published", "--n_samples", str(N_ROWS), "--n_bootstrap", "0"]
-    compute_score.main([*flags, *options, "--first_rows", "--output_dir", str(tmp_path / "scores")])
-    model, sae = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32), SAE.load_from_disk(folder)
-    with torch.no_grad():
-        values = sae.encode(model(rows, output_hidden_states=True).hidden_states[3]) * sae.W_dec.norm(dim=1)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     groups: dict[str, list[tuple[int, ...]]] = {}
     for spelling in json.loads(compute_score.VOCABULARY.read_text()):
         ids = tuple(tokenizer.encode(spelling, add_special_tokens=False))
         groups.setdefault(spelling.lstrip().lower(), []).append(ids)
-    # no window around a match, no id ignored, the entropy as it is
-    expected = torch.tensor(reason_scores(values, sets_of_positions(rows.tolist(), groups, 0, 0, []), 1.0))
+    rows, wait = rows.clone(), groups["wait"][0]
+    for row, start in enumerate((0, 1, 2)):  # the start of the row cuts the windows off; later ones follow
+        for place in (start, 20, 60):
+            rows[row, place : place + len(wait)] = torch.tensor(wait)
+    Dataset.from_dict({"tokens": rows.tolist()}).to_parquet(tmp_path / "rows" / "train.parquet")
+    folder = make_sae(d_in=256)
+    options = ["--dataset_path", str(tmp_path / "rows"), "--sae_path", str(folder), "--as_published", "--first_rows"]
+    if window != (0, 0):  # what is published without a shell script
+        options += ["--expand_range", ",".join(map(str, window))]
+    compute_score.main([*flags, *options, "--n_bootstrap", "0", "--output_dir", str(tmp_path / "scores")])
+
+    model, sae = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32), SAE.load_from_disk(folder)
+    with torch.no_grad():
+        values = sae.encode(model(rows, output_hidden_states=True).hidden_states[3]) * sae.W_dec.norm(dim=1)
+    words = [
+        {(b, p) for b, row in enumerate(rows.tolist()) for p in published_positions(row, sequences, *window)}
+        for sequences in groups.values()
+    ]
+    positive = set().union(*words)
+    others = {(b, p) for b in range(len(rows)) for p in range(rows.shape[1])} - positive
+    # no id is ignored, and the entropy counts as it is
+    expected = torch.tensor(reason_scores(values, [*words, positive, others], 1.0))
     scores = torch.load(tmp_path / "scores" / "feature_scores.pt", weights_only=True)
     assert (scores - expected).abs().max() <= 1e-6 * expected.abs().max() + 1e-7
-    other = torch.tensor(reason_scores(values, sets_of_positions(rows.tolist(), groups, 1, 2, [0, 1]), 0.7))
-    assert (scores - other).abs().max() > 1e-3 * expected.abs().max()
+    right = sets_of_positions(rows.tolist(), groups, *window, [])
+    assert ([*words, positive, others] == right) == (window == (0, 0))
     arguments = json.loads((tmp_path / "scores" / "run.json").read_text())["arguments"]
-    assert (arguments["alpha"], arguments["expand_range"], arguments["ignore_tokens"]) == (1.0, [0, 0], [])
-    assert arguments["as_published"] and arguments["first_rows"]
+    assert (arguments["alpha"], arguments["expand_range"], arguments["ignore_tokens"]) == (1.0, [*window], [])
+    assert arguments["windows"] == "published" and arguments["first_rows"]
 
 
 def test_what_is_given_counts_more_than_as_published() -> None:
