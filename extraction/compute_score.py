@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--windows",
         choices=("right", "published"),
         default="right",
-        help="published: as the published code has them, where windows cut off by the start of a row cancel later ones",
+        help="published: windows cut off by the start of a row cancel later ones, as in the published code",
     )
     score.add_argument("--alpha", type=non_negative_float, default=0.7, help="weight of the entropy over the words")
     output = parser.add_argument_group("output")

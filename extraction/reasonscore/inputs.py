@@ -35,7 +35,12 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     text.add_argument("--column_name", default="text", help="column of text, or of rows of token ids")
     text.add_argument("--context_size", type=positive_int, help="tokens in a row made from text (default: the SAE's)")
     text.add_argument("--n_samples", type=positive_int, default=n_samples, help="rows, drawn by a seeded shuffle")
-    text.add_argument("--first_rows", action="store_true", help="take the first rows instead of drawing them")
+    text.add_argument(
+        "--first_rows",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="take the first rows instead of drawing them",
+    )
     text.add_argument(
         "--ignore_tokens",
         type=int_list,

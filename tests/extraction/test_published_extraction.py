@@ -13,6 +13,7 @@ import pytest
 import torch
 from brute_force import reason_scores, sets_of_positions
 from datasets import Dataset
+from playwright.sync_api import Page
 from reasonscore.results import read_scores
 
 from transformer_lens_r1 import format_openthoughts
@@ -227,6 +228,7 @@ def test_what_is_given_counts_more_than_as_published() -> None:
     shown = compute_dashboard.parse_arguments([*needed, *given])
     assert (shown.n_quantiles, shown.tokens_around, shown.n_samples, shown.topk) == (3, 5, 5000, 100)
     assert shown.first_rows and shown.ignore_tokens == []
+    assert not compute_dashboard.parse_arguments([*needed, *given, "--no-first_rows"]).first_rows
 
 
 def tokens_of(page: Path, feature: int) -> dict[str, list[list[dict[str, Any]]]]:
@@ -241,6 +243,7 @@ def test_scores_alone_give_pages_as_published_with_the_maximum_on_the_text_shown
     activations: torch.Tensor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    open_offline: Callable[..., Page],
 ) -> None:
     # A feature whose largest activation is on an id that the SAE was trained without, and one of the others.
     highest = activations.flatten(0, 1).max(dim=0)
@@ -277,6 +280,17 @@ def test_scores_alone_give_pages_as_published_with_the_maximum_on_the_text_shown
         # Ten intervals of equal width from 0 to the maximum; those without an activation have no group.
         filled = {min(9, int(10 * value / own.max())) for value in own[own > 0].tolist()}
         assert len(quantiles) == len(filled) > 1
+    page = open_offline(pages / "index.html")
+    links = page.locator("tbody tr:visible td:nth-child(2) a")
+    assert links.all_inner_texts() == [str(feature) for feature in features]
+    page.locator("th", has_text="ReasonScore").locator("button").click()
+    page.locator("th", has_text="ReasonScore").locator("button").click()
+    assert links.all_inner_texts() == [str(feature) for feature in reversed(features)]
+    page.fill("#search", str(features[0]))
+    assert str(features[0]) in links.all_inner_texts() and page.locator("#count").inner_text().endswith("of 2")
+    page = open_offline(pages / f"feature_{features[0]}.html")
+    assert page.locator("dl data").count() == 3 and page.locator("#column-0 .seq:visible").count() > 10
+
     record = json.loads((pages / "dashboards.json").read_text())
     assert record["ignored_ids"] == [] and record["first_rows"] and record["max_activation_of"] == "the text shown"
     assert (record["n_quantiles"], record["tokens_around"]) == (10, 5)

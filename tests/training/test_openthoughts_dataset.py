@@ -15,7 +15,12 @@ CONTEXT = 16
 
 @pytest.mark.parametrize(("options", "newline"), [([], ""), (["--as_published"], "\n")])
 def test_rows_of_some_domains_in_the_text_asked_for(
-    tiny_llama: Path, fixtures_dir: Path, tmp_path: Path, options: list[str], newline: str
+    tiny_llama: Path,
+    fixtures_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    newline: str,
 ) -> None:
     domains = ["code", "math", "biology"] * 20
     records = [
@@ -29,6 +34,7 @@ def test_rows_of_some_domains_in_the_text_asked_for(
     output = tmp_path / "out"
     paths = ["--model_path", str(tiny_llama), "--dataset_path", str(tmp_path / "source"), "--output_dir", str(output)]
     script.main([*paths, "--context_size", str(CONTEXT), "--domains", "code,biology", *options])
+    assert ("--num_tokens 800000000 asks for" in capsys.readouterr().err) == bool(options)
 
     spec = json.loads((fixtures_dir / "prompts.json").read_text(encoding="utf-8"))["openthoughts"]
     users = {

@@ -54,8 +54,7 @@ def make_parser(description: str, *, dataset_path: str, **published: str) -> Arg
     )
     add_max_bad_rows(parser)
     add_output_arguments(parser)
-    if published:
-        parser.add_as_published(**published)
+    parser.add_as_published(num_tokens=800_000_000, **published)
     return parser
 
 
