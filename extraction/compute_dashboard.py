@@ -21,6 +21,7 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,28 +52,42 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_input_arguments(parser, n_samples=1024)
     shown = parser.add_argument_group("what is shown, and where")
-    shown.add_argument("--scores_dir", type=Path, required=True, help="folder that compute_score.py wrote")
+    shown.add_argument(
+        "--scores_dir",
+        type=Path,
+        required=True,
+        help="folder that compute_score.py wrote, or scores alone: a file, or a folder with nothing but published ones",
+    )
     shown.add_argument("--topk", type=positive_int, default=100, help="how many of the best features to show")
     shown.add_argument("--features", type=int_list, help="show these instead, like 12,99")
+    shown.add_argument(
+        "--n_quantiles", type=positive_int, default=5, help="intervals of activation that a page has text from"
+    )
+    shown.add_argument(
+        "--tokens_around", type=positive_int, default=10, help="tokens shown on either side of an activating one"
+    )
     shown.add_argument("--output_dir", type=Path, required=True, help="folder for the pages")
     shown.add_argument("--separate_files", action="store_true", help="a page for each feature: always so")
     shown.add_argument("--hf_repo", help="push the folder to this repository of the Hub too, as user/name")
     shown.add_argument("--hf_repo_type", choices=("space", "dataset"), default="space", help="what to push it as")
     shown.add_argument("--hf_token", help="Hub token to push with (default: HF_TOKEN or the Hub login)")
     shown.add_argument("--private", action="store_true", help="make the Hub repository private")
+    parser.add_as_published(first_rows=True, ignore_tokens="", n_samples=5000, n_quantiles=10, tokens_around=5)
     return parser.parse_args(argv)
 
 
 def check_same_sae(saved: SavedScores, source: SaeSource, scores_dir: Path) -> None:
     """Raise `UserError` if the scores are known to be of another SAE.
 
-    Some releases have no file of weights to hash; then only the number of features can be compared.
+    Some releases have no file of weights to hash, and scores alone do not say it; then only the number of features can
+    be compared.
     """
-    hashes = saved.run["sae"]["weights_sha256"], source.weights_sha256
-    same_size = len(saved.statistics["score"]) == source.d_sae
-    if not same_size or (None not in hashes and hashes[0] != hashes[1]):
+    hashes = saved.run.get("sae", {}).get("weights_sha256"), source.weights_sha256
+    n_scores = len(saved.statistics["score"])
+    if n_scores != source.d_sae or (None not in hashes and hashes[0] != hashes[1]):
         raise UserError(
-            f"the scores in {scores_dir} are those of another SAE than {source}: score it with compute_score.py first"
+            f"the {n_scores:,} scores in {scores_dir} are those of another SAE than {source} ({source.d_sae:,} "
+            "features): score it with compute_score.py first"
         )
 
 
@@ -80,15 +95,26 @@ def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:
     """What the scores say about one feature."""
     from feature_pages.pages import FeatureFacts
 
-    row = {name: values[feature].tolist() for name, values in saved.statistics.items()}
+    row: dict[str, Any] = {name: values[feature].tolist() for name, values in saved.statistics.items()}
     has_interval = not math.isnan(row.get("score_low", math.nan))  # only the best have one
     return FeatureFacts(
         feature=feature,
         rank=rank,
         interval=(row["score_low"], row["score_high"]) if has_interval else None,
-        word_means=tuple(zip(saved.words, row["word_means"], strict=True)),
-        **{name: row[name] for name in ("score", "max_activation", "firing_frequency", "entropy")},
+        word_means=tuple(zip(saved.words, row.get("word_means", ()), strict=True)),
+        **{name: row.get(name) for name in ("score", "max_activation", "firing_frequency", "entropy")},
     )
+
+
+def with_max_activation(facts: Sequence[FeatureFacts], folder: Path) -> list[FeatureFacts]:
+    """The facts, with the largest activation on the text shown if the scores came alone; the pass must be complete."""
+    import numpy as np
+    from feature_pages.activations import ACTIVATIONS
+
+    if not facts[0].scores_alone:
+        return list(facts)
+    stored = np.load(folder / ACTIVATIONS, mmap_mode="r")  # [features, rows, context]
+    return [replace(fact, max_activation=float(values.max())) for fact, values in zip(facts, stored, strict=True)]
 
 
 def check_push(args: argparse.Namespace) -> None:
@@ -157,10 +183,19 @@ def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args
         rows_per_batch=args.minibatch_size_tokens,
         features_per_block=args.minibatch_size_features,
     )
+    facts = with_max_activation(facts, folder)
     decode = token_text(inputs.tokenizer)
     with torch.no_grad(), tqdm(total=len(facts), initial=len(finished), desc="pages", unit="feature") as bar:
         panels = Panels(
-            inputs.tokens, features, stored, sae=sae, unembedding=model.W_U, hook_name=hook_name, seed=args.seed
+            inputs.tokens,
+            features,
+            stored,
+            sae=sae,
+            unembedding=model.W_U,
+            hook_name=hook_name,
+            n_quantiles=args.n_quantiles,
+            tokens_around=args.tokens_around,
+            seed=args.seed,
         )
         for index, (fact, *neighbours) in enumerate(zip(facts, [None, *facts], [*facts[1:], None], strict=False)):
             if fact.feature in finished:
@@ -171,7 +206,7 @@ def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args
             bar.update(1)
 
 
-def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts], inputs: Inputs, tokens: int) -> None:
+def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts], inputs: Inputs, scored: str) -> None:
     """Put the finished pages, their assets, the index and a record into ``--output_dir``, whole or not at all."""
     from feature_pages.pages import write_assets, write_index
 
@@ -179,7 +214,7 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
     title = f"{len(facts)} features by ReasonScore"
     about = (
         f"model {model} · SAE {sae} at {inputs.source.hook_name} · text shown: {inputs.tokens.numel():,} tokens of "
-        f"{display_name(args.dataset_path)} · scored on {tokens:,} tokens"
+        f"{display_name(args.dataset_path)} · {scored}"
     )
     record = {
         "model": model,
@@ -190,13 +225,17 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
         "context_size": inputs.tokens.shape[1],
         "dtype": args.dtype,
         "seed": args.seed,
+        "first_rows": args.first_rows,
         "ignored_ids": inputs.ignored,
+        "n_quantiles": args.n_quantiles,
+        "tokens_around": args.tokens_around,
+        "max_activation_of": "the text shown" if facts[0].scores_alone else "the scored text",
         "features": [fact.feature for fact in facts],
         "versions": {name: version(name) for name in LIBRARIES},
     }
     # The header makes a static Space of the folder if it is pushed as one.
     card = f"---\ntitle: {json.dumps(title)}\nsdk: static\napp_file: index.html\nviewer: false\n---\n\n{about}\n"
-    snippets = finished_snippets(work, facts)
+    facts, snippets = with_max_activation(facts, work), finished_snippets(work, facts)
     with atomic_directory(args.output_dir) as folder:
         for fact in facts:
             shutil.copy(work / fact.page, folder)
@@ -235,13 +274,16 @@ def make_dashboards(args: argparse.Namespace) -> None:
     work = args.output_dir.absolute().with_name(f"{args.output_dir.absolute().name}.partial")
     depends_on = {
         "the features shown (--topk, --features)": features,
+        "--n_quantiles": args.n_quantiles,
+        "--tokens_around": args.tokens_around,
         "the version of": {name: version(name) for name in LIBRARIES},
         **input_identity(args, inputs),
         "--scores_dir": {"sha256": saved.digest()},
     }
     begin(work, depends_on, n_bytes=4 * len(features) * inputs.tokens.numel())
     make_pages(work, facts, inputs, args)
-    publish(work, args, facts, inputs, saved.run["tokens"])
+    scored = "scores without statistics" if saved.alone else f"scored on {saved.run['tokens']:,} tokens"
+    publish(work, args, facts, inputs, scored)
     print(f"wrote the pages of {len(features)} features; open {args.output_dir / 'index.html'}")
     if args.hf_repo is not None:
         repo_id = push_folder(

@@ -75,6 +75,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=(1, 2),
         help="tokens before and after a matched one that belong to the word too (default: 1,2; 0,0: the match alone)",
     )
+    score.add_argument(
+        "--windows",
+        choices=("right", "published"),
+        default="right",
+        help="published: windows cut off by the start of a row cancel later ones, as in the published code",
+    )
     score.add_argument("--alpha", type=non_negative_float, default=0.7, help="weight of the entropy over the words")
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", type=Path, required=True, help="folder for the scores")
@@ -100,6 +106,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     jobs.add_argument(
         "--merge", metavar="DIR", help="put the chunks in DIR together, into --output_dir; takes no other flag"
     )
+    parser.add_as_published(windows="published", alpha=1.0, expand_range="0,0", ignore_tokens="")
     return parser.parse_args(argv)
 
 
@@ -136,7 +143,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
         return tokenizer.encode(text, add_special_tokens=False)
 
     groups = group_spellings(spellings, encode)
-    settings = ("alpha", "topk", "quantile", "n_bootstrap", "expand_range", "num_chunks")
+    settings = ("alpha", "topk", "quantile", "n_bootstrap", "expand_range", "windows", "num_chunks")
     identity = {
         **{f"--{name}": getattr(args, name) for name in settings},
         **input_identity(args, inputs),
@@ -202,6 +209,7 @@ def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: Pass
         hook_name=source.hook_name,
         expand_range=args.expand_range,
         ignored_ids=plan.inputs.ignored,
+        published_windows=args.windows == "published",
         rows_per_batch=args.minibatch_size_tokens,
         features_per_block=args.minibatch_size_features,
         features=chunk_features(source.d_sae, args.chunk_num, args.num_chunks),

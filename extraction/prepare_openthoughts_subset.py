@@ -3,7 +3,9 @@
     python extraction/prepare_openthoughts_subset.py --num_samples 10000 --output_dir text/openthoughts-10k
 
 Each of the six domains gives an equal share, drawn after a seeded shuffle (all it has, if that is fewer); what is then
-missing comes from the remaining rows in their order. The result has the columns `text` and `domain`.
+missing comes from the remaining rows in their order. The result has the columns `text` and `domain`, in the order of
+the source. `--draw published` draws as the published code does: each domain is shuffled by itself, and the result goes
+domain by domain and keeps all columns.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.chat_format import DOMAINS, MalformedRow, format_openthoughts
+from transformer_lens_r1.chat_format import DOMAINS, MalformedRow, format_openthoughts, is_of_another_domain
 from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
+    add_openthoughts_arguments,
     add_output_arguments,
     positive_int,
     public_command,
@@ -61,47 +66,89 @@ def stratified_rows(domains: Sequence[str], num_samples: int, seed: int) -> list
     return sorted(chosen)
 
 
+def published_rows(domains: Sequence[str], num_samples: int, seed: int, order: Sequence[str]) -> list[int]:
+    """Which rows the published code takes, in its order.
+
+    Of each domain the first ``num_samples // len(order)`` rows after a seeded shuffle of the domain, or as many as it
+    has; then, until ``num_samples`` are together, the rows that are left, first to last.
+
+    Args:
+        domains: the domain of each row.
+        num_samples: rows wanted; all rows if there are fewer.
+        seed: of each domain's shuffle; the published code has 42.
+        order: the domains, in the order of the result.
+    """
+    import numpy as np
+
+    chosen: list[int] = []
+    for domain in order:
+        rows = np.flatnonzero(np.array(domains) == domain)
+        shuffled = rows[np.random.default_rng(seed).permutation(len(rows))]
+        chosen += shuffled[: num_samples // len(order)].tolist()
+    taken = set(chosen)
+    rest = (row for row in range(len(domains)) if row not in taken)
+    return [*chosen, *islice(rest, num_samples - len(chosen))]
+
+
 def make_subset(
-    dataset: Dataset, *, num_samples: int, seed: int, max_bad_rows: float, where: str
+    dataset: Dataset,
+    *,
+    num_samples: int,
+    seed: int,
+    draw: str = "stratified",
+    domains: Sequence[str] = DOMAINS,
+    empty_starter_code: str = "nothing",
+    max_bad_rows: float,
+    where: str,
 ) -> tuple[Dataset, list[tuple[int, str]]]:
-    """The stratified sample with the columns `text` and `domain`, and index and fault of each malformed row left out.
+    """The sample, and index and fault of each malformed row left out.
+
+    It has the columns `text` and `domain`, or with the published draw `text` beside those of the data set.
 
     Raises:
         UserError: more than the part `max_bad_rows` of the rows of `where` is malformed.
     """
     from tqdm import tqdm
 
-    # The other columns are never read, and nested ones take long to decode.
-    dataset = dataset.select_columns([name for name in dataset.column_names if name in COLUMNS + CODE_COLUMNS])
+    format_text = partial(format_openthoughts, empty_starter_code=empty_starter_code)
+    # The other columns are not needed for the text, and nested ones take long to decode.
+    records = dataset.select_columns([name for name in dataset.column_names if name in COLUMNS + CODE_COLUMNS])
     good: list[int] = []
     faults: list[tuple[int, str]] = []
-    for index, sample in enumerate(tqdm(dataset, desc="checking records", unit="record", unit_scale=True)):
+    for index, sample in enumerate(tqdm(records, desc="checking records", unit="record", unit_scale=True)):
+        if is_of_another_domain(sample, domains):
+            continue
         try:
-            format_openthoughts(sample)
+            format_text(sample)
             good.append(index)
         except MalformedRow as error:
             faults.append((index, str(error)))
             if too_many_bad_rows(len(faults), len(dataset), max_bad_rows):
                 break
     check_bad_rows(faults, n_records=len(dataset), max_bad_rows=max_bad_rows, where=where)
-    dataset = dataset.select(good)
-    subset = dataset.select(stratified_rows(dataset["domain"][:], num_samples, seed)).map(
-        lambda sample: {"text": format_openthoughts(sample)}, load_from_cache_file=False, desc="formatting"
+    good_domains = records.select(good)["domain"][:]
+    if draw == "published":
+        chosen = published_rows(good_domains, num_samples, seed, domains)
+    else:
+        chosen, dataset = stratified_rows(good_domains, num_samples, seed), records
+    subset = dataset.select([good[row] for row in chosen]).map(
+        lambda sample: {"text": format_text(sample)}, load_from_cache_file=False, desc="formatting"
     )
-    return subset.select_columns(["text", "domain"]), faults
+    return subset if draw == "published" else subset.select_columns(["text", "domain"]), faults
 
 
 def make_card(name: str, info: Mapping[str, Any]) -> str:
     """The body of the sample's README.md: what its rows are, and how they were made."""
     known = [f"{key} `{info[key]}`" for key in ("revision", "commit") if info[key]]
     table = "".join(f"| {domain} | {count:,} |\n" for domain, count in info["domains"].items())
+    columns = ", ".join(f"`{column}`" for column in info["columns"])
     versions = ", ".join(f"{library} {number}" for library, number in info["versions"].items())
     return f"""
 # {name}
 
 {sum(info["domains"].values()):,} problems with their reasoning and solution, drawn from `{info["source"]}`
 ({", ".join(["configuration `metadata`", *known])}) with seed {info["seed"]}, in the text format of the DeepSeek-R1
-distills: columns `text` and `domain`. Licence of the source: {info["licence"] or "not stated"}.
+distills: columns {columns}. Licence of the source: {info["licence"] or "not stated"}.
 
 | domain | rows |
 |---|---|
@@ -124,12 +171,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset_revision", help="branch, tag or commit of the data set on the Hub")
     parser.add_argument("--num_samples", type=positive_int, default=10_000, help="rows in the sample")
     parser.add_argument("--seed", type=int, default=42, help="of the draw")
+    parser.add_argument(
+        "--draw",
+        choices=("stratified", "published"),
+        default="stratified",
+        help="published: domain by domain, each shuffled by itself, with all columns",
+    )
+    add_openthoughts_arguments(parser)
     add_max_bad_rows(parser)
     add_output_arguments(parser)
+    parser.add_as_published(draw="published", empty_starter_code="newline")
     args = parser.parse_args(argv)
     require_output(args)
-    if args.num_samples < len(DOMAINS):
-        raise UserError(f"--num_samples {args.num_samples}: expected at least {len(DOMAINS)}, one for each domain")
+    if args.num_samples < len(args.domains):
+        raise UserError(f"--num_samples {args.num_samples}: expected at least {len(args.domains)}, one for each domain")
 
     from transformer_lens_r1.shared.data import (
         find_destination,
@@ -151,6 +206,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset,
         num_samples=args.num_samples,
         seed=args.seed,
+        draw=args.draw,
+        domains=args.domains,
+        empty_starter_code=args.empty_starter_code,
         max_bad_rows=args.max_bad_rows,
         where=display_name(source),
     )
@@ -165,6 +223,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "commit": loaded_commit(dataset),
         "licence": LICENCE if source == DATASET else hub_licence(source),
         "seed": args.seed,
+        "draw": args.draw,
+        "empty_starter_code": args.empty_starter_code,
+        "columns": subset.column_names,
         "domains": {domain: counts[domain] for domain in DOMAINS if counts[domain]},
         **bad_rows_info(faults),
         "command": public_command(parser, args, "extraction/prepare_openthoughts_subset.py"),

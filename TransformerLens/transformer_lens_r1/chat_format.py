@@ -32,32 +32,43 @@ CODE_WITH_FUNCTION_NAME = (
 )
 PLAIN_DOMAINS = ("puzzle", "biology", "chemistry", "physics")
 DOMAINS = ("code", "math", *PLAIN_DOMAINS)
+EMPTY_STARTER_CODE = ("nothing", "newline")
 
 
 class MalformedRow(ValueError):
     """A record that does not fit its data set's schema."""
 
 
-def format_openthoughts(sample: Mapping[str, Any]) -> str:
+def format_openthoughts(sample: Mapping[str, Any], *, empty_starter_code: str = "nothing") -> str:
     """One record of OpenThoughts-114k (config ``metadata``) as R1 text.
+
+    Args:
+        sample: the record.
+        empty_starter_code: what a starter code of no characters adds after the problem, one of `EMPTY_STARTER_CODE`.
 
     Raises:
         MalformedRow: a field is missing or not text, the domain is unknown, or ``test_cases`` is not a JSON object.
     """
     return (
-        f"{OPENTHOUGHTS_SYSTEM}{USER}{_openthoughts_question(sample)}{ASSISTANT}{THINK}\n"
+        f"{OPENTHOUGHTS_SYSTEM}{USER}{_openthoughts_question(sample, empty_starter_code)}{ASSISTANT}{THINK}\n"
         f"{_text(sample, 'deepseek_reasoning')}\n{END_THINK}\n{_text(sample, 'deepseek_solution')}"
     )
 
 
-def _openthoughts_question(sample: Mapping[str, Any]) -> str:
+def is_of_another_domain(sample: Mapping[str, Any], domains: Sequence[str]) -> bool:
+    """Whether a record is of a known domain that was not asked for; one of an unknown domain is malformed instead."""
+    return sample.get("domain") in DOMAINS and sample["domain"] not in domains
+
+
+def _openthoughts_question(sample: Mapping[str, Any], empty_starter_code: str) -> str:
     problem, domain = _text(sample, "problem"), _text(sample, "domain")
     if domain == "math":
         return MATH_INSTRUCTION + problem
     if domain == "code":
         instruction = CODE_WITH_FUNCTION_NAME if _has_function_name(sample) else CODE_WITH_STDIN
-        starter_code = _text(sample, "starter_code") if sample.get("starter_code") is not None else ""
-        return instruction + problem + (f"\n{starter_code}" if starter_code else "")
+        starter_code = None if sample.get("starter_code") is None else _text(sample, "starter_code")
+        has_line = starter_code == "" and empty_starter_code == "newline"
+        return instruction + problem + (f"\n{starter_code}" if starter_code or has_line else "")
     if domain in PLAIN_DOMAINS:
         return problem
     raise MalformedRow(f"unknown domain {domain!r}, expected one of {', '.join(DOMAINS)}")

@@ -44,13 +44,20 @@ class FeatureFacts:
     score: float
     interval: tuple[float, float] | None
     """95 % interval of the score, if there is one."""
-    max_activation: float
-    """Over the scored text, in units where the decoder direction has norm 1."""
-    firing_frequency: float
-    """Share of the scored positions."""
-    entropy: float
+    max_activation: float | None
+    """Over the scored text, in units where the decoder direction has norm 1. If the scores came alone: None until the
+    pass, then over the text shown."""
+    firing_frequency: float | None
+    """Share of the scored positions; None if the scores came alone."""
+    entropy: float | None
+    """Likewise."""
     word_means: tuple[tuple[str, float], ...]
-    """Mean activation at each reasoning word."""
+    """Mean activation at each reasoning word; empty if the scores came alone."""
+
+    @property
+    def scores_alone(self) -> bool:
+        """Whether nothing but the score is known from the scored text."""
+        return not self.word_means
 
     @property
     def page(self) -> str:

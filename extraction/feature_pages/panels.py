@@ -30,8 +30,6 @@ from feature_pages.activations import StoredActivations
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-SHOWN_AROUND = 10
-"""Tokens shown before and after an activating one, as far as its row has them."""
 TOP_SEQUENCES = 20
 NO_TOKEN = -1
 """Fills a sequence beyond the end of its row; never shown."""
@@ -71,6 +69,8 @@ class Panels:
         stored: their activations.
         sae: with the decoder norm folded in.
         unembedding: the model's W_U, [d_model, d_vocab].
+        n_quantiles: intervals of activations that sequences are drawn from.
+        tokens_around: tokens shown before and after an activating one, as far as its row has them.
         seed: of the sequences drawn from each interval of activations.
     """
 
@@ -83,6 +83,8 @@ class Panels:
         sae: SAE,
         unembedding: Tensor,
         hook_name: str,
+        n_quantiles: int = 5,
+        tokens_around: int = 10,
         seed: int = 42,
     ) -> None:
         self.features, self.stored, self.seed = list(features), stored, seed
@@ -90,8 +92,8 @@ class Panels:
         self.unembedding = unembedding
         sequences = SequencesConfig(
             stack_mode="stack-all",
-            buffer=(SHOWN_AROUND, SHOWN_AROUND),
-            n_quantiles=5,
+            buffer=(tokens_around, tokens_around),
+            n_quantiles=n_quantiles,
             top_acts_group_size=min(TOP_SEQUENCES, tokens.numel()),
         )
         logits = (LogitsHistogramConfig(), LogitsTableConfig())

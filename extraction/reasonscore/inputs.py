@@ -36,6 +36,12 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     text.add_argument("--context_size", type=positive_int, help="tokens in a row made from text (default: the SAE's)")
     text.add_argument("--n_samples", type=positive_int, default=n_samples, help="rows, drawn by a seeded shuffle")
     text.add_argument(
+        "--first_rows",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="take the first rows instead of drawing them",
+    )
+    text.add_argument(
         "--ignore_tokens",
         type=int_list,
         help="ids that count nowhere, like 128000,128001, or '' for none (default: those the SAE was trained without, "
@@ -87,7 +93,7 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
         prepend_bos=source.prepend_bos,
         n_samples=args.n_samples,
         vocab_size=config.vocab_size,
-        seed=args.seed,
+        seed=None if args.first_rows else args.seed,
     )
     ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer, vocab_size=config.vocab_size)
     return Inputs(source, layer, tokenizer, tokens, ignored)
@@ -124,7 +130,7 @@ def sample_rows(
     prepend_bos: bool,
     n_samples: int,
     vocab_size: int,
-    seed: int = 42,
+    seed: int | None = 42,
 ) -> Tensor:
     """The first ``n_samples`` rows of tokens after a seeded shuffle; all rows if there are fewer.
 
@@ -139,7 +145,7 @@ def sample_rows(
         prepend_bos: start each row made from text with bos; what the SAE was trained with.
         n_samples: rows wanted.
         vocab_size: the model's; ids at or above it are refused.
-        seed: of the shuffle.
+        seed: of the shuffle; None: no shuffle.
 
     Returns:
         int64 [rows, context].
@@ -161,7 +167,9 @@ def sample_rows(
             raise UserError(f"the text gives no row of {context_size} tokens: give more text or a smaller context")
     elif not getattr(getattr(kind, "feature", None), "dtype", "").startswith(("int", "uint")):
         raise UserError(f"column {column!r} holds {kind}; expected text, or rows of token ids")
-    rows = dataset.select_columns([column]).with_format(None).shuffle(seed=seed)
+    rows = dataset.select_columns([column]).with_format(None)
+    if seed is not None:
+        rows = rows.shuffle(seed=seed)
     tokens = torch.tensor(rows[: min(n_samples, len(rows))][column], dtype=torch.int64)
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise UserError(

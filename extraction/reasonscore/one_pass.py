@@ -32,6 +32,7 @@ def sum_activations(
     hook_name: str,
     expand_range: tuple[int, int],
     ignored_ids: Sequence[int],
+    published_windows: bool = False,
     rows_per_batch: int,
     features_per_block: int,
     features: slice | None = None,
@@ -52,6 +53,7 @@ def sum_activations(
         hook_name: where the SAE reads.
         expand_range: positions before and after a matched token that belong to its word.
         ignored_ids: ids that count nowhere.
+        published_windows: see `find_membership`.
         rows_per_batch: rows in a forward pass.
         features_per_block: features encoded at once; another block is another encode, not another forward.
         features: only these. Blocks that they touch are computed whole, so that the sums are bit for bit those that
@@ -92,7 +94,9 @@ def sum_activations(
             batch = tokens[start : min(start + rows_per_batch, rows.stop)]
             blocks = blocks_of_rows(start, len(batch), len(tokens))
             residual = residual_stream(model, batch.to(device, non_blocking=True), hook_name)  # [batch, pos, d_model]
-            membership = find_membership(batch, groups, left=left, right=right, ignored_ids=ignored_ids)
+            membership = find_membership(
+                batch, groups, left=left, right=right, ignored_ids=ignored_ids, published_windows=published_windows
+            )
             sums.count(membership, blocks)
             membership = membership.to(device)
             for block, encode in encoders:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,11 +190,16 @@ def print_summary(result: Result, *, top: int = 10) -> None:
 
 
 class SavedScores(NamedTuple):
-    """What a folder of scores holds."""
+    """What a folder of scores holds; of scores that came alone, their `score` and nothing else."""
 
     statistics: dict[str, Tensor]
     words: list[str]
     run: dict[str, Any]
+
+    @property
+    def alone(self) -> bool:
+        """Whether there are no statistics beside the scores."""
+        return self.statistics.keys() == {"score"}
 
     def digest(self) -> str:
         """SHA-256 of all statistics: the same for scores of one pass and for the chunks that they were split into."""
@@ -202,9 +209,16 @@ class SavedScores(NamedTuple):
 def read_scores(folder: Path) -> SavedScores:
     """Read back what `write_scores` wrote, or put together the chunks that lie there instead.
 
+    The published code's scores are taken too: they come alone, as a tensor in a file, or as one file for each chunk.
+
+    Args:
+        folder: of the scores, or a file of scores alone.
+
     Raises:
-        UserError: there are no scores in the folder, or some of its chunks are missing or of different runs.
+        UserError: there are no scores, or some of the chunks are missing or of different runs.
     """
+    if files := _files_of_scores_alone(folder):
+        return SavedScores({"score": torch.cat([_read_scores_alone(file) for file in files])}, [], {})
     if not (folder / RUN).is_file() and find_chunks(folder):
         sums, about = merge_chunks(folder)
         result = compute_result(sums, about["words"], Settings(**about["settings"]))
@@ -216,3 +230,36 @@ def read_scores(folder: Path) -> SavedScores:
         statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         words = json.loads(file.metadata()["words"])
     return SavedScores(statistics, words, json.loads((folder / RUN).read_text(encoding="utf-8")))
+
+
+def _files_of_scores_alone(path: Path) -> list[Path]:
+    """The files of the published code: one with all scores, or one for each chunk of features, by their numbers."""
+    if path.is_file():
+        return [path]
+    if (path / STATS).is_file() or (path / RUN).is_file():
+        return []
+    if (path / SCORES).is_file():
+        return [path / SCORES]
+    found = [re.fullmatch(r"feature_scores_(\d+)\.pt", file.name) for file in path.glob("feature_scores_*.pt")]
+    chunks = {int(match[1]): path / match[0] for match in found if match}
+    missing = [f"feature_scores_{chunk}.pt" for chunk in range(max(chunks, default=-1)) if chunk not in chunks]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: the chunks of scores must be there from 0 on")
+    if len(chunks) > 1:
+        print(
+            f"WARNING: the {len(chunks)} chunks of scores in {path} were each normalised by itself, so the scores of "
+            "different chunks do not compare; compute_score.py normalises over all features",
+            file=sys.stderr,
+        )
+    return [chunks[chunk] for chunk in sorted(chunks)]
+
+
+def _read_scores_alone(file: Path) -> Tensor:
+    """float32 [features]."""
+    try:
+        scores = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:  # on a file of another kind, the reader stumbles over whatever comes first
+        raise UserError(f"{file} is no file of scores, or damaged: torch cannot read it") from error
+    if not isinstance(scores, Tensor) or scores.ndim != 1 or not scores.is_floating_point():
+        raise UserError(f"{file} is no file of scores: expected a tensor with one number for each feature")
+    return scores.float()

@@ -84,7 +84,13 @@ def find_matches(tokens: Tensor, sequence: Sequence[int]) -> Tensor:
 
 
 def find_membership(
-    tokens: Tensor, groups: WordGroups, *, left: int, right: int, ignored_ids: Sequence[int] = ()
+    tokens: Tensor,
+    groups: WordGroups,
+    *,
+    left: int,
+    right: int,
+    ignored_ids: Sequence[int] = (),
+    published_windows: bool = False,
 ) -> Membership:
     """Sort a batch's positions into the sets that ReasonScore averages over.
 
@@ -96,6 +102,7 @@ def find_membership(
         left: positions before a matched token that belong to it too.
         right: positions after it.
         ignored_ids: ids whose positions belong to no set.
+        published_windows: with the published code's mistake at the start of rows, see `_widen_as_published`.
     """
     batch, length = tokens.shape
     words = torch.zeros(batch, len(groups), length, dtype=torch.bool, device=tokens.device)
@@ -103,10 +110,13 @@ def find_membership(
     for index, sequences in enumerate(groups.values()):
         for sequence in sequences:
             matched = find_matches(tokens, sequence)
+            spelt = torch.zeros_like(tokens, dtype=torch.bool)
             for offset in range(len(sequence)):
-                words[:, index, offset : offset + matched.shape[1]] |= matched
+                spelt[:, offset : offset + matched.shape[1]] |= matched
+            words[:, index] |= _widen_as_published(spelt, left, right) if published_windows else spelt
             matches[index] += matched.sum()
-    words = _widen(words, left, right)
+    if not published_windows:
+        words = _widen(words, left, right)
     kept = torch.ones_like(tokens, dtype=torch.bool)
     for ignored in ignored_ids:
         kept &= tokens != ignored
@@ -125,6 +135,21 @@ def _widen(core: Tensor, left: int, right: int) -> Tensor:
     for shift in range(1, min(right, length - 1) + 1):
         wide[..., shift:] |= core[..., :-shift]
     return wide
+
+
+def _widen_as_published(core: Tensor, left: int, right: int) -> Tensor:
+    """`_widen` for one spelling, [batch, pos], as the published code does it.
+
+    It counts windows open at each position: one more where a window begins, one less after its end. Windows that the
+    start of the row cuts off all begin at 0, which counts once, but each of their ends counts. So the count is too low
+    in the rest of the row, and later windows of the spelling are lost.
+    """
+    length = core.shape[1]
+    begins, ends = torch.zeros_like(core), torch.zeros_like(core)
+    begins[:, 0] = core[:, : left + 1].any(dim=1)
+    begins[:, 1 : max(1, length - left)] = core[:, left + 1 :]
+    ends[:, right + 1 :] = core[:, : max(0, length - right - 1)]
+    return (begins.int() - ends.int()).cumsum(dim=1) > 0
 
 
 class BlockOfRows(NamedTuple):

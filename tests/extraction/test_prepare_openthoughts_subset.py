@@ -39,7 +39,7 @@ def test_every_domain_gives_its_share_the_first_remaining_rows_fill_up_and_no_pa
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[str] = set()
-    monkeypatch.setattr(script, "format_openthoughts", lambda row: seen.update(row) or format_openthoughts(row))
+    monkeypatch.setattr(script, "format_openthoughts", lambda row, **_: seen.update(row) or format_openthoughts(row))
     out = tmp_path / "subset"
     script.main(["--dataset_path", str(source), "--num_samples", "60", "--output_dir", str(out)])
     subset, rows = load_rows(out), load_rows(source)

@@ -10,7 +10,7 @@ A record has a column `conversation`, a list of messages such as
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from token_data.prepare import prepare
+from token_data.prepare import make_parser, prepare
 
 from transformer_lens_r1.chat_format import format_lmsys
 from transformer_lens_r1.shared.errors import run
@@ -22,11 +22,11 @@ def format_record(record: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, dataset_path="lmsys/lmsys-chat-1m")
     prepare(
-        argv,
+        parser.parse_args(argv),
+        parser=parser,
         script="training/datasets/prepare_lmsys_dataset.py",
-        description=__doc__,
-        dataset_path="lmsys/lmsys-chat-1m",
         columns=("conversation",),
         format_record=format_record,
         title="lmsys-chat-1m",

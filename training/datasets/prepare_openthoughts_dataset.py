@@ -7,24 +7,36 @@ A record (configuration `metadata`) has a problem, its domain (math, code, puzzl
 DeepSeek-R1's reasoning and solution, and for code also test_cases (JSON) and perhaps starter_code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from token_data.prepare import prepare
+from token_data.prepare import make_parser, prepare
 
-from transformer_lens_r1.chat_format import format_openthoughts
+from transformer_lens_r1.chat_format import format_openthoughts, is_of_another_domain
+from transformer_lens_r1.shared.arguments import add_openthoughts_arguments
 from transformer_lens_r1.shared.errors import run
 
 COLUMNS = ("problem", "deepseek_reasoning", "deepseek_solution", "domain", "test_cases", "starter_code")
 
 
+def format_record(record: Mapping[str, Any], *, domains: Sequence[str], empty_starter_code: str) -> str | None:
+    """The text of one record, None for one of a domain that was not asked for; raises `MalformedRow`."""
+    if is_of_another_domain(record, domains):
+        return None
+    return format_openthoughts(record, empty_starter_code=empty_starter_code)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, dataset_path="open-thoughts/OpenThoughts-114k", empty_starter_code="newline")
+    add_openthoughts_arguments(parser)
+    args = parser.parse_args(argv)
     prepare(
-        argv,
+        args,
+        parser=parser,
         script="training/datasets/prepare_openthoughts_dataset.py",
-        description=__doc__,
-        dataset_path="open-thoughts/OpenThoughts-114k",
         columns=COLUMNS,
-        format_record=format_openthoughts,
+        format_record=partial(format_record, domains=args.domains, empty_starter_code=args.empty_starter_code),
         config_name="metadata",
         title="OpenThoughts-114k",
         licence="Apache-2.0",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from transformer_lens_r1.chat_format import DOMAINS, EMPTY_STARTER_CODE
 from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from transformer_lens_r1.shared.files import PROVENANCE, check_output_folder, display_name
 
@@ -30,7 +31,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def add_as_published(self, **defaults: Any) -> None:
         """Add ``--as_published``: options take these defaults, and what the command line says still counts."""
         self._as_published = defaults
-        changes = ", ".join(f"--{name} {value}" for name, value in defaults.items())
+        changes = ", ".join(
+            f"--{name}" if value is True else f"--{name} {shlex.quote(str(value))}" for name, value in defaults.items()
+        )
         self.add_argument("--as_published", action="store_true", help=f"as the paper's published code does: {changes}")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
@@ -95,6 +98,30 @@ def int_pair(text: str) -> tuple[int, int]:
     return values[0], values[1]
 
 
+def domain_tuple(text: str) -> tuple[str, ...]:
+    """Domains of OpenThoughts-114k with commas between them, each once; their order is kept."""
+    domains = tuple(part.strip() for part in text.split(","))
+    for domain in domains:
+        if domain not in DOMAINS:
+            raise argparse.ArgumentTypeError(f"unknown domain {domain!r}, expected some of {','.join(DOMAINS)}")
+        if domains.count(domain) > 1:
+            raise argparse.ArgumentTypeError(f"{domain!r} is there twice")
+    return domains
+
+
+def add_openthoughts_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--domains --empty_starter_code``."""
+    parser.add_argument(
+        "--domains", type=domain_tuple, default=DOMAINS, help="domains of the records, like math,code (default: all)"
+    )
+    parser.add_argument(
+        "--empty_starter_code",
+        choices=EMPTY_STARTER_CODE,
+        default="nothing",
+        help="what the text of a problem in code has for a starter code of no characters",
+    )
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--model_path --dtype --device --revision --trust_remote_code``."""
     group = parser.add_argument_group("model")
@@ -150,6 +177,8 @@ def public_command(parser: argparse.ArgumentParser, args: argparse.Namespace, sc
 
 
 def _published(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     # A path that a user gave as an output need not exist yet, but it is one.
     return value.absolute().name if isinstance(value, Path) else display_name(str(value))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def make_parser(description: str, *, dataset_path: str) -> ArgumentParser:
-    """The arguments of a script that tokenises one data set."""
+def make_parser(description: str, *, dataset_path: str, **published: str) -> ArgumentParser:
+    """The arguments of a script that tokenises one data set.
+
+    Args:
+        description: the script's docstring.
+        dataset_path: Hub id of the data set, unless the command line names another.
+        published: what --as_published sets for the script's own options.
+    """
     parser = ArgumentParser(description)
-    parser.add_argument("--model_path", required=True, help="Hub id or local folder of the tokenizer's model")
+    parser.add_argument(
+        "--model_path",
+        default="deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+        help="Hub id or local folder of the tokenizer's model",
+    )
     add_revision_arguments(parser)
     parser.add_argument("--dataset_path", default=dataset_path, help="Hub id or local folder of the records")
     parser.add_argument("--dataset_revision", help="branch, tag or commit of the data set on the Hub (default: main)")
@@ -43,17 +54,17 @@ def make_parser(description: str, *, dataset_path: str) -> ArgumentParser:
     )
     add_max_bad_rows(parser)
     add_output_arguments(parser)
+    parser.add_as_published(num_tokens=800_000_000, **published)
     return parser
 
 
 def prepare(
-    argv: Sequence[str] | None,
+    args: argparse.Namespace,
     *,
+    parser: ArgumentParser,
     script: str,
-    description: str,
-    dataset_path: str,
     columns: Sequence[str],
-    format_record: Callable[[Mapping[str, Any]], str],
+    format_record: Callable[[Mapping[str, Any]], str | None],
     config_name: str | None = None,
     title: str,
     licence: str,
@@ -61,21 +72,18 @@ def prepare(
     """The program: tokenise one data set as the command line says, and write or push the rows.
 
     Args:
-        argv: the command line; None for the process's own.
+        args: the command line.
+        parser: what read it, from `make_parser`.
         script: its path from the root of the repository.
-        description: the script's docstring.
-        dataset_path: Hub id of the data set, unless the command line names another.
         columns: the columns that the records must have.
-        format_record: one record as text; raises `MalformedRow`.
+        format_record: one record as text, or None for one to leave out; raises `MalformedRow`.
         config_name: the data set's configuration on the Hub.
         title: the data set's short name, used in the repository's name and on the card.
-        licence: of the data set at `dataset_path`.
+        licence: of the data set that the parser has as its default.
 
     Raises:
         UserError: the model, its tokenizer or the records are not what they should be, or give no row at all.
     """
-    parser = make_parser(description, dataset_path=dataset_path)
-    args = parser.parse_args(argv)
     require_output(args)
 
     from transformer_lens_r1.shared.data import (
@@ -110,7 +118,7 @@ def prepare(
         "config": config_name,
         "revision": args.dataset_revision or revision,
         "commit": loaded_commit(records),
-        "licence": licence if dataset == dataset_path else hub_licence(args.dataset_path),
+        "licence": licence if dataset == parser.get_default("dataset_path") else hub_licence(args.dataset_path),
         "records": len(records),
     }
     # The other columns are never read: nested ones take longer to decode than the text takes to format.

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
@@ -43,13 +42,13 @@ def default_processes() -> int:
 
 
 def format_records(
-    records: Dataset, format_record: Callable[[Mapping[str, Any]], str], *, folder: Path, num_proc: int
+    records: Dataset, format_record: Callable[[Mapping[str, Any]], str | None], *, folder: Path, num_proc: int
 ) -> tuple[Dataset, list[tuple[int, str]]]:
-    """The text of every record that is well formed.
+    """The text of every record that is well formed and not to be left out.
 
     Args:
         records: one document per record, with the columns that `format_record` reads and no others.
-        format_record: one record as text; raises `MalformedRow`.
+        format_record: one record as text, or None for one to leave out; raises `MalformedRow`.
         folder: where the text lies on the disk.
         num_proc: processes; changes nothing but the time.
 
@@ -74,8 +73,10 @@ def format_records(
     texts = _map(records, texts_of, features, "formatting", folder=folder, num_proc=num_proc)
     bad = pc.indices_nonzero(pc.is_valid(texts.data.column("fault"))).to_pylist()
     faults = [(index, texts[index]["fault"]) for index in bad]
-    good = texts.select(np.setdiff1d(np.arange(len(texts)), bad)) if bad else texts
-    return good.select_columns("text"), faults
+    good = pc.indices_nonzero(pc.is_valid(texts.data.column("text")))
+    if len(good) < len(texts):
+        texts = texts.select(good.to_pylist())
+    return texts.select_columns("text"), faults
 
 
 def tokenise(texts: Dataset, make_rows: RowMaker, *, folder: Path, num_proc: int) -> Tokenised:
