@@ -180,6 +180,7 @@ def _numbers(
         "accuracy": accuracy,
         "accuracy_stderr": stderr,
         "exact_match_string": run.metrics.get("exact_match_string"),
+        "exact_match_published": run.metrics.get("exact_match_published"),
         **difference("accuracy_difference", run.accuracy_name),
         **dict.fromkeys(("right_to_wrong", "wrong_to_right", "mcnemar_p", "holm_p")),
     }

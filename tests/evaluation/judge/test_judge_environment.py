@@ -53,7 +53,7 @@ def test_a_server_of_ones_own_needs_no_key_and_gets_no_other(
     [
         ({"OPENROUTER_API_KEY": ""}, "PROCESSOR is set but OPENROUTER_API_KEY is not"),
         ({"OPENROUTER_API_KEY": f"{KEY} x"}, "OPENROUTER_API_KEY holds a character"),
-        ({"JUDGE": "al"}, "JUDGE is 'al'; expected undecided or all; did you mean 'all'?"),
+        ({"JUDGE": "al"}, "JUDGE is 'al'; expected undecided or all or published; did you mean 'all'?"),
         ({"JUDGE": "all", "PROCESSOR": ""}, "JUDGE is 'all' but PROCESSOR is not set"),
         ({"JUDGE_CONCURRENCY": "0"}, "JUDGE_CONCURRENCY is '0'"),
         ({"PROCESSOR_BASE_URL": "openrouter.ai/api/v1"}, "PROCESSOR_BASE_URL is not an address"),

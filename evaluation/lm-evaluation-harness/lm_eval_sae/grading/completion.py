@@ -11,12 +11,14 @@ class Completion(str):
     reasoning_tokens: tokens before the first `cutoff_token`, all of them where it does not occur; None where they
         were not counted.
     judged: whether a judge held its answer right; None if none was asked or it could not say.
+    verified: its answer after the published code's verifier (`grading.published`); None if none was asked or replied.
     """
 
     completion_tokens: int | None
     truncated: bool | None
     reasoning_tokens: int | None
     judged: bool | None
+    verified: str | None
 
     def __new__(
         cls,
@@ -25,13 +27,20 @@ class Completion(str):
         truncated: bool | None = None,
         reasoning_tokens: int | None = None,
         judged: bool | None = None,
+        verified: str | None = None,
     ) -> "Completion":
         self = super().__new__(cls, text)
         self.completion_tokens = completion_tokens
         self.truncated = truncated
         self.reasoning_tokens = reasoning_tokens
         self.judged = judged
+        self.verified = verified
         return self
+
+
+def as_completion(text: str) -> Completion:
+    """A text as a `Completion`, itself if it is one."""
+    return text if isinstance(text, Completion) else Completion(text)
 
 
 def count_reasoning(tokens: Sequence[int], cutoff: int | None) -> int | None:

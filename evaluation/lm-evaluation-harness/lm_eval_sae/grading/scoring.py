@@ -211,7 +211,7 @@ def completion_metrics(rule: AnswerRule, doc: Mapping[str, Any], completion: str
 
 
 def repeats_per_question(repeats: Sequence[Sequence[Mapping[str, float]]]) -> int:
-    """The aggregate of the metric `repeats`: how many completions each question has."""
+    """The aggregate of a metric that has one entry for each completion, such as `repeats`: how many there are."""
     return len(repeats[0])
 
 

@@ -1,15 +1,7 @@
 """A language model that says whether an answer means the same as the expected one, where the checker cannot decide.
 
-Any server that speaks OpenAI's chat-completions protocol. The environment names it; without PROCESSOR there is none:
-
-    PROCESSOR           the model, for instance meta-llama/llama-3.3-70b-instruct (the paper's)
-    OPENROUTER_API_KEY  the key of the server; needed for OpenRouter
-    PROCESSOR_BASE_URL  its address, https://openrouter.ai/api/v1 by default
-    JUDGE               undecided (default): what the checker cannot decide; all: every answer that is no number
-    JUDGE_CONCURRENCY   questions asked at once, 8 by default
-    JUDGE_CACHE         folder of its answers, ~/.cache/reasoning-features/judge by default
-
-The prompt is prompt.txt, beside this file.
+Any server that speaks OpenAI's chat-completions protocol. The environment names it (environment.py). The prompt is
+prompt.txt, beside this file.
 """
 
 import asyncio
@@ -18,8 +10,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,19 +17,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import diskcache
 
-from lm_eval_sae.errors import UserError, did_you_mean
+from lm_eval_sae.errors import UserError
+from lm_eval_sae.judge.environment import OPENROUTER, UNANSWERED, read_environment
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
-OPENROUTER = "https://openrouter.ai/api/v1"
 PROMPT_FILE = Path(__file__).parent / "prompt.txt"
 VERDICTS = {"SAME": True, "DIFFERENT": False}
 MAX_ANSWER_CHARACTERS = 4000
@@ -49,14 +39,8 @@ MAX_REPLY_TOKENS = 1024
 CACHE_ERRORS = (sqlite3.Error, diskcache.Timeout, OSError)
 PASSING_STATUSES = (408, 409, 429)
 """Besides 5xx: the statuses after which the client library tries again."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 QUESTION_STATUSES = (400, 413, 422)
 """Statuses for a question that is too long; for the trial question: the server accepts no requests."""
-UNANSWERED = {
-    "undecided": "which stay undecided and count as wrong",
-    "all": "for which the checker's verdict stands",
-}
-"""By mode: what becomes of a question without a verdict."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +91,15 @@ class Judge:
     """Further requests of the client library after 408, 409, 429, 5xx or a lost connection."""
     stop_after: int = 8
     """Failed questions in a row after which a call of `decide` asks no more."""
+    temperature: ClassVar[float] = 0.0
+    replies: ClassVar[tuple[str, ...]] = tuple(VERDICTS)
+    """What the model may reply to the trial question."""
 
     def __post_init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._cost_usd: float | None = None
         self._last_failure = ""
+        self._failed_in_a_row = 0
         self._stopped: str | None = None
         self._prompt = PROMPT_FILE.read_text(encoding="utf-8")
 
@@ -122,38 +110,12 @@ class Judge:
         Raises:
             UserError: a variable is missing or wrong, or answers cannot be kept on disk.
         """
-        model, mode = _variable("PROCESSOR"), _variable("JUDGE", "undecided")
-        if mode not in UNANSWERED:
-            raise UserError(f"JUDGE is '{mode}'; expected {' or '.join(UNANSWERED)}{did_you_mean(mode, UNANSWERED)}")
-        if not model:
-            if mode == "all":
-                raise UserError("JUDGE is 'all' but PROCESSOR is not set; set it to the model that judges")
+        if (settings := read_environment()) is None:
             return None
-        base_url = _variable("PROCESSOR_BASE_URL", OPENROUTER)
-        if not re.fullmatch(r"https?://[!-~]+", base_url) or re.search("[@?#]", base_url):
-            # The address itself is not shown, and the client library would log it: it may hold a password.
-            raise UserError(f"PROCESSOR_BASE_URL is not an address without user name and query, such as {OPENROUTER}")
-        api_key = _variable("OPENROUTER_API_KEY") or None
-        if api_key is None and base_url.startswith(OPENROUTER):
-            raise UserError(
-                "PROCESSOR is set but OPENROUTER_API_KEY is not; set it to a key of openrouter.ai, "
-                "or PROCESSOR_BASE_URL to a server that needs none"
-            )
-        address = urlsplit(base_url)
-        if api_key and address.scheme == "http" and address.hostname not in LOOPBACK:
-            raise UserError(
-                "OPENROUTER_API_KEY is set and PROCESSOR_BASE_URL begins with http://, so that anyone on the way could "
-                "read the key; use https://, or unset OPENROUTER_API_KEY for a server that needs none"
-            )
-        if api_key and not re.fullmatch("[!-~]+", api_key):  # the error of a header that cannot be sent shows the key
-            raise UserError("OPENROUTER_API_KEY holds a character that no key has, a space perhaps")
-        concurrency = _variable("JUDGE_CONCURRENCY", "8")
-        if not re.fullmatch("[1-9][0-9]{0,2}", concurrency):
-            raise UserError(f"JUDGE_CONCURRENCY is '{concurrency}'; expected a whole number from 1 to 999")
-        default = Path(_variable("XDG_CACHE_HOME", "~/.cache")) / "reasoning-features" / "judge"
-        cache = open_cache(Path(_variable("JUDGE_CACHE", str(default))).expanduser())
-        limits = {"mode": mode, "concurrency": int(concurrency)}
-        return cls(model=model, cache=cache, base_url=base_url, api_key=api_key, **limits)
+        cache = open_cache(settings.pop("cache_folder"))
+        if settings["mode"] == "published":
+            from lm_eval_sae.judge.published import PublishedJudge as cls
+        return cls(cache=cache, **settings)
 
     def decide(self, questions: Sequence[JudgeQuestion]) -> list[bool | None]:
         """Whether each answer means the same as the expected one; None if the judge could not say.
@@ -164,28 +126,43 @@ class Judge:
         an evaluation of hours would be lost: one line says how many questions are open and what to do. A reply that is
         no verdict is None and counted too.
         """
-        prompts = [self.prompt(question) for question in questions]
+        found, stopped = self.ask([self.prompt(question) for question in questions])
+        outcomes = [
+            value if isinstance(value, Outcome) else Outcome.RIGHT if value else Outcome.WRONG for value in found
+        ]
+        self.account(outcomes, stopped)
+        return [{Outcome.RIGHT: True, Outcome.WRONG: False}.get(outcome) for outcome in outcomes]
+
+    def ask(self, prompts: Sequence[str]) -> tuple[list[Any], str | None]:
+        """What `read` makes of the reply to each prompt, else Outcome.UNDECIDED or FAILED; and why it asked no more."""
         keys = [self._key(prompt) for prompt in prompts]
-        outcomes: dict[str, Outcome] = {}
-        for key in dict.fromkeys(keys):
-            if (verdict := self._kept(key)) is not None:
-                outcomes[key] = Outcome.RIGHT if verdict else Outcome.WRONG
-        to_ask = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in outcomes}
-        self._counts["cached"] += len(outcomes)
+        found = {key: kept for key in dict.fromkeys(keys) if (kept := self._kept(key)) is not None}
+        to_ask = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in found}
+        self._counts["cached"] += len(found)
         stopped = None
         if to_ask:
             asked, stopped = asyncio.run(self._ask_all(to_ask))
-            outcomes |= asked
+            found |= asked
             self._stopped = stopped or self._stopped
-        self._counts["questions"] += len(keys)
-        self._counts.update(outcomes[key].value for key in keys)
-        if failed := sum(outcomes[key] is Outcome.FAILED for key in keys):
+        return [found[key] for key in keys], stopped
+
+    def account(self, outcomes: Sequence[Outcome], stopped: str | None) -> None:
+        """Ends a call: counts what became of its questions, and says in one line if some are open."""
+        self._failed_in_a_row = 0
+        self._counts["questions"] += len(outcomes)
+        self._counts.update(outcome.value for outcome in outcomes)
+        if failed := outcomes.count(Outcome.FAILED):
             logger.log(
                 logging.WARNING if stopped is None else logging.ERROR,
                 "The judge gave no answer to %d of %d questions, %s (%s); run again once it answers: verdicts are kept",
-                failed, len(keys), UNANSWERED[self.mode], stopped or self._last_failure,
+                failed, len(outcomes), UNANSWERED[self.mode], stopped or self._last_failure,
             )  # fmt: skip
-        return [{Outcome.RIGHT: True, Outcome.WRONG: False}.get(outcomes[key]) for key in keys]
+
+    @staticmethod
+    def read(reply: str) -> Any:
+        """What is kept of a reply, 1 or 0 for its verdict; None if there is nothing to keep."""
+        verdict = read_verdict(reply)
+        return None if verdict is None else int(verdict)
 
     def check(self) -> None:
         """Asks one trial question, so that a wrong key, model or address is known before the generations are made.
@@ -203,7 +180,7 @@ class Judge:
         if outcome is Outcome.UNDECIDED:
             raise UserError(
                 f"the judge '{self.model}' at {self.host} replies to a trial question with neither of "
-                f"{', '.join(VERDICTS)}; check PROCESSOR_BASE_URL, or set PROCESSOR to a model that can"
+                f"{', '.join(self.replies)}; check PROCESSOR_BASE_URL, or set PROCESSOR to a model that can"
             )
 
     def report(self) -> dict[str, Any]:
@@ -247,6 +224,10 @@ class Judge:
         mark = hashlib.sha256(json.dumps([problem, expected, answer]).encode()).hexdigest()[:12]
         return Template(self._prompt).substitute(problem=problem, expected=expected, answer=answer, mark=mark)
 
+    def trial_prompt(self) -> str:
+        """The text of `check`'s question, to which each of `replies` is a reply."""
+        return self.prompt(TRIAL)
+
     def request(self, prompt: str) -> dict[str, Any]:
         """Arguments of the client library's chat.completions.create."""
         from openai import Omit
@@ -254,7 +235,7 @@ class Judge:
         request: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0.0,
+            "temperature": self.temperature,
             "max_tokens": MAX_REPLY_TOKENS,
         }
         if self.base_url.startswith(OPENROUTER):
@@ -266,14 +247,14 @@ class Judge:
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(json.dumps([self.base_url, self.model, prompt]).encode()).hexdigest()
 
-    def _kept(self, key: str) -> int | None:
+    def _kept(self, key: str) -> Any:
         with contextlib.suppress(*CACHE_ERRORS):  # asked again
             return self.cache.get(key)
         return None
 
-    def _keep(self, key: str, verdict: bool) -> None:
+    def _keep(self, key: str, value: Any) -> None:
         try:
-            self.cache.set(key, int(verdict))
+            self.cache.set(key, value)
         except CACHE_ERRORS as error:  # a full disk must not lose the evaluation
             logger.warning("A verdict of the judge could not be kept: %s", error)
 
@@ -293,32 +274,31 @@ class Judge:
         client.organization = client.project = None  # of OpenAI's account, from the environment
         return client
 
-    async def _ask_all(self, prompts: Mapping[str, str]) -> tuple[dict[str, Outcome], str | None]:
-        """Asks prompts by key, `concurrency` at once; keeps each verdict as it comes. Also returns why it stopped."""
+    async def _ask_all(self, prompts: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+        """`ask` for prompts by key, `concurrency` at once; keeps what is read as it comes."""
         from tqdm import tqdm
 
-        outcomes: dict[str, Outcome] = {}
+        found: dict[str, Any] = {}
         waiting = iter(prompts.items())
-        failed_in_a_row = 0
         stopped: str | None = None
 
         async def work() -> None:
-            nonlocal failed_in_a_row, stopped
+            nonlocal stopped
             for key, prompt in waiting:
                 if stopped is not None:
-                    outcomes[key] = Outcome.FAILED
+                    found[key] = Outcome.FAILED
                     continue
                 self._counts["asked"] += 1
                 try:
-                    outcome = await self._ask(client, prompt)
+                    value = await self._ask(client, prompt)
                 except Refusal as error:
-                    outcome, stopped = Outcome.FAILED, str(error)
-                outcomes[key] = outcome
-                failed_in_a_row = failed_in_a_row + 1 if outcome is Outcome.FAILED else 0
-                if stopped is None and failed_in_a_row >= self.stop_after:
+                    value, stopped = Outcome.FAILED, str(error)
+                found[key] = value
+                self._failed_in_a_row = self._failed_in_a_row + 1 if value is Outcome.FAILED else 0
+                if stopped is None and self._failed_in_a_row >= self.stop_after:
                     stopped = self._last_failure
-                if outcome in (Outcome.RIGHT, Outcome.WRONG):
-                    self._keep(key, outcome is Outcome.RIGHT)
+                if not isinstance(value, Outcome):
+                    self._keep(key, value)
                 progress.update()
 
         async with self._client(max_retries=self.max_retries) as client:
@@ -326,21 +306,23 @@ class Judge:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.concurrency, len(prompts))):
                         group.create_task(work())
-        return outcomes, stopped
+        return found, stopped
 
-    async def _ask_trial(self) -> Outcome:
+    async def _ask_trial(self) -> Any:
         async with self._client(max_retries=min(self.max_retries, 2)) as client:
-            return await self._ask(client, self.prompt(TRIAL), trial=True)
+            return await self._ask(client, self.trial_prompt(), trial=True)
 
-    async def _ask(self, client: "AsyncOpenAI", prompt: str, *, trial: bool = False) -> Outcome:
-        """Raises Refusal."""
+    async def _ask(self, client: "AsyncOpenAI", prompt: str, *, trial: bool = False) -> Any:
+        """One value of `ask`. Raises Refusal."""
         from openai import APIStatusError, OpenAIError
 
         from lm_eval_sae.judge.server import one_line, refuses_content
 
         try:
             reply = await client.chat.completions.create(**self.request(prompt))
-            return self._read(reply)
+            self._add_usage(reply.usage)
+            value = self.read(reply.choices[0].message.content or "")  # nothing if it only reasoned
+            return Outcome.UNDECIDED if value is None else value
         except APIStatusError as error:
             if refuses_content(error):
                 return Outcome.UNDECIDED
@@ -359,15 +341,13 @@ class Judge:
             self._last_failure = f"{self.host}: a reply that does not follow the protocol ({type(error).__name__})"
         return Outcome.FAILED
 
-    def _read(self, reply: Any) -> Outcome:
-        """The verdict of a reply, whose tokens and cost are added up."""
-        if (usage := reply.usage) is not None:
+    def _add_usage(self, usage: Any) -> None:
+        """Adds up the tokens and the cost of a reply."""
+        if usage is not None:
             for name in ("prompt_tokens", "completion_tokens"):
                 self._counts[name] += getattr(usage, name, None) or 0
             if type(cost := getattr(usage, "cost", None)) in (int, float) and 0 <= cost < 1e9:  # NaN is not
                 self._cost_usd = (self._cost_usd or 0.0) + cost
-        verdict = read_verdict(reply.choices[0].message.content or "")  # none if it only reasoned
-        return Outcome.UNDECIDED if verdict is None else Outcome.RIGHT if verdict else Outcome.WRONG
 
 
 @functools.cache
@@ -391,8 +371,3 @@ def open_cache(folder: Path) -> diskcache.Cache:
 def read_verdict(reply: str) -> bool | None:
     """True for SAME, False for DIFFERENT, None for any other reply; reasoning up to </think> may come first."""
     return VERDICTS.get(reply.rpartition("</think>")[2].strip(" \t\r\n*_`'\".").upper())
-
-
-def _variable(name: str, default: str = "") -> str:
-    """A variable of the environment; an empty one counts as unset."""
-    return os.environ.get(name, "").strip() or default

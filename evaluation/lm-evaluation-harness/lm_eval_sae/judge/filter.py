@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.filter import Filter
 
-from lm_eval_sae.grading.completion import Completion
+from lm_eval_sae.grading.completion import as_completion
 from lm_eval_sae.grading.scoring import ANSWER_RULES, AnswerRule
 
 if TYPE_CHECKING:
@@ -22,15 +22,18 @@ class JudgeFilter(Filter):
 
     With the judge's mode "undecided" these are the answers that the checker cannot decide. With "all" they are all
     but those where the answer and the expected one are whole numbers; where no answer is found the judge sees the end
-    of the completion, unless the limit of tokens cut it off.
+    of the completion, unless the limit of tokens cut it off. With "published" the published code's verifier is asked,
+    and sets `verified`.
 
     Args:
         answers: which of `scoring.ANSWER_RULES` the task uses.
+        published: which of `published.PUBLISHED_RULES` it uses beside that; None: that verifier is not asked.
     """
 
-    def __init__(self, answers: str = "math") -> None:
+    def __init__(self, answers: str = "math", published: str | None = None) -> None:
         super().__init__()
         self.rule = ANSWER_RULES[answers]
+        self.published = published
 
     def apply(self, resps: Iterable[Sequence[str]], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """All completions of each question of a task → the same, those that were judged as `Completion`s."""
@@ -41,7 +44,10 @@ class JudgeFilter(Filter):
         n = min(map(len, resps), default=0)
         completions = [list(repeats[:n]) for repeats in resps]
         judge = get_judge()
-        if judge is not None:
+        if judge is not None and judge.mode == "published":
+            if self.published is not None:
+                judge.verify(self.published, completions, docs)
+        elif judge is not None:
             judge_completions(judge, self.rule, completions, docs)
         return completions
 
@@ -60,9 +66,7 @@ def judge_completions(
         return
     logger.info("Asking the judge about %s answers", len(questions))
     for (i, j), verdict in zip(places, judge.decide(questions), strict=True):
-        completion = completions[i][j]
-        if not isinstance(completion, Completion):
-            completion = completions[i][j] = Completion(completion)
+        completion = completions[i][j] = as_completion(completions[i][j])
         completion.judged = verdict
 
 
