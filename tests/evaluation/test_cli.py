@@ -190,6 +190,7 @@ def sae_arguments(sae: object, **arguments: object) -> str:
         ({}, {"sae_max_activation": "auto", "sae_stats": "/nowhere"}, "holds no feature_stats.safetensors"),
         ({}, {"sae_mode": "ad"}, "sae_mode is 'ad', expected one of set, clamp, add"),
         ({}, {"sae_units": "half"}, "sae_units is 'half'"),
+        ({}, {"sae_mode": "published", "sae_units": "folded"}, "weights as they are stored; expected sae_units=raw"),
         ({}, {"sae_release": "a/b"}, "both sae_path and sae_release"),
         ({}, {"sae_path": None}, "which SAE"),
         ({}, {"sae_path": "/nowhere"}, "no SAE folder at /nowhere"),

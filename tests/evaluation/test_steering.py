@@ -31,21 +31,23 @@ def one_feature(sae: Path, **arguments: Any) -> dict[str, Any]:
     return {"sae_path": str(sae), "sae_strength": STRENGTH, "sae_max_activation": MAX_ACTIVATION, **arguments}
 
 
-def logits_with(model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tokens: Tensor = TOKENS) -> Tensor:
-    """transformers' logits with a change applied to the output of each of some layers."""
+def logits_with(
+    model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tokens: Tensor = TOKENS, *, part: str = ""
+) -> Tensor:
+    """transformers' logits with a change applied to the output of each of some layers, or of a part of them."""
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
     def hook(change: Callable, _module: object, _inputs: object, output: Tensor | tuple) -> Tensor | tuple:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
     for layer, change in changes.items():
-        lm.model.layers[layer].register_forward_hook(functools.partial(hook, change))
+        lm.model.layers[layer].get_submodule(part).register_forward_hook(functools.partial(hook, change))
     with torch.no_grad():
         return lm(tokens).logits
 
 
 def full_sae_change(sae: SAE, values: dict[int, float]) -> Callable[[Tensor], Tensor]:
-    """The residual stream as the whole SAE rebuilds it with some features at given values, plus the SAE's error."""
+    """What the whole SAE rebuilds with some features at given values, plus the SAE's error."""
 
     def change(x: Tensor) -> Tensor:
         acts = sae.encode(x)
@@ -58,7 +60,7 @@ def full_sae_change(sae: SAE, values: dict[int, float]) -> Callable[[Tensor], Te
     return change
 
 
-def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
+def half_active_feature(model: Path, sae: SAE, layer: int, *, part: str = "") -> int:
     """The feature that is above 0 nearest to half of the time: both branches of its activation count."""
     seen: list[Tensor] = []
 
@@ -66,7 +68,7 @@ def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
         seen.append((sae.encode(x) > 0).float().mean(dim=(0, 1)))
         return x
 
-    logits_with(model, {layer: look})
+    logits_with(model, {layer: look}, part=part)
     frequency = seen[0]
     feature = int((frequency - 0.5).abs().argmin())
     assert 0.02 < frequency[feature] < 0.98
