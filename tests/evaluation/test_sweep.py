@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lm_eval_sae.cli import main as run_cli
 from lm_eval_sae.engines.hf_model import HFSAE
@@ -282,6 +282,14 @@ def test_scores_give_the_best_features_with_their_own_maxima(sweep: ModuleType, 
     (chosen,) = sweep.read_scores(scores, topk=2, features=[3], strengths=[1], shared=shared)
     assert chosen.name == "sae-3-x1" and chosen.steering.features[0].value == pytest.approx(maxima[3].item())
 
+    as_published = {**shared, "sae_mode": "published"}
+    (point,) = sweep.read_scores(scores, topk=2, features=[3], strengths=[2], shared=as_published)
+    assert (point.name, point.arguments["sae_mode"]) == ("sae-3-published-x2", "published")
+    norm = load_file(sae / "sae_weights.safetensors")["W_dec"][3].norm().item()
+    (setting,) = point.steering.features
+    assert (setting.mode, setting.units) == ("published", "raw")
+    assert setting.value == pytest.approx(2 * maxima[3].item() / norm)
+
 
 GRID = {"sae_path": "SAE", "sae_max_activation": 2.0, "strengths": [1, 2], "features": [3, 5]}
 
@@ -308,6 +316,7 @@ GRID = {"sae_path": "SAE", "sae_max_activation": 2.0, "strengths": [1, 2], "feat
         ({"sae_max_activation": -1}, "expected a number above 0"),
         ({"sae_path": "/nowhere"}, "no SAE folder at /nowhere"),
         ({"sae_mode": "sett"}, "did you mean 'set'?"),
+        ({"sae_mode": "published", "sae_units": "folded"}, "sae_mode=published takes the weights as they are"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_grid(
@@ -422,6 +431,12 @@ def test_the_shell_script_hands_its_variables_on(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
         f"tiny-llama-{TASK}{place}" for place in ("", "-sae-12-x3", "-sae-40-x3")
     ]
+    for as_published, mode in (({"AS_PUBLISHED": "1"}, "published"), ({"AS_PUBLISHED": "1", "SAE_MODE": "add"}, "add")):
+        done = subprocess.run(command, env=os.environ | variables | as_published, capture_output=True, text=True)
+        sweep.main(done.stdout.split()[1:])
+        assert f"tiny-llama-{TASK}-sae-12-{mode}-x3" in capsys.readouterr().out
+    done = subprocess.run(command, env=os.environ | {"AS_PUBLISHED": "yes"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: AS_PUBLISHED is 'yes', expected 1 or 0\n")
 
 
 @pytest.mark.needs_vllm
