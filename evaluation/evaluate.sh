@@ -16,15 +16,17 @@
 #     BACKEND          vllm, or hf (transformers)  FEATURE           index of the feature
 #     TASKS            separated by spaces or ,    STRENGTH          times the maximal activation
 #     RUNS             plain steered               MAX_ACTIVATION    a number, or auto with SAE_STATS=<scores folder>
-#     BATCH_SIZE       sequences at once           SAE_MODE          set, clamp or add
+#     BATCH_SIZE       sequences at once           SAE_MODE          set, clamp, add, published or published_clamp
 #     GEN_KWARGS       of generation, may be ""    SAE_UNITS         folded or raw
-#     LIMIT            questions per task          INTERVENTION      file of several features, in place of all of those
+#     LIMIT            questions per task          INTERVENTION      file of several features, in place of those
 #     SEED             of sampling                 CHAT_TEMPLATE     1 or 0
 #     OUTPUT_DIR       where runs go               FRESH             1 runs again what is finished
 #     MODEL_ARGS       more model arguments        PYTHON            interpreter
 #
 # With BACKEND=vllm also TENSOR_PARALLEL_SIZE, DATA_PARALLEL_SIZE and GPU_MEMORY_UTILIZATION (share of GPU memory, may
-# be ""); with BACKEND=hf also DEVICE (auto, cpu, cuda, cuda:1). The same question many times, for coverage and majority:
+# be ""); with BACKEND=hf also DEVICE (auto, cpu, cuda, cuda:1). AS_PUBLISHED=1 steers and grades as the published code
+# does: it makes SAE_MODE published, SAE_UNITS raw and, with PROCESSOR, JUDGE published, unless they are set. The same
+# question many times, for coverage and majority:
 # TASKS="aime2024_nofigures_self_consistency math-500_self_consistency openai_gpqa_diamond_self_consistency". A language
 # model judges the answers that the checker cannot decide where PROCESSOR names one (lm-evaluation-harness/README.md).
 set -euo pipefail
@@ -62,17 +64,17 @@ RUNS="${RUNS:-plain steered}"
 for kind in $RUNS; do
     [[ $kind == plain || $kind == steered ]] || fail "RUNS has '$kind', expected plain and steered"
 done
-for variable in CHAT_TEMPLATE FRESH; do
+for variable in CHAT_TEMPLATE FRESH AS_PUBLISHED; do
     [[ "${!variable:-0}" == [01] ]] || fail "$variable is '${!variable}', expected 1 or 0"
 done
-of_feature=(STRENGTH MAX_ACTIVATION SAE_MODE SAE_UNITS)
-of_sae=(SAE_PATH SAE_RELEASE SAE_ID SAE_STATS FEATURE)
+of_feature=(FEATURE STRENGTH MAX_ACTIVATION SAE_STATS SAE_MODE SAE_UNITS)
+of_sae=(SAE_PATH SAE_RELEASE SAE_ID)
 of_vllm=(TENSOR_PARALLEL_SIZE DATA_PARALLEL_SIZE GPU_MEMORY_UTILIZATION)
 if [[ -n "${SAE_PATH:-}" && -n "${SAE_RELEASE:-}${SAE_ID:-}" ]]; then
     fail "both SAE_PATH and SAE_RELEASE/SAE_ID are set; expected one of them"
 fi
 if [[ -n "${INTERVENTION:-}" ]]; then
-    other="$(set_among "${of_sae[@]}" "${of_feature[@]}")"
+    other="$(set_among "${of_feature[@]}")"
     [[ -z $other ]] || fail "both INTERVENTION and $other are set; everything else belongs into the file: unset one"
 fi
 if [[ $BACKEND == hf ]]; then
@@ -84,13 +86,19 @@ fi
 
 # ---- settings: the paper's, each overridable -------------------------------------------------------------------------
 MODEL="${MODEL:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}"
+named_sae="$(set_among "${of_sae[@]}")"
 SAE_RELEASE="${SAE_RELEASE:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}"
 SAE_ID="${SAE_ID:-blocks.19.hook_resid_post}"
 FEATURE="${FEATURE:-46379}"
 STRENGTH="${STRENGTH:-2.0}"
 MAX_ACTIVATION="${MAX_ACTIVATION:-5.84}"
+if [[ ${AS_PUBLISHED:-0} == 1 ]]; then
+    SAE_MODE="${SAE_MODE:-published}"
+    SAE_UNITS="${SAE_UNITS:-raw}"
+    if [[ -n "${PROCESSOR:-}" ]]; then export JUDGE="${JUDGE:-published}"; fi
+fi
 SAE_MODE="${SAE_MODE:-set}"
-SAE_UNITS="${SAE_UNITS:-folded}"
+if [[ $SAE_MODE == published* ]]; then SAE_UNITS="${SAE_UNITS:-raw}"; else SAE_UNITS="${SAE_UNITS:-folded}"; fi
 TASKS="${TASKS:-aime2024_nofigures math-500 openai_gpqa_diamond}"
 DTYPE="${DTYPE:-bfloat16}"
 DEVICE="${DEVICE:-auto}"
@@ -117,16 +125,25 @@ for variable in MODEL SAE_PATH SAE_STATS INTERVENTION; do
     [[ "${!variable:-}" != *,* ]] || fail "$variable is '${!variable}': a comma separates model arguments; rename it"
 done
 
-# ---- what may change behind a path -----------------------------------------------------------------------------------
+sae_args="sae_release=$SAE_RELEASE,sae_id=$SAE_ID"
+if [[ -n "${SAE_PATH:-}" ]]; then sae_args="sae_path=$SAE_PATH"; fi
 READ_INTERVENTION='
 import sys
 from lm_eval_sae.errors import run
 from lm_eval_sae.steering.arguments import read_steering
-run(lambda: print(read_steering({"sae_intervention_path": sys.argv[1]}).record()))'
+run(lambda: print(read_steering(dict(pair.split("=", 1) for pair in sys.argv[1].split(","))).record()))'
+if [[ -n "${INTERVENTION:-}" && $RUNS == *steered* ]]; then
+    intervention_args="sae_intervention_path=$INTERVENTION"
+    # The published form of the file does not name its SAE.
+    if [[ -n $named_sae || ${AS_PUBLISHED:-0} == 1 ]]; then intervention_args+=",$sae_args"; fi
+    intervention="$("$PYTHON" -c "$READ_INTERVENTION" "$intervention_args")" || exit
+fi
+
+# ---- what may change behind a path -----------------------------------------------------------------------------------
 # Weights are gigabytes: their size and time stand for them.
 size_and_time() { stat -L -c '%s %Y' "$1" 2>/dev/null || stat -L -f '%z %m' "$1"; } # GNU, BSD
 changeable() { # changeable <task> <plain|steered>
-    local sae="${SAE_PATH:-}" problems="${QUICKSTART_PROBLEMS:-}" file record
+    local sae="${SAE_PATH:-}" problems="${QUICKSTART_PROBLEMS:-}" file
     sae="${sae/#\~\//$HOME/}"
     for file in "$MODEL"/*.safetensors; do
         if [[ -f "$file" ]]; then printf ' model=%s' "$(size_and_time "$file")"; fi
@@ -141,8 +158,7 @@ changeable() { # changeable <task> <plain|steered>
     if [[ -n "${PROCESSOR:-}" ]]; then printf ' judge=%s' "$PROCESSOR ${PROCESSOR_BASE_URL:-} ${JUDGE:-}"; fi
     if [[ $2 == plain ]]; then return; fi
     if [[ -n "${INTERVENTION:-}" ]]; then # with the rows of its SAEs, and what its scores say
-        record="$("$PYTHON" -c "$READ_INTERVENTION" "$INTERVENTION")" || exit
-        printf ' intervention=%s' "$(cksum <<<"$record")"
+        printf ' intervention=%s' "$(cksum <<<"$intervention")"
     fi
     if [[ -f "${SAE_STATS:-}/feature_stats.safetensors" ]]; then
         printf ' scores=%s' "$(cksum <"$SAE_STATS/feature_stats.safetensors")"
@@ -169,16 +185,11 @@ run_task() { # run_task <task> <plain|steered>
     name="$(basename "$MODEL")-$task"
     if [[ $kind == steered && -n "${INTERVENTION:-}" ]]; then
         name+="-sae-$(basename "${INTERVENTION%.*}")"
-        model_args+=",sae_intervention_path=$INTERVENTION"
+        model_args+=",$intervention_args"
     elif [[ $kind == steered ]]; then
         name+="-sae-$FEATURE"
         model_args+=",sae_feature_idx=$FEATURE,sae_strength=$STRENGTH,sae_max_activation=$MAX_ACTIVATION"
-        model_args+=",sae_mode=$SAE_MODE,sae_units=$SAE_UNITS"
-        if [[ -n "${SAE_PATH:-}" ]]; then
-            model_args+=",sae_path=$SAE_PATH"
-        else
-            model_args+=",sae_release=$SAE_RELEASE,sae_id=$SAE_ID"
-        fi
+        model_args+=",sae_mode=$SAE_MODE,sae_units=$SAE_UNITS,$sae_args"
         if [[ -n "${SAE_STATS:-}" ]]; then model_args+=",sae_stats=$SAE_STATS"; fi
     fi
     folder="$OUTPUT_DIR/$name"

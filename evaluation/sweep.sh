@@ -11,6 +11,7 @@
 #     GEN_KWARGS   of generation               STRENGTHS         times that
 #     TASKS        separated by ,              GRID              YAML of features and strengths, in place of SAE and scores
 #     BATCH_SIZE   sequences at once           OUTPUT_DIR        where runs and report go
+#     SAE_MODE     set, clamp, add, published  AS_PUBLISHED      1: SAE_MODE and, with PROCESSOR, JUDGE are published
 #     GPU_MEMORY_UTILIZATION                   share of the GPU's memory for vLLM, which must be free (0.85)
 #
 # Started again it continues with the runs that are missing. --plan lists them and loads nothing; --help says more.
@@ -36,6 +37,14 @@ else
         model_args+=",sae_id=${SAE_ID:-blocks.19.hook_resid_post}"
     fi
 fi
+if [[ "${AS_PUBLISHED:-0}" != [01] ]]; then
+    echo "error: AS_PUBLISHED is '$AS_PUBLISHED', expected 1 or 0" >&2
+    exit 2
+elif [[ ${AS_PUBLISHED:-0} == 1 ]]; then
+    SAE_MODE="${SAE_MODE:-published}"
+    if [[ -n "${PROCESSOR:-}" ]]; then export JUDGE="${JUDGE:-published}"; fi
+fi
+model_args+="${SAE_MODE:+,sae_mode=$SAE_MODE}"
 if [[ $BACKEND == vllm ]]; then batch=auto; else batch=8; fi
 if [[ $BACKEND == vllm ]] && nvidia-smi >/dev/null 2>&1; then # on a CPU it would be a share of all memory
     model_args+=",gpu_memory_utilization=${GPU_MEMORY_UTILIZATION:-0.85}"

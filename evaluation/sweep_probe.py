@@ -101,7 +101,7 @@ def _kind(point: GridPoint) -> str:
     if point.steering is None:
         return "nothing"
     (feature,) = point.steering.features
-    if feature.value != 0 or feature.mode == "clamp":
+    if feature.value != 0 or feature.mode.endswith("clamp"):
         return "change"
     return "nothing" if feature.mode == "add" else "may change"
 

@@ -111,7 +111,7 @@ def steering_of(folder: Path, name: str, entries: Sequence[dict[str, Any]]) -> S
 
 
 def interventions(first: Path, second: Path, folder: Path) -> dict[str, Steering | None]:
-    """Of two SAEs at different layers: one feature, another, both modes besides, several at once, nothing."""
+    """Of two SAEs at different layers: one feature, another, every other mode, several at once, nothing."""
 
     def entry(sae: Path, index: int, maximum: float, **more: Any) -> dict[str, Any]:
         return {"sae_path": str(sae), "sae_feature_idx": index, "sae_max_activation": maximum, **more}
@@ -121,6 +121,8 @@ def interventions(first: Path, second: Path, folder: Path) -> dict[str, Steering
         "set another": [entry(first, 41, 6.0)],
         "clamp": [entry(first, 3, 5.0, sae_mode="clamp")],
         "add": [entry(second, 9, 3.0, sae_mode="add")],
+        "published": [entry(first, 3, 4.0, sae_mode="published")],
+        "published clamps": [entry(first, i, 4.0, sae_mode="published_clamp") for i in (3, 9)],
         "several": [entry(first, 3, 4.0), entry(first, 9, 2.0, sae_mode="add"), entry(second, 5, 3.0)],
     }
     read = {name: steering_of(folder, name, entries) for name, entries in kinds.items()}

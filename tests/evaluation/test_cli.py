@@ -116,6 +116,7 @@ def test_all_tasks_run_by_the_papers_command_line(
         ({}, {"sae_max_activation": None}, "sae_max_activation is missing"),
         ({}, {"sae_max_activation": "auto"}, "auto needs sae_stats"),
         ({}, {"sae_mode": "ad"}, "sae_mode is 'ad', expected one of set, clamp, add"),
+        ({}, {"sae_mode": "published", "sae_units": "folded"}, "weights as they are stored; expected sae_units=raw"),
         ({}, {"sae_release": "a/b"}, "both sae_path and sae_release"),
         ({}, {"sae_path": None}, "which SAE"),
         ({"d_in": 128}, {}, "d_in 128 but .* has hidden size 256"),

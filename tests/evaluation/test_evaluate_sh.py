@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 
@@ -31,6 +32,8 @@ def start(repository: Path, cwd: Path, *arguments: str, **variables: str) -> sub
         ([], {"INTERVENTION": "a", "FEATURE": "1"}, "both INTERVENTION and FEATURE are set"),
         ([], {"BACKEND": "hf", "TENSOR_PARALLEL_SIZE": "2"}, "TENSOR_PARALLEL_SIZE is for BACKEND=vllm"),
         ([], {"FRESH": "yes"}, "FRESH is 'yes', expected 1 or 0"),
+        ([], {"AS_PUBLISHED": "yes"}, "AS_PUBLISHED is 'yes', expected 1 or 0"),
+        ([], {"INTERVENTION": "a.yaml", "SAE_PATH": "b"}, "no file at sae_intervention_path=a.yaml"),
     ],
 )
 def test_mistakes(
@@ -70,6 +73,7 @@ def test_plain_and_steered_then_skipped_then_refused(
 
 
 STUB = """#!/usr/bin/env bash
+if [[ $2 != lm_eval_sae ]]; then exec "$REAL_PYTHON" "$@"; fi
 echo "$@" >>"$CALLS"
 while [[ $1 != --output_path ]]; do shift; done
 mkdir -p "$2/model" "$2/.unfinished" && echo "{}" >"$2/model/results_now.json"
@@ -81,13 +85,16 @@ exit "$STATUS"
 
 @pytest.fixture
 def stub(tmp_path: Path) -> dict[str, str]:
-    """Settings of a script whose Python writes a results file and ends with $STATUS, and notes its arguments."""
+    """Settings of a script whose Python notes its arguments and writes a results file where it is to evaluate.
+
+    It then ends with $STATUS.
+    """
     python = tmp_path / "python"
     python.write_text(STUB)
     python.chmod(0o755)
     return {
         "PYTHON": str(python), "CALLS": str(tmp_path / "calls"), "TASKS": "math-500", "MODEL": "m", "BACKEND": "hf",
-        "OUTPUT_DIR": str(tmp_path / "out"), "STATUS": "0",
+        "OUTPUT_DIR": str(tmp_path / "out"), "STATUS": "0", "REAL_PYTHON": sys.executable,
     }  # fmt: skip
 
 
@@ -98,6 +105,43 @@ def test_an_empty_variable_counts_as_unset(repository: Path, tmp_path: Path, stu
     plain, steered = (tmp_path / "calls").read_text().splitlines()
     assert "--apply_chat_template" in plain and "tensor_parallel_size" not in plain and "--device" not in plain
     assert "sae_strength=2.0" in steered and "sae_release=" in steered and "sae_path" not in steered
+
+
+@pytest.mark.parametrize(
+    ("variables", "steered", "judge"),
+    [
+        ("PROCESSOR=m", "sae_mode=set,sae_units=folded,", ""),
+        ("SAE_MODE=published", "sae_mode=published,sae_units=raw,", ""),
+        ("AS_PUBLISHED=1", "sae_mode=published,sae_units=raw,", ""),
+        ("AS_PUBLISHED=1 PROCESSOR=m", "sae_mode=published,sae_units=raw,", "published"),
+        ("AS_PUBLISHED=1 SAE_MODE=add SAE_UNITS=folded PROCESSOR=m JUDGE=all", "sae_mode=add,sae_units=folded,", "all"),
+    ],
+)
+def test_as_published_changes_defaults_alone(
+    variables: str, steered: str, judge: str, repository: Path, tmp_path: Path, stub: dict[str, str]
+) -> None:
+    python = Path(stub["PYTHON"])
+    python.write_text(STUB.replace('echo "$@"', 'echo "$@" "JUDGE=${JUDGE:-}"', 1))
+    given = dict(pair.split("=") for pair in variables.split())
+    assert start(repository, tmp_path, **stub, **given, RUNS="steered").returncode == 0
+    call = (tmp_path / "calls").read_text().strip()
+    assert steered in call and call.endswith(f" JUDGE={judge}")
+
+
+def test_a_file_as_published_gets_the_sae_that_it_does_not_name(
+    repository: Path, tmp_path: Path, stub: dict[str, str], make_sae: Callable[..., Path]
+) -> None:
+    sae, file = make_sae("standard"), tmp_path / "several.pt"
+    torch.save({3: {"max_activation": 4.0, "strength": 2.0}}, file)
+    settings = {**stub, "INTERVENTION": str(file), "SAE_PATH": str(sae), "RUNS": "steered"}
+    assert start(repository, tmp_path, **settings).returncode == 0
+    assert f",sae_intervention_path={file},sae_path={sae} " in (tmp_path / "calls").read_text()
+    torch.save({3: {"max_activation": 4.0, "strength": 1.0}}, file)
+    assert "holds a run with other settings" in start(repository, tmp_path, **settings).stderr
+    torch.save({"sae_path": str(sae), "features": [{"sae_feature_idx": 3}]}, file)
+    refused = start(repository, tmp_path, **{**settings, "RUNS": "plain steered", "OUTPUT_DIR": "new"})
+    assert refused.returncode == 2 and "both sae_intervention_path and sae_path are given" in refused.stderr
+    assert not (tmp_path / "new").exists(), "the baseline does not run before"
 
 
 def test_a_run_whose_judge_stopped_is_kept_and_never_passes_for_finished(
@@ -134,8 +178,6 @@ def test_what_an_intervention_file_and_a_folder_of_problems_name_is_watched(
     repository: Path, tmp_path: Path, stub: dict[str, str], make_sae: Callable[..., Path], problems: Path
 ) -> None:
     sae = make_sae("standard")
-    python = Path(stub["PYTHON"])  # the real one reads the file
-    python.write_text(STUB.replace("\n", f'\nif [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi\n', 1))
     folder = tmp_path / "problems"
     folder.mkdir()
     (folder / "p.jsonl").write_bytes(problems.read_bytes())

@@ -37,15 +37,17 @@ def plain_model(model: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
 
-def logits_with(model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tokens: Tensor = TOKENS) -> Tensor:
-    """transformers' logits with a change applied to the output of each of some layers."""
+def logits_with(
+    model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tokens: Tensor = TOKENS, *, part: str = ""
+) -> Tensor:
+    """transformers' logits with a change applied to the output of each of some layers, or of a part of them."""
     lm = plain_model(model)
 
     def hook(change: Callable, _module: object, _inputs: object, output: Tensor | tuple) -> Tensor | tuple:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
     hooks = [
-        lm.model.layers[layer].register_forward_hook(functools.partial(hook, change))
+        lm.model.layers[layer].get_submodule(part).register_forward_hook(functools.partial(hook, change))
         for layer, change in changes.items()
     ]
     with torch.no_grad():
@@ -55,7 +57,7 @@ def logits_with(model: Path, changes: dict[int, Callable[[Tensor], Tensor]], tok
     return logits
 
 
-def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
+def half_active_feature(model: Path, sae: SAE, layer: int, *, part: str = "") -> int:
     """The feature that is above 0 nearest to half of the time: both branches of its activation count."""
     seen: list[Tensor] = []
 
@@ -63,7 +65,7 @@ def half_active_feature(model: Path, sae: SAE, layer: int) -> int:
         seen.append((sae.encode(x) > 0).float().mean(dim=(0, 1)))
         return x
 
-    logits_with(model, {layer: look})
+    logits_with(model, {layer: look}, part=part)
     frequency = seen[0]
     feature = int((frequency - 0.5).abs().argmin())
     assert 0.02 < frequency[feature] < 0.98

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.needs_vllm
 
 SCRIPTS = Path(__file__).resolve().parent / "gpu_paths"
 LAYER, FEATURE = 2, 17  # of the fixture's SAE; the feature is active at most positions
-VALUES = [None, 2.0, -2.0, 0.0, None]  # that the feature is set to, one after another; None leaves it alone
+# How and to what the feature is set, one after another; None leaves it alone.
+STEPS = [None, ("set", 2.0), ("set", -2.0), ("set", 0.0), ("published", 2.0), None]
 REQUESTS = [
     {"prompt": list(range(5, 42)), "params": {"temperature": 0, "max_tokens": 6}},
     {"prompt": list(range(50, 61)), "params": {"temperature": 1, "seed": 7, "max_tokens": 9}},
@@ -46,14 +48,15 @@ def cpu_build() -> None:
 
 @pytest.fixture(scope="module")
 def job(tiny_llama: Path, legacy_sae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The requests under each of VALUES, as `gpu_paths/steered_job.py` reads them."""
+    """The requests under each of STEPS, as `gpu_paths/steered_job.py` reads them."""
     folder = tmp_path_factory.mktemp("job")
     interventions = []
-    for value in VALUES:
+    for step in STEPS:
         features = []
-        if value is not None:
+        if step is not None:
             entry = {"sae_path": str(legacy_sae), "sae_feature_idx": FEATURE, "sae_max_activation": 1.0}
-            features = steering_of(folder, "one", [{**entry, "sae_strength": value}]).layers()[LAYER]
+            entry |= dict(zip(("sae_mode", "sae_strength"), step, strict=True))
+            features = steering_of(folder, "one", [entry]).layers()[LAYER]
         interventions.append(as_lists({LAYER: slot_values(features, d_in=256, slots=1)}))
     file = folder / "job.json"
     content = {"model": str(tiny_llama), "layer": LAYER, "interventions": interventions, "requests": REQUESTS}
@@ -67,24 +70,30 @@ def expected(tiny_llama: Path, legacy_sae: Path) -> "Reference":
 
 
 class Reference:
-    """transformers, with the whole SAE in the layer's output: x' = decode(f with f_i = v) + (x − decode(f))."""
+    """transformers, with the whole SAE in the layer's output: x' = decode(f with f_i = v) + (x − decode(f)).
+
+    As published it is the MLP's output that it is in, and its weights are as they are stored.
+    """
 
     def __init__(self, model: Path, sae: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self.sae = SAE.load_from_disk(sae)
-        self.sae.fold_W_dec_norm()
-        self.value: float | None = None
-        self.model.model.layers[LAYER].register_forward_hook(self._steer)
+        self.step: tuple[str, float] | None = None
+        layer = self.model.model.layers[LAYER]
+        for mode, module in (("set", layer), ("published", layer.mlp)):
+            of_mode = SAE.load_from_disk(sae)
+            if mode == "set":
+                of_mode.fold_W_dec_norm()
+            module.register_forward_hook(partial(self._steer, mode, of_mode))
 
-    def _steer(self, _layer: torch.nn.Module, _inputs: Any, x: torch.Tensor) -> torch.Tensor:
-        if self.value is None:
+    def _steer(self, mode: str, sae: SAE, _module: torch.nn.Module, _inputs: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.step is None or self.step[0] != mode:
             return x
-        return full_sae_change(self.sae, {FEATURE: self.value})(x)
+        return full_sae_change(sae, {FEATURE: self.step[1]})(x)
 
     @torch.no_grad()
-    def logprobs(self, ids: Sequence[int], value: float | None) -> torch.Tensor:
+    def logprobs(self, ids: Sequence[int], step: tuple[str, float] | None) -> torch.Tensor:
         """Of every token of the vocabulary at every position but the last: [positions − 1, vocabulary]."""
-        self.value = value
+        self.step = step
         return self.model(torch.tensor([list(ids)])).logits[0, :-1].log_softmax(-1)
 
 
@@ -102,12 +111,12 @@ def run(script: str, job: Path, folder: Path) -> dict[str, Any]:
 
 
 def assert_steered(runs: Sequence[dict[str, Any]], expected: Reference) -> None:
-    """Each run is the reference's under its value, every position it needed was steered once, and it is reversible."""
-    for value, of in zip(VALUES, runs, strict=True):
+    """Each run is the reference's under its step, every position it needed was steered once, and it is reversible."""
+    for step, of in zip(STEPS, runs, strict=True):
         assert of["steered_positions"] == {str(LAYER): POSITIONS} and of["needed_positions"] == POSITIONS
         for place, request in enumerate(REQUESTS):
             prompt, tokens = request["prompt"], torch.tensor(of["tokens"][place])
-            logprobs = expected.logprobs([*prompt, *of["tokens"][place]], value)
+            logprobs = expected.logprobs([*prompt, *of["tokens"][place]], step)
             generated = logprobs[len(prompt) - 1 :]
             if request["params"]["temperature"] == 0:
                 assert torch.equal(generated.argmax(-1), tokens)
@@ -116,12 +125,14 @@ def assert_steered(runs: Sequence[dict[str, Any]], expected: Reference) -> None:
             if request["params"].get("prompt_logprobs"):
                 of_prompt = logprobs[: len(prompt) - 1].gather(1, torch.tensor(prompt[1:])[:, None]).sum().item()
                 assert sum(of["prompt_logprobs"][place]) == pytest.approx(of_prompt, abs=TOLERANCE)
-    plain, high, low, without, again = runs
+    plain, high, low, without, published, again = runs
     assert again == plain
     for request in (0, 2):  # the greedy ones
         assert len({tuple(of["tokens"][request]) for of in (plain, high, low)}) == 3
     # The comparison can tell: as small a change as taking away the feature's own activation is far more than it allows.
     assert abs(without["logprobs"][0] - plain["logprobs"][0]) > 20 * TOLERANCE
+    for other in (plain, high):
+        assert abs(published["logprobs"][0] - other["logprobs"][0]) > 20 * TOLERANCE
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton's interpreter; triton is not installed here")
@@ -154,7 +165,7 @@ def test_the_piecewise_graph_has_steering_in_one_of_its_pieces(cold: dict[str, A
     pieces = cold["pieces"]
     assert [piece["splitting"] for piece in pieces] == [False, True] * 4 + [False]  # split at 4 layers' attention
     # What follows the attention of the steered layer, to that of the next.
-    buffers = ["bias", "direction", "encoder", "positions", "threshold", "value"]
+    buffers = ["bias", "direction", "encoder", "positions", "reads_residual", "threshold", "value"]
     assert [place for place, piece in enumerate(pieces) if piece["intervention"]] == [2 * LAYER + 2]
     assert pieces[2 * LAYER + 2]["intervention"] == buffers
 

@@ -14,7 +14,7 @@ from lm_eval_sae.steering.arguments import Steering
 def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, Steering | None]) -> None:
     reference = start_hf(tiny_qwen2)
     model = start_vllm(tiny_qwen2, slots=SLOTS, tensor_parallel_size=2)
-    assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "set")])
+    assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "published")])
     workers = model.model.collective_rpc("steered_positions")
     model.close()
     assert len(workers) == 2 and workers[0] == workers[1] and workers[0]["1"] > 0
@@ -25,7 +25,7 @@ def test_the_pipeline_rank_that_owns_a_layer_steers_it(tiny_llama: Path, steerin
     reference = start_hf(tiny_llama)
     # Compiled: vLLM's CPU worker skips the warm-up of an eager engine, and without it a pipeline fails, steered or not.
     model = start_vllm(tiny_llama, eager=False, slots=SLOTS, pipeline_parallel_size=2)
-    assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "set")])
+    assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "published")])
     assert [list(counts) for counts in model.model.collective_rpc("steered_positions")] == [["1"], ["2"]]
     model.close()
 
@@ -36,7 +36,7 @@ def test_data_parallel_replicas_all_steer(
 ) -> None:
     hf = start_hf(tiny_llama)
     model = start_vllm(tiny_llama, slots=SLOTS, data_parallel_size=2)
-    assert_all_differ([assert_agree(model, hf, steerings[name]) for name in ("several", "nothing", "set")])
+    assert_all_differ([assert_agree(model, hf, steerings[name]) for name in ("several", "nothing", "published")])
     counts = model.engine._ray.get([actor.steered_positions.remote() for actor in model.engine.actors])
     assert model.steered_positions == sum(count["1"] for count in counts) and all(count["1"] > 0 for count in counts)
 

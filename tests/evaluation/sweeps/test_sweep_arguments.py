@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.errors import UserError
@@ -35,6 +36,14 @@ def test_scores_give_the_best_features_with_their_own_maxima(sweep: ModuleType, 
     assert [setting.value for setting in settings] == pytest.approx([2 * maxima[12].item(), 2 * maxima[40].item()])
     (chosen,) = sweep.read_scores(scores, topk=2, features=[3], strengths=[1], shared=shared)
     assert chosen.name == "sae-3-x1" and chosen.steering.features[0].value == pytest.approx(maxima[3].item())
+
+    as_published = {**shared, "sae_mode": "published"}
+    (point,) = sweep.read_scores(scores, topk=2, features=[3], strengths=[2], shared=as_published)
+    assert (point.name, point.arguments["sae_mode"]) == ("sae-3-published-x2", "published")
+    norm = load_file(sae / "sae_weights.safetensors")["W_dec"][3].norm().item()
+    (setting,) = point.steering.features
+    assert (setting.mode, setting.units) == ("published", "raw")
+    assert setting.value == pytest.approx(2 * maxima[3].item() / norm)
 
 
 @pytest.mark.parametrize(
@@ -139,3 +148,6 @@ def test_the_shell_script_hands_its_variables_on(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
         f"tiny-llama-{TASK}{place}" for place in ("", "-sae-12-x3", "-sae-40-x3")
     ]
+    done = subprocess.run(command, env=os.environ | variables | {"AS_PUBLISHED": "1"}, capture_output=True, text=True)
+    sweep.main(done.stdout.split()[1:])
+    assert f"tiny-llama-{TASK}-sae-12-published-x3" in capsys.readouterr().out

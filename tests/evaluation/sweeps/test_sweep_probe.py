@@ -34,6 +34,16 @@ def test_adding_nothing_changes_nothing(sweep: ModuleType, model: HFSAE, points:
     assert 0 < probe.change(added[1]) < probe.change(added[2])
 
 
+def test_published_points_and_others_of_one_grid_are_told_apart(
+    sweep: ModuleType, model: HFSAE, points: Callable
+) -> None:
+    both = points(2, features=[3, {"sae_feature_idx": 3, "sae_mode": "published"}])
+    probe = sweep.Probe(model, both)
+    for point in reversed(both):
+        model.set_intervention(point.steering)
+        probe.confirm(point)
+
+
 def test_an_intervention_that_is_lost(
     sweep: ModuleType, model: HFSAE, points: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,6 +51,8 @@ def test_an_intervention_that_is_lost(
     monkeypatch.setattr(HFSAE, "set_intervention", lambda self, steering: original(self, None))
     with pytest.raises(RuntimeError, match="sae-3-x1 does not change the probe against the baseline"):
         sweep.Probe(model, points(1, features=[3]))
+    with pytest.raises(RuntimeError, match="sae-3-published_clamp-x0 does not change the probe against the baseline"):
+        sweep.Probe(model, points(0, features=[3], sae_mode="published_clamp"))
 
 
 def test_an_intervention_that_stays(

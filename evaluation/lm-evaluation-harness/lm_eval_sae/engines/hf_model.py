@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class HFSAE(HFLM):
-    """HFLM whose layers leave their residual stream with SAE features changed.
+    """HFLM whose layers leave their residual stream, or as published their MLP's output, with SAE features changed.
 
     The change applies to every token, prompt and generated, in `generate_until` and `loglikelihood` alike. Takes
     HFLM's arguments and those of `steering.arguments.ARGUMENTS`; with none of the latter it is HFLM. Completions
@@ -80,7 +80,7 @@ class HFSAE(HFLM):
         layers = decoder_layers(self.model)
         self._hooks.append(self.model.register_forward_pre_hook(self._note_attention_mask, with_kwargs=True))
         for index, features in steering.layers().items():
-            layer = layers[index]
+            layer = layers[index].mlp if features[0].on_mlp_output else layers[index]
             intervention = make_intervention(features).to(next(layer.parameters()).device)
             self._values[index] = digest({name: buffer.tolist() for name, buffer in intervention.named_buffers()})
             self._steered[index] = 0
@@ -220,7 +220,7 @@ class HFSAE(HFLM):
         self._attention_mask = kwargs.get("attention_mask")
 
     def _steer(
-        self, index: int, intervention: FeatureIntervention, _layer: nn.Module, _args: tuple, output: Tensor | tuple
+        self, index: int, intervention: FeatureIntervention, _module: nn.Module, _args: tuple, output: Tensor | tuple
     ) -> Tensor | tuple:
         hidden = output[0] if isinstance(output, tuple) else output  # [batch, pos, d_in]
         mask = self._attention_mask

@@ -24,8 +24,8 @@ PlatformWorker: Any = resolve_obj_by_qualname(WORKERS[current_platform.is_cpu()]
 class SteeredLayer(nn.Module):
     """A decoder layer of vLLM's Llama or Qwen2, whose two outputs together are the residual stream x.
 
-    vLLM returns x as (MLP output, residual) and adds them in the next norm: the features are read from the sum, and
-    the change goes into one half.
+    vLLM returns x as (MLP output, residual) and adds them in the next norm: the features are read from the sum, or as
+    published from the first half alone, and the change goes into that half.
     """
 
     def __init__(self, layer: nn.Module, intervention: FeatureIntervention) -> None:
@@ -35,7 +35,8 @@ class SteeredLayer(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         mlp_out, residual = self.layer(*args, **kwargs)  # [tokens, d_in] each
-        change = self.intervention.change(mlp_out.float() + residual.float())
+        x = mlp_out.float() + self.intervention.reads_residual * residual.float()
+        change = self.intervention.change(x)
         # Part of the graph that ran, and so the proof that it did.
         self.intervention.positions.add_(mlp_out.shape[0])
         return (mlp_out.float() + change).to(mlp_out.dtype), residual

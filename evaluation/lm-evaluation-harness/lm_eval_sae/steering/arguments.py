@@ -14,8 +14,9 @@ from lm_eval_sae.steering.scores import STATS_FILE, check_scores, read_max_activ
 if TYPE_CHECKING:
     from lm_eval_sae.steering.sae_rows import FeatureRow
 
-MODES = ("set", "clamp", "add")
+MODES = ("set", "clamp", "add", "published", "published_clamp")
 UNITS = ("folded", "raw")
+SAE_NAMES = ("sae_path", "sae_release", "sae_id", "sae_revision")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # by model_type
 ARGUMENTS = {
     "sae_path": "folder of the SAE",
@@ -25,8 +26,8 @@ ARGUMENTS = {
     "sae_feature_idx": "index of the feature",
     "sae_strength": "how many times its maximal activation the feature is set to",
     "sae_max_activation": "maximal activation of the feature, in sae_units, or 'auto' with sae_stats",
-    "sae_mode": "set (default), clamp or add",
-    "sae_units": "folded (default; activations at unit decoder norm) or raw (weights as stored)",
+    "sae_mode": "set (default), clamp, add, published or published_clamp",
+    "sae_units": "folded (default; activations at unit decoder norm) or raw (weights as stored; the published modes')",
     "sae_stats": f"scores folder with {STATS_FILE}",
     "sae_intervention_path": "YAML, JSON or .pt file of several features, in place of all other sae_* arguments",
 }
@@ -65,6 +66,11 @@ class FeatureSetting:
     row_sha256: str  # of the feature's weights and b_dec, as they are stored
     row: "FeatureRow"
 
+    @property
+    def on_mlp_output(self) -> bool:
+        """Whether it reads and changes the MLP's output, not the residual stream."""
+        return self.mode.startswith("published")
+
     def record(self) -> dict[str, Any]:
         """Plain values for the results file."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "row"}
@@ -98,10 +104,11 @@ def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
     path = arguments.get("sae_intervention_path")
     if path is None:
         return Steering((read_feature_setting(arguments),))
-    if others := sorted(set(arguments) - {"sae_intervention_path"}):
+    if others := sorted(set(arguments) - {"sae_intervention_path", *SAE_NAMES}):
         raise UserError(f"both sae_intervention_path and {others[0]} are given; everything else belongs into the file")
     features = []
-    for number, entry in enumerate(read_intervention_file(Path(str(path)), known=ARGUMENTS), 1):
+    sae = {name: arguments[name] for name in SAE_NAMES if name in arguments}
+    for number, entry in enumerate(read_intervention_file(Path(str(path)), known=ARGUMENTS, sae=sae), 1):
         try:
             features.append(read_feature_setting(entry))
         except UserError as error:
@@ -112,7 +119,16 @@ def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
         if key in seen:
             raise UserError(f"{path} has feature {feature.feature_idx} of {feature.sae} twice; expected it once")
         seen.add(key)
-    return Steering(tuple(features))
+    steering = Steering(tuple(features))
+    for layer, together in steering.layers().items():
+        modes = [feature.mode for feature in together]
+        as_published = any(feature.on_mlp_output for feature in together)
+        if len(modes) > 1 and as_published and set(modes) != {"published_clamp"}:
+            raise UserError(
+                f"{path} has {', '.join(modes)} at layer {layer}; expected published for one feature alone, "
+                "published_clamp for all of several, or neither"
+            )
+    return steering
 
 
 def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
@@ -132,7 +148,10 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
         raise UserError(f"sae_feature_idx is {feature_idx!r}, expected a whole number")
     strength = _number("sae_strength", arguments["sae_strength"])
     mode = _choice("sae_mode", arguments.get("sae_mode", "set"), MODES)
-    units = _choice("sae_units", arguments.get("sae_units", "folded"), UNITS)
+    published = mode.startswith("published")
+    units = _choice("sae_units", arguments.get("sae_units", "raw" if published else "folded"), UNITS)
+    if published and units != "raw":
+        raise UserError(f"sae_mode={mode} takes the weights as they are stored; expected sae_units=raw, or none given")
     stats = arguments.get("sae_stats")
     max_activation = arguments["sae_max_activation"]
     if max_activation == "auto":

@@ -7,6 +7,9 @@ sae_strength: 2.0
 features:
   - {sae_feature_idx: 46379, sae_max_activation: 5.84}
   - {sae_feature_idx: 3466, sae_max_activation: 4.2, sae_mode: clamp}
+
+The published code's own form is read too: {46379: {"max_activation": 5.84, "strength": 2.0}, …} in a .pt file. It does
+not name the SAE, and means what it does there: sae_mode published_clamp, in the order of the file.
 """
 
 import json
@@ -23,14 +26,36 @@ FORMATS = (".yaml", ".yml", ".json", ".pt")
 NAME = "sae_intervention_path"
 
 
-def read_intervention_file(path: Path, *, known: Collection[str]) -> list[dict[str, Any]]:
+def read_intervention_file(path: Path, *, known: Collection[str], sae: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The `sae_*` arguments of each feature, those that stand beside the list included.
 
     `.pt` files are read as weights only: nothing in them is executed.
 
-    Raises UserError for a missing or broken file, and for keys that are not in `known`.
+    Args:
+        path: of the file.
+        known: keys.
+        sae: arguments that name the SAE of a file in the published form.
+
+    Raises UserError for a missing or broken file, for keys that are not in `known`, and for an SAE that is named twice.
     """
-    return feature_entries(read_content(path.expanduser()), path=path, known=known)
+    content = read_content(path.expanduser())
+    if isinstance(content, Mapping) and content and all(isinstance(key, int) for key in content):
+        return published_entries(content, path=path, sae=sae)
+    if sae:
+        raise UserError(f"both {NAME} and {next(iter(sae))} are given; everything else belongs into the file")
+    return feature_entries(content, path=path, known=known)
+
+
+def published_entries(content: Mapping[int, Any], *, path: Path, sae: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`feature_entries` of a file in the published form, in its order."""
+    entries = []
+    for index, values in content.items():
+        if not isinstance(values, Mapping) or set(values) != {"max_activation", "strength"}:
+            raise UserError(f"{path}: feature {index} has {values!r}, expected max_activation and strength")
+        # Numbers may be tensors, as a maximum is when torch has found it.
+        numbers = {f"sae_{name}": getattr(value, "tolist", lambda v=value: v)() for name, value in values.items()}
+        entries.append({**sae, "sae_feature_idx": index, "sae_mode": "published_clamp", **numbers})
+    return entries
 
 
 def feature_entries(content: Any, *, path: Path, known: Collection[str]) -> list[dict[str, Any]]:
