@@ -78,7 +78,6 @@ def scores(run: Path, work: Path, n_samples: int) -> None:
             "windows", "--windows", "published", sample=work / "sample-ours"
         ),
         "rows of text": score("rows", "--rows", "published", sample=work / "sample-ours"),
-        "the first rows, not drawn ones": score("first", "--first_rows", sample=work / "sample-ours"),
         "draw of the sample": score("draw", sample=sample("draw", "--draw", "published")),
         "newline for an empty starter_code": score(
             "newline", sample=sample("newline", "--empty_starter_code", "newline")
