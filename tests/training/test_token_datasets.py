@@ -11,9 +11,11 @@ import merge_datasets
 import prepare_lmsys_dataset
 import pyarrow.parquet as pq
 import pytest
+from published_rows import rows_as_published
 from transformer_lens.utilities import tokenize_and_concatenate
 from transformers import AutoTokenizer
 
+from transformer_lens_r1 import load_tokenizer
 from transformer_lens_r1.chat_format import ASSISTANT, USER
 from transformer_lens_r1.shared.errors import UserError
 
@@ -77,6 +79,20 @@ def test_all_rows_equal_those_of_transformer_lens(
     assert len(expected_rows) > 500
     assert sorted(rows) == sorted(expected_rows)
     assert rows != expected_rows  # shuffled
+
+
+def test_published_rows_are_those_of_transformer_lens_2_on_shuffled_documents(
+    tiny_llama: Path, texts: list[str], conversations: Path, tmp_path: Path
+) -> None:
+    prepare_lmsys_dataset.main(arguments(tiny_llama, conversations, tmp_path / "out", "--as_published"))
+    documents = datasets.Dataset.from_dict({"text": [f"{USER}{text[:40]}{ASSISTANT}{text[40:]}" for text in texts]})
+    shuffled = documents.shuffle(seed=42)["text"][:]
+    expected = rows_as_published(shuffled, load_tokenizer(tiny_llama), context=CONTEXT, processes=10)
+    rows = tokens(tmp_path / "out")
+    assert len(rows) > 500 and sorted(rows) == sorted(expected)
+    info = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert info["row_rule"] == "published" and info["command"].endswith("--as_published")
+    assert "cut into 20\nstrings" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_number_of_processes_changes_nothing(tiny_llama: Path, conversations: Path, tmp_path: Path) -> None:
@@ -152,7 +168,7 @@ def test_provenance_says_what_made_the_rows(tiny_llama: Path, conversations: Pat
     prepare_lmsys_dataset.main(arguments(tiny_llama, conversations, tmp_path / "out", "--num_tokens", "640"))
     info = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert (info["rows"], info["tokens"], info["context_size"], info["seed"]) == (10, 640, CONTEXT, 42)
-    assert info["tokenizer"]["name"] == "tiny-llama"
+    assert info["row_rule"] == "stream" and info["tokenizer"]["name"] == "tiny-llama"
     assert (info["tokenizer"]["bos_id"], info["tokenizer"]["eos_id"]) == (0, 1)
     assert str(tmp_path) not in json.dumps(info) + (tmp_path / "out" / "README.md").read_text()
 
