@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load_inputs, load_weights
 from reasonscore.sae import SaeSource, find_sae
 
+from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
 from transformer_lens_r1.shared.errors import UserError, run
 from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
@@ -72,7 +73,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     shown.add_argument("--hf_repo_type", choices=("space", "dataset"), default="space", help="what to push it as")
     shown.add_argument("--hf_token", help="Hub token to push with (default: HF_TOKEN or the Hub login)")
     shown.add_argument("--private", action="store_true", help="make the Hub repository private")
-    parser.add_as_published(first_rows=True, ignore_tokens="", n_samples=5000, n_quantiles=10, tokens_around=5)
+    parser.add_as_published(
+        rows="published",
+        rope_original_context=PUBLISHED_ROPE_CONTEXT,
+        first_rows=True,
+        ignore_tokens="",
+        n_samples=5000,
+        n_quantiles=10,
+        tokens_around=5,
+    )
     return parser.parse_args(argv)
 
 
@@ -224,6 +233,8 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
         "rows": len(inputs.tokens),
         "context_size": inputs.tokens.shape[1],
         "dtype": args.dtype,
+        "rope_original_context": inputs.rope_original_context,
+        "row_rule": args.rows,
         "seed": args.seed,
         "first_rows": args.first_rows,
         "ignored_ids": inputs.ignored,

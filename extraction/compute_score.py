@@ -31,6 +31,7 @@ from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load
 from reasonscore.ranks import Ranks, joined_ranks
 from reasonscore.sae import SaeSource
 
+from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
 from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
     fraction,
@@ -106,7 +107,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     jobs.add_argument(
         "--merge", metavar="DIR", help="put the chunks in DIR together, into --output_dir; takes no other flag"
     )
-    parser.add_as_published(windows="published", alpha=1.0, expand_range="0,0", ignore_tokens="")
+    parser.add_as_published(
+        rows="published",
+        rope_original_context=PUBLISHED_ROPE_CONTEXT,
+        windows="published",
+        alpha=1.0,
+        expand_range="0,0",
+        ignore_tokens="",
+    )
     return parser.parse_args(argv)
 
 
@@ -178,6 +186,7 @@ def run_record(args: argparse.Namespace, inputs: Inputs, ranks: Ranks) -> dict[s
     return {
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "ignored_ids": inputs.ignored,
+        "rope_original_context": inputs.rope_original_context,
         "rows": len(inputs.tokens),
         "context_size": inputs.tokens.shape[1],
         "tokens": inputs.tokens.numel(),

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.plan:  # a plan may be for another machine
         checks.resolve_devices(values)
     cfg, extra = build_config(values), extra_settings(values)
+    checks.fit_rope_context(cfg, extra)
     if args.plan:
         model_config = checks.check_model(cfg)
         plan = make_plan(cfg, model_config, extra=extra, gpu=GPUS[args.gpu], utilisation=args.utilisation)
@@ -97,6 +98,7 @@ def train(
         device=cfg.llm_device or cfg.device,
         dtype=model_dtype(cfg),
         n_layers=None if extra["evaluate_cross_entropy"] else checks.layers_to_load(cfg, model_config),
+        rope_original_context=extra["rope_original_context"],
         **checks.hub_arguments(cfg),
     )
     runner = Runner(cfg, model, train_rows, held_out_rows, extra)

@@ -36,6 +36,7 @@ PATH_KEYS = (
 CARD_KEYS = (
     "training_tokens", "train_batch_size_tokens", "lr", "lr_scheduler_name", "lr_warm_up_steps", "lr_decay_steps",
     "adam_beta1", "adam_beta2", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "decoder_init_norm",
+    "decoder_init", "rope_original_context",
     "normalize_activations", "apply_b_dec_to_input", "exclude_special_tokens", "seqpos_slice", "prepend_bos", "seed",
     "dtype",
 )  # fmt: skip

@@ -31,6 +31,8 @@ R1_DISTILLS = tuple(
     for size in ("Llama-8B", "Llama-70B", "Qwen-1.5B", "Qwen-7B", "Qwen-14B", "Qwen-32B")
 )
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+# What the published code scales Llama 3.1's rotary frequencies for: the context that its TransformerLens caps them at.
+PUBLISHED_ROPE_CONTEXT = 16_384
 R1_TAGS = (BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
 _named_without_tags: set[str] = set()
 
@@ -76,6 +78,32 @@ def check_architecture(model: str, model_type: str, architectures: Sequence[str]
     return name
 
 
+def check_rope_context(
+    model: str | os.PathLike[str], config: PretrainedConfig, context: int | None, *, as_published: bool = False
+) -> int | None:
+    """The ``rope_original_context`` that a model is loaded with; None is its own.
+
+    Args:
+        model: what the message calls it.
+        config: the model's.
+        context: what was asked for, in tokens.
+        as_published: it is `PUBLISHED_ROPE_CONTEXT` only because a run is to be as published: a model without Llama 3's
+            scaling, for which the published code changes nothing, keeps its own.
+
+    Raises:
+        UserError: the model has no such scaling, so there is no context to replace.
+    """
+    rope_type = config.rope_parameters.get("rope_type")
+    if context is None or rope_type == "llama3":
+        return context
+    if as_published and context == PUBLISHED_ROPE_CONTEXT:
+        return None
+    raise UserError(
+        f"rope_original_context {context}: the rotary scaling of {model} is {rope_type!r}, and only Llama 3's "
+        "('llama3') has a context to replace; leave it out"
+    )
+
+
 def _reason(error: Exception) -> str:
     """A library's message about a file that it cannot read, as one line, with the error's type if that says more."""
     line = first_line(error).rstrip(": ")
@@ -91,6 +119,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    rope_original_context: int | None = None,
 ) -> TransformerBridge:
     """A checkpoint of the Llama or Qwen2 architecture as a TransformerLens model with TransformerLens' hook names.
 
@@ -109,10 +138,12 @@ def load_model(
         revision: branch, tag or commit on the Hub.
         trust_remote_code: let code in the model's repository run.
         tokenizer: what `load_tokenizer` gave, if the caller has it already.
+        rope_original_context: scale the rotary frequencies of a Llama 3.1 as if it had been trained on contexts of so
+            many tokens, not on the ``original_max_position_embeddings`` of its config.json.
 
     Raises:
-        UserError: see `load_config`; ``n_layers`` is more than the model has, the weight files are damaged or
-            incomplete, or there is no such device here.
+        UserError: see `load_config` and `check_rope_context`; ``n_layers`` is more than the model has, the weight files
+            are damaged or incomplete, or there is no such device here.
     """
     import torch
     from transformer_lens.model_bridge import TransformerBridge
@@ -122,6 +153,8 @@ def load_model(
     dtype = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     device = resolve_device(str(device))  # before the weights are read
     config = load_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    if check_rope_context(name_or_path, config, rope_original_context) is not None:
+        config.rope_parameters["original_max_position_embeddings"] = rope_original_context
     n_layers_of_checkpoint = config.num_hidden_layers
     if n_layers is not None:
         config = _first_layers(config, n_layers)

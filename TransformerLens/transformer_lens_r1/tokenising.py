@@ -11,9 +11,9 @@ How this differs from TransformerLens 2.x, with which the paper's own data sets 
 *text* of a group's documents with the eos token's text, cut the string into 20 pieces of equal length, tokenised
 the pieces, padding the shorter ones, and took the pad ids out again. Some 19 times in a group it so cut through a word
 or a special token, whose halves became other tokens, and a bos that the tokenizer adds by itself stood in the text
-at each of these places. Where pad is eos, the eos between documents went out with the padding. Here documents are
-tokenised one by one, so none of this happens; away from those places the ids are the same, at other positions of
-other rows.
+at each of these places. Each process of its map had groups of its own. Here documents are tokenised one by one, so none
+of this happens; away from those places the ids are the same, at other positions of other rows. Its rows can be had too
+(`published_ids`, `published_shards`), again without those that it would pad.
 
 What a tokenizer brings with it changes nothing: a pad that is its eos (Llama-3's, the R1 distills') or none at all,
 because nothing is padded; a bos or eos that it adds by itself, because special tokens around a document are left out.
@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DOCUMENTS_PER_GROUP = 1000
+PUBLISHED_PIECES = 20
 # A tokenizer keeps over a hundred bytes per token until its batch is read: batches bound that.
 CHARACTERS_PER_BATCH = 2**19
 
@@ -83,6 +85,34 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def published_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray:
+    """The stream of ids that TransformerLens 2.x made of one group of documents.
+
+    The pieces need no padding here, because the pad ids would only be taken out again; those that the text spells out
+    are.
+
+    Args:
+        tokenizer: its eos joins the documents; special tokens that it adds by itself stand around each piece.
+        texts: at most `DOCUMENTS_PER_GROUP` documents.
+
+    Returns:
+        int64 [tokens]; nothing for a group without text.
+    """
+    text = tokenizer.eos_token.join(texts)
+    if not text.strip():
+        return np.empty(0, dtype=np.int64)
+    length = math.ceil(len(text) / PUBLISHED_PIECES)
+    pieces = [text[start * length : (start + 1) * length] for start in range(PUBLISHED_PIECES)]
+    ids = np.concatenate([np.array(piece, dtype=np.int64) for piece in tokenizer(pieces, verbose=False)["input_ids"]])
+    return ids[ids != tokenizer.pad_token_id]
+
+
+def published_shards(texts: Dataset, n_shards: int) -> list[Dataset]:
+    """Documents as a map in `n_shards` processes shares them out: in order, each part with groups of its own."""
+    n_shards = max(1, min(n_shards, len(texts)))
+    return [texts.shard(num_shards=n_shards, index=index, contiguous=True) for index in range(n_shards)]
 
 
 class Group(NamedTuple):
@@ -137,6 +167,14 @@ class RowMaker:
         lengths = documents.value_lengths().to_numpy()
         # The eos goes between two documents, not behind the last.
         ids = np.insert(documents.flatten().to_numpy(), np.cumsum(lengths)[:-1], self.tokenizer.eos_token_id)
+        return self.cut(ids)
+
+    def published(self, texts: Sequence[str]) -> Group:
+        """The rows of one group of at most `DOCUMENTS_PER_GROUP` documents, as TransformerLens 2.x made them."""
+        return self.cut(published_ids(self.tokenizer, texts))
+
+    def cut(self, ids: np.ndarray) -> Group:
+        """The rows of a group's ids [tokens]; what is left over at the end is dropped."""
         text_length = self.context_size - self.add_bos
         n_rows = len(ids) // text_length
         rows = ids[: n_rows * text_length].reshape(n_rows, text_length).astype(np.int64)
@@ -170,6 +208,7 @@ def tokenize_and_concatenate(
     column: str = "text",
     add_bos: bool = False,
     vocab_size: int | None = None,
+    shards: int | None = None,
 ) -> Dataset:
     """Rows of tokens from a column of texts, in this process.
 
@@ -180,6 +219,7 @@ def tokenize_and_concatenate(
         column: the column that holds the text.
         add_bos: start each row with the bos id.
         vocab_size: the model's; rows with ids at or above it are dropped. None: not checked.
+        shards: make the rows that TransformerLens 2.x made in so many processes. None: those of this module.
 
     Returns:
         Dataset with the single column `tokens`, each row `context_size` int64 ids.
@@ -187,7 +227,7 @@ def tokenize_and_concatenate(
     Raises:
         UserError: the column is missing or holds something else than text, or as `RowMaker` says.
     """
-    from datasets import Features, List, Value
+    from datasets import Features, List, Value, concatenate_datasets
 
     if column not in texts.column_names:
         raise UserError(f"no column '{column}' to tokenise; the columns are {', '.join(texts.column_names)}")
@@ -197,17 +237,23 @@ def tokenize_and_concatenate(
         for index, text in zip(indices, group, strict=True):
             if not isinstance(text, str):
                 raise UserError(f"row {index} of column '{column}' is a {type(text).__name__}, expected text")
-        return {"tokens": make_rows(encode_documents(tokenizer, group)).rows}
+        made = make_rows(encode_documents(tokenizer, group)) if shards is None else make_rows.published(group)
+        return {"tokens": made.rows}
 
-    return texts.select_columns([column]).map(
-        tokenise_group,
-        batched=True,
-        batch_size=DOCUMENTS_PER_GROUP,
-        with_indices=True,
-        input_columns=[column],
-        remove_columns=[column],
-        features=Features({"tokens": List(Value("int64"))}),
-        # The library's cache key misses what a tokenizer carries inside, so a stale result could be reused.
-        load_from_cache_file=False,
-        desc="tokenising",
-    )
+    texts = texts.select_columns([column])
+    parts = [
+        part.map(
+            tokenise_group,
+            batched=True,
+            batch_size=DOCUMENTS_PER_GROUP,
+            with_indices=True,
+            input_columns=[column],
+            remove_columns=[column],
+            features=Features({"tokens": List(Value("int64"))}),
+            # The library's cache key misses what a tokenizer carries inside, so a stale result could be reused.
+            load_from_cache_file=False,
+            desc="tokenising",
+        )
+        for part in ([texts] if shards is None else published_shards(texts, shards))
+    ]
+    return concatenate_datasets(parts)

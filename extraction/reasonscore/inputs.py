@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonscore.sae import CONFIG, SaeSource, check_fits, find_sae, load_sae
-from transformer_lens_r1.shared.arguments import DTYPES, add_model_arguments, int_list, positive_int, resolve_device
+from transformer_lens_r1.shared.arguments import (
+    DTYPES,
+    ROW_RULES,
+    add_model_arguments,
+    int_list,
+    positive_int,
+    resolve_device,
+)
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import hash_file
 
@@ -20,10 +28,19 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
+# The published scripts tokenise in four processes, each on its part of the documents.
+PUBLISHED_SHARDS = 4
+
 
 def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> None:
     """Add the flags for model, SAE and text, and those that bound memory."""
     add_model_arguments(parser)
+    parser.add_argument(
+        "--rope_original_context",
+        type=positive_int,
+        metavar="N",
+        help="scale Llama 3.1's rotary frequencies as if trained on contexts of N tokens (default: its own)",
+    )
     sae = parser.add_argument_group("SAE")
     sae.add_argument("--sae_path", required=True, help="folder of a SAELens SAE, SAELens release, or Hub repo")
     sae.add_argument("--sae_id", help="SAE within the release, repo or folder, like blocks.19.hook_resid_post")
@@ -33,6 +50,12 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     text.add_argument("--dataset_path", required=True, help="data set: folder or Hub id")
     text.add_argument("--dataset_revision", help="branch, tag or commit of the data set on the Hub")
     text.add_argument("--column_name", default="text", help="column of text, or of rows of token ids")
+    text.add_argument(
+        "--rows",
+        choices=ROW_RULES,
+        default="stream",
+        help="how text becomes rows: documents tokenised one by one, or the joined text in 20 pieces as published",
+    )
     text.add_argument("--context_size", type=positive_int, help="tokens in a row made from text (default: the SAE's)")
     text.add_argument("--n_samples", type=positive_int, default=n_samples, help="rows, drawn by a seeded shuffle")
     text.add_argument(
@@ -64,6 +87,8 @@ class Inputs:
     tokens: Tensor
     """int64 [rows, context], on the CPU."""
     ignored: list[int]
+    rope_original_context: int | None = None
+    """What the model's rotary scaling goes by; None: what its config.json says."""
 
 
 def load_inputs(args: argparse.Namespace) -> Inputs:
@@ -73,6 +98,7 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
         UserError: something is missing or does not fit.
     """
     from transformer_lens_r1 import load_config, load_tokenizer
+    from transformer_lens_r1.loading import check_rope_context
     from transformer_lens_r1.shared.data import load_rows
 
     resolve_device(args.device)
@@ -80,6 +106,15 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     remote = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     config = load_config(args.model_path, **remote)
     layer = check_fits(source, config, args.model_path)
+    rope_context = check_rope_context(
+        args.model_path, config, args.rope_original_context, as_published=args.as_published
+    )
+    if source.rope_original_context not in (None, rope_context):
+        print(
+            f"WARNING: SAE {source} was trained with --rope_original_context {source.rope_original_context}, the model "
+            f"here runs with {rope_context or 'its own'}: its activations are not those that the SAE knows",
+            file=sys.stderr,
+        )
     context_size = args.context_size or source.context_size
     if context_size is None:
         raise UserError(f"SAE {source} does not say its context size: give --context_size")
@@ -94,9 +129,10 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
         n_samples=args.n_samples,
         vocab_size=config.vocab_size,
         seed=None if args.first_rows else args.seed,
+        published=args.rows == "published",
     )
     ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer, vocab_size=config.vocab_size)
-    return Inputs(source, layer, tokenizer, tokens, ignored)
+    return Inputs(source, layer, tokenizer, tokens, ignored, rope_context)
 
 
 def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerBridge, SAE]:
@@ -117,6 +153,7 @@ def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerB
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
         tokenizer=inputs.tokenizer,
+        rope_original_context=inputs.rope_original_context,
     )
     return model, sae
 
@@ -131,6 +168,7 @@ def sample_rows(
     n_samples: int,
     vocab_size: int,
     seed: int | None = 42,
+    published: bool = False,
 ) -> Tensor:
     """The first ``n_samples`` rows of tokens after a seeded shuffle; all rows if there are fewer.
 
@@ -146,6 +184,7 @@ def sample_rows(
         n_samples: rows wanted.
         vocab_size: the model's; ids at or above it are refused.
         seed: of the shuffle; None: no shuffle.
+        published: make the rows of text as the paper's published code did, in the four processes of its map.
 
     Returns:
         int64 [rows, context].
@@ -160,7 +199,13 @@ def sample_rows(
     kind = dataset.features[column]
     if getattr(kind, "dtype", None) in ("string", "large_string"):
         dataset = tokenize_and_concatenate(
-            dataset, tokenizer, context_size=context_size, column=column, add_bos=prepend_bos, vocab_size=vocab_size
+            dataset,
+            tokenizer,
+            context_size=context_size,
+            column=column,
+            add_bos=prepend_bos,
+            vocab_size=vocab_size,
+            shards=PUBLISHED_SHARDS if published else None,
         )
         column = "tokens"
         if len(dataset) == 0:
@@ -218,6 +263,8 @@ def input_identity(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
     return {
         "--dtype": args.dtype,
         "--sae_dtype": args.sae_dtype,
+        "--rope_original_context": inputs.rope_original_context,
+        "--rows": args.rows,
         "--n_samples": len(tokens),
         "--seed": args.seed,
         "--ignore_tokens": inputs.ignored,

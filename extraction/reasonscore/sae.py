@@ -44,6 +44,8 @@ class SaeSource:
     context_size: int | None
     prepend_bos: bool
     exclude_special_tokens: list[int] | bool | None
+    rope_original_context: int | None = None
+    """What the model's rotary scaling went by in training; None: what its config.json says, or it is not known."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository; None for SAELens' choice, its main branch."""
 
@@ -105,6 +107,7 @@ def find_sae(path: str, sae_id: str | None = None, *, revision: str | None = Non
         context_size=metadata.get("context_size"),
         prepend_bos=True if prepend_bos is None else prepend_bos,  # SAELens' own default
         exclude_special_tokens=metadata.get("exclude_special_tokens"),
+        rope_original_context=metadata.get("rope_original_context"),
         revision=revision if folder is None else None,
     )
 

@@ -2,6 +2,7 @@
 # Feature interfaces for the 100 best features of the paper's SAE, from the scores that compute_score.sh wrote.
 # Every value can be set in the environment (MODEL_PATH=… SAE_PATH=…), and further flags are passed on:
 #   SCORES_DIR=runs/scores OUTPUT_DIR=runs/dashboards bash extraction/scripts/compute_dashboard.sh --features 46379
+# AS_PUBLISHED=1 does as the paper's published code did (--as_published).
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -15,6 +16,8 @@ fi
 SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
 # MINIBATCH_SIZE_* bound memory only; the model runs over the text once. Unfinished work lies in OUTPUT_DIR.partial, where
 # it takes 4 bytes for each of the TOPK features and N_SAMPLES x context tokens: 4 GB here.
+published=()
+[ "${AS_PUBLISHED:-0}" = 0 ] || published=(--as_published)
 exec "$PYTHON" "$here/../compute_dashboard.py" \
     --model_path "${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}" \
     --sae_path "${SAE_PATH:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}" \
@@ -28,4 +31,4 @@ exec "$PYTHON" "$here/../compute_dashboard.py" \
     --minibatch_size_tokens "${MINIBATCH_SIZE_TOKENS:-16}" \
     --seed "${SEED:-42}" \
     --output_dir "${OUTPUT_DIR:-$root/extraction/dashboards}" \
-    "$@"
+    ${published[@]+"${published[@]}"} "$@"

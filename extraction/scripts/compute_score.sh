@@ -2,6 +2,7 @@
 # ReasonScore of every feature of the paper's SAE: one pass over 4,096 contexts of 1,024 tokens.
 # Every value can be set in the environment (MODEL_PATH=… SAE_PATH=…), and further flags are passed on:
 #   OUTPUT_DIR=runs/scores bash extraction/scripts/compute_score.sh --device cpu
+# AS_PUBLISHED=1 does as the paper's published code did (--as_published).
 # NPROC=4 shares the rows out over four GPUs (torchrun). The same command again continues a pass that was cut off.
 set -euo pipefail
 
@@ -19,6 +20,8 @@ SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
 # MINIBATCH_SIZE_* bound memory only; results do not depend on them.
 launch=()
 [ "${NPROC:-1}" = 1 ] || launch=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
+published=()
+[ "${AS_PUBLISHED:-0}" = 0 ] || published=(--as_published)
 exec "$PYTHON" ${launch[@]+"${launch[@]}"} "$here/../compute_score.py" \
     --model_path "${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}" \
     --sae_path "${SAE_PATH:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}" \
@@ -35,4 +38,4 @@ exec "$PYTHON" ${launch[@]+"${launch[@]}"} "$here/../compute_score.py" \
     --topk "${TOPK:-100}" \
     --seed "${SEED:-42}" \
     --output_dir "${OUTPUT_DIR:-$root/extraction/scores}" \
-    "$@"
+    ${published[@]+"${published[@]}"} "$@"

@@ -80,8 +80,16 @@ def test_the_best_features_get_pages_and_an_index_from_one_pass_up_to_the_hook(
     assert index.index("feature_49.html") < index.index("feature_0.html")
     assert "<mark>" in index and "<b>hmm" not in index
     assert index.count('class="interval"') == 1 and "[4.5, 5.5]" in index
+    record = json.loads((folder / "dashboards.json").read_text())
+    assert record["row_rule"] == "stream" and record["rope_original_context"] is None
     licences = [path.read_text() for path in sorted((folder / "assets").glob("LICENSE.*"))]
     assert len(licences) == 2 and "Bostock" in licences[0] and "Plotly" in licences[1]
+
+
+def test_as_published_takes_the_published_rows_and_frequencies(flags: list[str]) -> None:
+    args = compute_dashboard.parse_arguments([*flags, "--as_published"])
+    assert (args.rows, args.rope_original_context) == ("published", 16_384)
+    assert compute_dashboard.parse_arguments([*flags, "--as_published", "--rows=stream"]).rows == "stream"
 
 
 def test_the_sequences_peak_at_the_features_own_activation_also_at_the_ends_of_rows(

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,12 +16,14 @@ import pytest
 import torch
 from brute_force import reason_scores, sets_of_positions
 from datasets import Dataset
+from reasonscore.inputs import input_identity, load_inputs
 from reasonscore.results import read_scores
 from safetensors.torch import load_file, save_file
 
 from transformer_lens_r1.shared.data import load_rows
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import hash_file
+from transformer_lens_r1.shared.same_run import first_difference
 
 N_ROWS = 48
 Flags = Callable[..., list[str]]
@@ -163,6 +166,75 @@ def test_statistics_are_those_of_transformers_and_the_sae_weights(
         assert (folder / name).read_bytes().startswith(b"\x89PNG") and (folder / name).stat().st_size > 5000
 
 
+@pytest.fixture
+def llama_3_scaled(tiny_llama: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """A function that gives the small model with Llama 3's rotary scaling and an original context."""
+
+    def make(context: int) -> Path:
+        folder = tmp_path / f"model-{context}"
+        shutil.copytree(tiny_llama, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["rope_scaling"] = {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": context,
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+def test_rope_original_context_scores_the_model_whose_config_is_changed_likewise(
+    flags: Flags, llama_3_scaled: Callable[[int], Path], tmp_path: Path
+) -> None:
+    long, short = llama_3_scaled(1024), llama_3_scaled(32)
+    runs = {"given": (long, 32), "changed": (short, None), "its own": (long, None)}
+    for name, (model, context) in runs.items():
+        compute_score.main(
+            flags(
+                output_dir=tmp_path / name, model_path=model, rope_original_context=context, n_samples=6, n_bootstrap=0
+            )
+        )
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        assert record["rope_original_context"] == context
+    given, changed, own = (scores_of(tmp_path / name) for name in runs)
+    assert torch.equal(given, changed)
+    assert (given - own).abs().max() > 0.01 * own.abs().max()
+
+
+def test_as_published_changes_defaults_and_is_part_of_what_two_runs_must_share(
+    flags: Flags, llama_3_scaled: Callable[[int], Path], tiny_llama: Path, fixture_text: Path
+) -> None:
+    text = {"dataset_path": fixture_text, "column_name": "text", "n_samples": 9}
+
+    def identity(*more: str, **changed: Any) -> dict[str, Any]:
+        args = compute_score.parse_arguments([*flags(**text, **changed), *more])
+        return input_identity(args, load_inputs(args))
+
+    ours, theirs = identity(), identity("--as_published")
+    assert first_difference(ours, identity("--rows=published")) == '--rows is "stream" there and "published" here'
+    assert theirs == identity("--rows=published")  # this model has no scaling to change
+    assert ours["--dataset_path"] != theirs["--dataset_path"]
+    assert identity("--as_published", "--rows=stream") == ours
+    with pytest.raises(UserError, match="rope_original_context 4096"):
+        identity("--rope_original_context=4096")
+
+    scaled = llama_3_scaled(1024)
+    assert identity("--as_published", model_path=scaled)["--rope_original_context"] == 16_384
+    own = identity("--as_published", model_path=scaled, rope_original_context=64)
+    assert own["--rope_original_context"] == 64
+
+
+def test_an_sae_trained_with_other_frequencies_is_warned_of(
+    flags: Flags, make_sae: Callable[..., Path], llama_3_scaled: Callable[[int], Path], capsys: Any
+) -> None:
+    sae, model = make_sae(d_in=256, rope_original_context=64), llama_3_scaled(1024)
+    for context in (64, None, 32):
+        load_inputs(compute_score.parse_arguments(flags(sae_path=sae, model_path=model, rope_original_context=context)))
+        warned = "was trained with --rope_original_context 64" in capsys.readouterr().err
+        assert warned == (context != 64)
+
+
 def test_batch_sizes_change_scores_by_rounding_alone(flags: Flags, tmp_path: Path) -> None:
     sizes = [(1, 300), (7, 333), (24, 1024)]
     for rows, features in sizes:
@@ -298,3 +370,7 @@ def test_the_shell_scripts_run_from_anywhere_and_pass_flags_on(repository: Path,
     done = subprocess.run([shell, "--n_smaples", "3"], cwd=tmp_path, env=settings, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: unknown flag --n_smaples; did you mean '--n_samples'? (--help lists all)\n"
+    settings |= {"PYTHON": "echo"}
+    for value in ("1", "0"):
+        done = subprocess.run([shell], env={**settings, "AS_PUBLISHED": value}, capture_output=True, text=True)
+        assert done.stdout.split().count("--as_published") == int(value)

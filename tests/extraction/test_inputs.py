@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from published_rows import rows_as_published
 from reasonscore.inputs import ignored_ids, sample_rows
 from transformers import PreTrainedTokenizerBase
 
@@ -39,6 +40,17 @@ def test_text_is_sampled_in_rows_of_the_context_that_start_with_bos_if_the_sae_w
     got = sample(load_rows(fixture_text), tokenizer, **options)
     assert got.shape == (9, 64) and set(got[:, 0].tolist()) == {tokenizer.bos_token_id}
     assert torch.equal(got, sample(load_rows(fixture_text), tokenizer, **options))
+
+
+def test_published_rows_are_those_of_four_processes_shuffled(
+    tokenizer: PreTrainedTokenizerBase, fixture_text: Path
+) -> None:
+    text = load_rows(fixture_text)
+    options = {"column": "text", "context_size": 64, "prepend_bos": True, "n_samples": 9}
+    rows = rows_as_published(text["text"][:], tokenizer, context=64, processes=4, add_bos=True)
+    expected = Dataset.from_dict({"tokens": rows}).shuffle(seed=42)[:9]["tokens"]
+    assert sample(text, tokenizer, published=True, **options).tolist() == expected
+    assert sample(text, tokenizer, **options).tolist() != expected
 
 
 def test_rows_that_cannot_be_scored_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:

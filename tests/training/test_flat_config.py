@@ -29,13 +29,19 @@ LOGGER = {
 RUN = {
     "model_name": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "hook_name": "blocks.19.hook_resid_post",
     "dataset_path": "andreuka18/DeepSeek-R1-Distill-Llama-8B-lmsys-openthoughts-tokenized", "streaming": False,
-    "dataset_trust_remote_code": False, "context_size": 1024, "n_batches_in_buffer": 32, "prepend_bos": False,
+    "dataset_trust_remote_code": False, "context_size": 1024, "n_batches_in_buffer": 256, "prepend_bos": False,
     "training_tokens": 819_200_000, "store_batch_size_prompts": 8, "exclude_special_tokens": [128000, 128001],
     "device": "cuda", "llm_device": "cuda", "act_store_device": "cuda", "train_batch_size_tokens": 4096, "lr": 5e-5,
     "lr_decay_steps": 40_000, "dead_feature_window": 1000, "feature_sampling_window": 1000,
     "dead_feature_threshold": 1e-4, "n_checkpoints": 5, "verbose": False,
     "model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "bfloat16"},
     "output_path": "sae_runs/r1-distill-llama-8b-ctx-1024-l1-5",
+}  # fmt: skip
+# Every key of ours.
+EXTRA = {
+    "checkpoint_every_minutes": 15.0, "checkpoints_kept": 2, "evaluate_cross_entropy": True,
+    "float32_matmul_precision": "high", "rope_original_context": None, "decoder_init": "saelens",
+    "as_published": False,
 }  # fmt: skip
 # Every field of SAELens 5.5.2's LanguageModelSAERunnerConfig, with its default there (from its source).
 DEFAULTS_5 = {
@@ -76,7 +82,6 @@ MINIMAL = {
     "normalize_sae_decoder": False,
     "scale_sparsity_penalty_by_decoder_norm": True,
     "init_encoder_as_decoder_transpose": True,
-    "n_batches_in_buffer": 32,  # at SAELens 6's size of a buffer, 20 rows of 128 tokens are less than a batch
 }
 
 
@@ -103,6 +108,8 @@ def test_the_papers_flat_config_and_ours_are_the_same_run_in_every_field(build: 
     flat, ours = build(repository / FLAT), build(repository / OURS)
     paper.sae.metadata = flat.sae.metadata
     assert flat == ours == paper and flat.total_training_steps == 200_000
+    extra = [config.extra_settings(config.read_config(repository / path)) for path in (FLAT, OURS)]
+    assert extra[0] == extra[1] == EXTRA
 
 
 def test_every_field_of_saelens_5_is_known(build: Build) -> None:
@@ -116,8 +123,11 @@ def test_every_field_of_saelens_5_is_known(build: Build) -> None:
 
 def test_a_key_left_out_means_what_it_meant_in_saelens_5(build: Build) -> None:
     cfg = build({**MINIMAL, "hook_layer": 3})
+    assert cfg.n_batches_in_buffer == 20 * 32  # passes × rows: it counted passes
     elsewhere = {"dataset_trust_remote_code", "streaming", "verbose", "act_store_device", "checkpoint_path"}
-    elsewhere |= {name for name in DEFAULTS_5 if name.startswith("sae_lens_") or DEFAULTS_5[name] is None}
+    elsewhere |= {"n_batches_in_buffer"} | {
+        name for name in DEFAULTS_5 if name.startswith("sae_lens_") or DEFAULTS_5[name] is None
+    }
     compared = 0
     for name in DEFAULTS_5.keys() - MINIMAL.keys() - elsewhere:
         for part in (cfg, cfg.sae, cfg.logger):
@@ -174,7 +184,7 @@ def test_what_has_no_counterpart_is_named_with_the_reason(
     left_out, buffer = capsys.readouterr().err.splitlines()
     assert "b_dec_init_method (the decoder bias always starts at zero)" in left_out
     assert left_out.count("(") == 6
-    assert "32 rows are mixed at a time; SAELens 5 mixed 32 × store_batch_size_prompts = 256" in buffer
+    assert "32 passes are 256 rows, mixed at a time" in buffer
     build(repository / OURS)
     assert capsys.readouterr().err == ""
 
@@ -226,6 +236,20 @@ def test_keys_of_this_project_stand_in_a_flat_file_too(tmp_path: Path) -> None:
     assert (extra["checkpoint_every_minutes"], extra["checkpoints_kept"]) == (5.0, 3)
     assert config.extra_settings({"checkpoint_every_minutes": None})["checkpoint_every_minutes"] is None
     config.build_config(values)
+
+
+def test_as_published_changes_the_defaults_of_our_keys_alone(build: Build, repository: Path) -> None:
+    plain = config.extra_settings({})
+    published = config.extra_settings({"as_published": True})
+    changed = {key: published[key] for key in plain if published[key] != plain[key]}
+    assert changed == {"as_published": True, "rope_original_context": 16_384, "decoder_init": "published"}
+    own = {"as_published": True, "rope_original_context": None, "decoder_init": "saelens"}
+    assert {key: config.extra_settings(own)[key] for key in own} == own  # what is given counts
+    assert build(repository / FLAT, "as_published=true") == build(repository / OURS)
+    with pytest.raises(UserError, match="as_published is 'maybe'"):
+        config.extra_settings({"as_published": "maybe"})
+    with pytest.raises(UserError, match="sae.decoder_init_norm is null"):
+        build(repository / OURS, "decoder_init=published", "sae.decoder_init_norm=null")
 
 
 def test_the_names_that_are_checked_before_saelens_is_imported_are_its_own() -> None:

@@ -273,6 +273,7 @@ def test_the_papers_run_is_planned(papers_plan: Callable[..., Any]) -> None:
     layer = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
     assert plan.work["model, training"] == (819_200_000 + 4_096_000) * 20 * (2 * layer + 4 * 4096 * 1024)
     assert plan.fits and plan.peak.keys() == {"cuda"}
+    assert plan.memory["activation buffer"] == 2 * 4096 * 1024 * (256 + 8)  # rows in bfloat16, and one pass more
     stays = sum(plan.memory[part] for part in ("model", "SAE", "Adam's moments", "activation buffer"))
     turns = (
         plan.memory["forward pass, at its peak"],

@@ -9,9 +9,11 @@ import merge_datasets
 import prepare_lmsys_dataset
 import pytest
 from hub_client import local_rows
+from published_rows import rows_as_published
 from transformer_lens.utilities import tokenize_and_concatenate
 from transformers import AutoTokenizer
 
+from transformer_lens_r1 import load_tokenizer
 from transformer_lens_r1.chat_format import ASSISTANT, USER
 from transformer_lens_r1.shared.errors import UserError
 
@@ -54,6 +56,20 @@ def write(folder: Path, columns: dict[str, list[Any]]) -> Path:
 def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
     paths = ["--model_path", str(model), "--dataset_path", str(data), "--output_dir", str(output)]
     return [*paths, "--context_size", str(CONTEXT), *more]
+
+
+def test_published_rows_are_those_of_transformer_lens_2_on_shuffled_documents(
+    tiny_llama: Path, texts: list[str], conversations: Path, tmp_path: Path
+) -> None:
+    prepare_lmsys_dataset.main(arguments(tiny_llama, conversations, tmp_path / "out", "--as_published"))
+    documents = datasets.Dataset.from_dict({"text": [f"{USER}{text[:40]}{ASSISTANT}{text[40:]}" for text in texts]})
+    shuffled = documents.shuffle(seed=42)["text"][:]
+    expected = rows_as_published(shuffled, load_tokenizer(tiny_llama), context=CONTEXT, processes=10)
+    rows = local_rows(tmp_path / "out")
+    assert len(rows) > 500 and sorted(rows) == sorted(expected)
+    info = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert info["row_rule"] == "published" and info["command"].endswith("--as_published")
+    assert "cut into 20\nstrings" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_number_of_processes_changes_nothing(tiny_llama: Path, conversations: Path, tmp_path: Path) -> None:

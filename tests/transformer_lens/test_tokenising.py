@@ -1,5 +1,6 @@
 """Rows of tokens equal TransformerLens' own for every kind of tokenizer, and never depend on how they are computed."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from published_rows import rows_as_published
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformer_lens.utilities import tokenize_and_concatenate as reference
 from transformers import PreTrainedTokenizerFast
 
-from transformer_lens_r1 import tokenize_and_concatenate
+from transformer_lens_r1 import load_tokenizer, tokenize_and_concatenate
 from transformer_lens_r1.tokenising import DOCUMENTS_PER_GROUP, Group, RowMaker, encode_documents
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -103,6 +105,34 @@ def test_a_row_that_transformer_lens_would_pad_is_dropped(pad: str) -> None:
     ][:].tolist()
     assert rows == padded[:-1]
     assert padded[-1][-60:] == [padded[-1][-1]] * 60
+
+
+@pytest.mark.parametrize("add_bos", [False, True], ids=["", "rows start with bos"])
+@pytest.mark.parametrize("kind", ["tiny-llama", "adds a bos"])
+def test_published_rows_are_those_of_transformer_lens_2(
+    documents: list[str], tiny_llama: Path, kind: str, add_bos: bool
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama) if kind == "tiny-llama" else make_tokenizer("byte-level BPE", adds_bos=True)
+    documents = documents[:2299]  # 1,150 and 1,149, each a whole group and a part of one
+    texts, options = Dataset.from_dict({"text": documents}), {"context_size": 64, "add_bos": add_bos}
+    rows = tokenize_and_concatenate(texts, tokenizer, shards=2, **options)["tokens"][:]
+    assert rows == rows_as_published(documents, tokenizer, context=64, processes=2, add_bos=add_bos)
+    assert len(rows) > 1000
+    # the split is part of the rule, and today's rows are others
+    assert rows != tokenize_and_concatenate(texts, tokenizer, shards=1, **options)["tokens"][:]
+    assert rows != tokenize_and_concatenate(texts, tokenizer, **options)["tokens"][:]
+    inside = sum(row[add_bos:].count(tokenizer.bos_token_id) for row in rows)
+    assert inside == 0 if kind == "tiny-llama" else inside > 70  # 20 pieces of each of 4 batches, less a remainder
+
+
+def test_published_rows_of_few_documents(tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    with_pad = f"the {tokenizer.pad_token}" + " sum of two" * 40  # a pad that is spelt out goes with the padding
+    few = Dataset.from_dict({"text": [with_pad, "", document(4)]})  # fewer than shards, and one without text
+    rows = tokenize_and_concatenate(few, tokenizer, context_size=8, shards=4)["tokens"][:]
+    assert len(rows) > 2 and rows == rows_as_published(few["text"][:], tokenizer, context=8, processes=3)
+    short = Dataset.from_dict({"text": ["so"]})
+    assert len(tokenize_and_concatenate(short, tokenizer, context_size=8, shards=4)) == 0  # none is padded
 
 
 def test_an_unusable_row_is_left_out_and_counted() -> None:

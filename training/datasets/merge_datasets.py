@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "context_size": context_size,
         "rows": len(merged),
         "tokens": len(merged) * context_size,
+        "row_rule": " and ".join(sorted({part.get("row_rule", "stream") for part in provenances if part})) or None,
         "bos_added": any(part.get("bos_added") for part in provenances if part),
         "seed": args.seed,
         "parts": [

@@ -28,6 +28,8 @@ FREE = (
     "save_final_checkpoint", "output_path", "resume_from_checkpoint", "sae_lens_version", "sae_lens_training_version",
 )  # fmt: skip
 FREE_OF_SAE = ("device", "metadata")
+# Settings of ours that decide it: `config.EXTRA_KEYS` holds them all.
+DECIDING_EXTRAS = ("float32_matmul_precision", "rope_original_context", "decoder_init")
 
 
 class ExistingRun:
@@ -58,7 +60,7 @@ class ExistingRun:
         """Raise `UserError` if what there is belongs to a run with another config."""
         if self.is_trained:
             saved = json.loads((self.output / RUN_CONFIG).read_text(encoding="utf-8"))
-            check_same_run(self.output, deciding(saved), deciding(cfg.to_dict()), remedy=REMEDY)
+            check_same_run(self.output, deciding(saved), run_settings(cfg, extra), remedy=REMEDY)
         elif self.checkpoint is not None:
             saved = deciding(read_manifest(self.checkpoint)["config"])
             check_same_run(self.checkpoint, saved, run_settings(cfg, extra), remedy=REMEDY)
@@ -66,7 +68,12 @@ class ExistingRun:
 
 def run_settings(cfg: LanguageModelSAERunnerConfig[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """All settings that decide a run's result, those that SAELens does not have among them."""
-    return {**deciding(cfg.to_dict()), "float32_matmul_precision": extra["float32_matmul_precision"]}
+    return deciding(recorded_settings(cfg, extra))
+
+
+def recorded_settings(cfg: LanguageModelSAERunnerConfig[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `runner_cfg.json` beside the SAE: SAELens' settings, and those of ours that decide the result."""
+    return {**cfg.to_dict(), **{key: extra[key] for key in DECIDING_EXTRAS}}
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,22 @@ def check_model(cfg: LanguageModelSAERunnerConfig[Any]) -> PretrainedConfig:
     return model_config
 
 
+def fit_rope_context(cfg: LanguageModelSAERunnerConfig[Any], extra: dict[str, Any]) -> None:
+    """Make `rope_original_context` of `extra`, in place, null if only `as_published` asks for it and it does not apply.
+
+    Raises:
+        UserError: the config asks for it, but the model's rotary frequencies are not scaled as Llama 3's.
+    """
+    from transformer_lens_r1.loading import check_rope_context, load_config
+
+    context = extra["rope_original_context"]
+    if context is not None:
+        model_config = load_config(cfg.model_name, **hub_arguments(cfg))
+        extra["rope_original_context"] = check_rope_context(
+            cfg.model_name, model_config, context, as_published=extra["as_published"]
+        )
+
+
 def layers_to_load(cfg: LanguageModelSAERunnerConfig[Any], model_config: PretrainedConfig) -> int:
     """Layers of the model that a run without its loss needs: one more than the hook's, if there is one.
 

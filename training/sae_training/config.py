@@ -17,6 +17,7 @@ from pydantic import Field
 
 from sae_training import flat_config, sae_lens_keys
 from sae_training.config_values import coerce, dotted, read_yaml, refuse_unknown
+from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
 from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ EXTRA_KEYS: dict[str, tuple[Any, Any]] = {
     "evaluate_cross_entropy": (bool, True),
     # Of float32 matrix products, as torch.set_float32_matmul_precision knows it: "high" is TF32 on a GPU.
     "float32_matmul_precision": (Literal["highest", "high", "medium"], "highest"),
+    # Scale Llama 3.1's rotary frequencies as if it had been trained on contexts of so many tokens; null: its own.
+    "rope_original_context": (Annotated[int, Positive] | None, None),
+    # How decoder rows of norm `sae.decoder_init_norm` are drawn: with zero mean, or from [0, 1) as SAELens 5.5.2 did.
+    "decoder_init": (Literal["saelens", "published"], "saelens"),
+    "as_published": (bool, False),  # the defaults of `PUBLISHED` in place of these
 }
+PUBLISHED = {"rope_original_context": PUBLISHED_ROPE_CONTEXT, "decoder_init": "published"}
 
 # Written by SAELens itself, or without effect.
 NOT_SETTABLE = ("hook_eval", "sae_lens_version", "sae_lens_training_version")
@@ -156,7 +163,10 @@ def extra_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a wrong type, or a number that is not more than 0.
     """
-    return {key: coerce(values.get(key, default), kind, key) for key, (kind, default) in EXTRA_KEYS.items()}
+    defaults = {key: default for key, (_, default) in EXTRA_KEYS.items()}
+    if coerce(values.get("as_published", False), bool, "as_published"):
+        defaults |= PUBLISHED
+    return {key: coerce(values.get(key, defaults[key]), kind, key) for key, (kind, _) in EXTRA_KEYS.items()}
 
 
 def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]:
@@ -197,6 +207,8 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
     except (TypeError, ValueError) as error:
         raise UserError(f"SAELens refuses the config: {error}") from error
     _check_steps(cfg)
+    if values.get("decoder_init") == "published" and cfg.sae.decoder_init_norm is None:
+        raise UserError("decoder_init is 'published', but sae.decoder_init_norm is null; give rows a norm, like 0.1")
     if cfg.checkpoint_path is not None:
         # SAELens adds a random id, under which a later process would not find a run's checkpoints.
         folder, output = Path(top.get("checkpoint_path", CHECKPOINT_PATH)), Path(str(cfg.output_path))

@@ -20,6 +20,7 @@ ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 # `decoder_heuristic_init: true` gave decoder rows this norm.
 HEURISTIC_NORM = 0.1
 DEFAULT_EXPANSION = 4
+DEFAULT_PASSES, DEFAULT_ROWS_PER_PASS = 20, 32  # of n_batches_in_buffer and store_batch_size_prompts
 
 # Keys that moved into a section of SAELens 6: their names there.
 MOVED = {
@@ -135,6 +136,9 @@ def translate(values: Mapping[str, Any], same: Collection[str]) -> tuple[dict[st
             f"{given['d_sae']}-L1-{given['l1_coefficient']}-LR-{given.get('lr', 3e-4)}"
             f"-Tokens-{given.get('training_tokens', 2_000_000):3.3e}"
         )
+    # That version counted passes of the model, SAELens 6 counts rows.
+    passes = given.get("n_batches_in_buffer", DEFAULT_PASSES)
+    given["n_batches_in_buffer"] = passes * given.get("store_batch_size_prompts", DEFAULT_ROWS_PER_PASS)
     # The flat layout has no such key: the finished SAE goes beside the run's checkpoints, under the run's name.
     given.setdefault("output_path", f"{given.get('checkpoint_path', 'checkpoints') or 'output'}/{given['run_name']}")
 
@@ -147,10 +151,9 @@ def translate(values: Mapping[str, Any], same: Collection[str]) -> tuple[dict[st
     left_out += _fit_architecture(sections["sae"], given, values)
     lines = [f"SAELens 6 has no use for these keys, left out: {', '.join(left_out)}"] * bool(left_out)
     if "n_batches_in_buffer" in values:
-        buffer, rows = given["n_batches_in_buffer"], given.get("store_batch_size_prompts", 32)
         lines.append(
-            f"n_batches_in_buffer counts rows in SAELens 6: {buffer} rows are mixed at a time; SAELens 5 mixed "
-            f"{buffer} × store_batch_size_prompts = {buffer * rows}"
+            f"n_batches_in_buffer counts rows in SAELens 6 and passes of store_batch_size_prompts rows in this layout: "
+            f"{passes} passes are {given['n_batches_in_buffer']} rows, mixed at a time"
         )
     return result | sections, lines
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_training import checkpoints
 from sae_training.activations import ActivationSource, ActivationStream, Prefetched, read_tokens
-from sae_training.checkpoints import SAE_CONFIG, SUMMARY
+from sae_training.checkpoints import RUN_CONFIG, SAE_CONFIG, SUMMARY, recorded_settings
 from sae_training.held_out import HeldOutEvaluator
 from sae_training.trainer import Trainer
 from transformer_lens_r1.loading import quiet
@@ -100,6 +100,8 @@ class Runner(LanguageModelSAETrainingRunner):
             # It compares a number of rows with a number of tokens; `report_epochs` says it right.
             warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
             super().__init__(cfg, override_model=model, override_dataset=train_rows)
+        if extra["decoder_init"] == "published" and cfg.from_pretrained_path is None:
+            start_as_published(self.sae)
         self.extra = extra
         self.folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path)
         source = ActivationSource.of_config(cfg, self.model)
@@ -133,6 +135,7 @@ class Runner(LanguageModelSAETrainingRunner):
         cfg = self.cfg
         self.started = self.last_saved = time.monotonic()
         self._set_sae_metadata()
+        self.sae.cfg.metadata.rope_original_context = self.extra["rope_original_context"]
         if checkpoint is not None:
             self._check_rows(checkpoint)
         self._start_wandb()
@@ -202,6 +205,7 @@ class Runner(LanguageModelSAETrainingRunner):
         try:
             with atomic_directory(output_path) as folder:
                 super().save_final_sae(sae, str(folder), log_feature_sparsity)
+                write_json(folder / RUN_CONFIG, recorded_settings(self.cfg, self.extra))
                 write_json(folder / SUMMARY, summary)
         except SAVING_FAILS as error:
             raise UserError(
@@ -324,6 +328,20 @@ class Runner(LanguageModelSAETrainingRunner):
             logger.warning("no snapshot at step %d: %s", trainer.n_training_steps, first_line(error))
         else:
             self._log_files(folder)
+
+
+@torch.no_grad()
+def start_as_published(sae: TrainingSAE[Any]) -> None:
+    """Draw the initial weights of `sae`, in place, as SAELens 5.5.2 did with `decoder_heuristic_init`.
+
+    Decoder rows are uniform on [0, 1)^d_in, scaled to `decoder_init_norm`; the encoder is the decoder transposed. If
+    that norm is null, which is `decoder_heuristic_init: false`, nothing changes.
+    """
+    norm = sae.cfg.decoder_init_norm
+    if norm is not None:
+        rows = torch.rand_like(sae.W_dec)
+        sae.W_dec.copy_(norm * rows / rows.norm(dim=1, keepdim=True))
+        sae.W_enc.copy_(sae.W_dec.T)
 
 
 def hash_rows(*parts: Dataset) -> str:

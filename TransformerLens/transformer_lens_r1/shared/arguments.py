@@ -15,6 +15,8 @@ from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError, did_yo
 from transformer_lens_r1.shared.files import PROVENANCE, check_output_folder, display_name
 
 DTYPES = ("bfloat16", "float16", "float32")
+# Ways to make rows of text: `tokenising` describes them.
+ROW_RULES = ("stream", "published")
 # What a published command does not repeat: credentials, and flags of a single run.
 PRIVATE_ARGUMENTS = ("hf_token", "push_only", "help")
 

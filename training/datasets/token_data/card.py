@@ -27,8 +27,8 @@ def make_card(name: str, info: Mapping[str, Any]) -> str:
 # {name}
 
 {info["rows"]:,} rows of {info["context_size"]:,} tokens ({info["tokens"]:,} tokens), tokenised for {made_for}, in the
-column `tokens`. Documents are joined by the end-of-sequence id ({tokenizer["eos_id"]}) and cut into rows; no
-beginning-of-sequence id was put in. The draw and the order of the rows have the seed {info["seed"]}.
+column `tokens`. {_how_cut(info)}
+The draw and the order of the rows have the seed {info["seed"]}.
 
 ## Source
 
@@ -51,6 +51,19 @@ from datasets import load_dataset
 rows = load_dataset("<this repository or folder>", split="train")
 ```
 """
+
+
+def _how_cut(info: Mapping[str, Any]) -> str:
+    eos_id = info["tokenizer"]["eos_id"]
+    if "published" not in (info["row_rule"] or ""):
+        return (
+            f"Documents are joined by the end-of-sequence id ({eos_id}) and cut into rows; no\n"
+            "beginning-of-sequence id was put in."
+        )
+    return (
+        f"Documents are joined by the end-of-sequence token ({eos_id}); every 1,000 of them are cut into 20\n"
+        "strings, which are tokenised and cut into rows, as TransformerLens 2.x did (`--rows published`)."
+    )
 
 
 def _at(source: Mapping[str, Any]) -> str:

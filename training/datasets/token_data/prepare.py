@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from token_data.card import make_card, say, versions
 from transformer_lens_r1.shared.arguments import (
+    ROW_RULES,
     ArgumentParser,
     add_output_arguments,
     add_revision_arguments,
@@ -25,6 +26,9 @@ from transformer_lens_r1.shared.records import add_max_bad_rows, bad_rows_info, 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# The published scripts tokenise in ten processes, the default of TransformerLens 2.x.
+PUBLISHED_SHARDS = 10
 
 
 def make_parser(description: str, *, dataset_path: str, **published: str) -> ArgumentParser:
@@ -48,13 +52,19 @@ def make_parser(description: str, *, dataset_path: str, **published: str) -> Arg
         "--num_tokens", type=positive_int, help="tokens to draw, rounded up to whole rows (default: all there are)"
     )
     parser.add_argument("--context_size", type=positive_int, default=1024, help="tokens in a row")
+    parser.add_argument(
+        "--rows",
+        choices=ROW_RULES,
+        default="stream",
+        help="how text becomes rows: documents tokenised one by one, or shuffled ones joined and cut as published",
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of the draw and of the rows' order")
     parser.add_argument(
         "--num_proc", type=positive_int, help="processes; changes nothing but the time (default: one for each core)"
     )
     add_max_bad_rows(parser)
     add_output_arguments(parser)
-    parser.add_as_published(num_tokens=800_000_000, **published)
+    parser.add_as_published(rows="published", num_tokens=800_000_000, **published)
     return parser
 
 
@@ -130,7 +140,10 @@ def prepare(
         texts, malformed = format_records(records, format_record, **steps)
         where = display_name(args.dataset_path)
         check_bad_rows(malformed, n_records=len(records), max_bad_rows=args.max_bad_rows, where=where)
-        rows, n_tokens, unusable = tokenise(texts, make_rows, **steps)
+        published = args.rows == "published"
+        if published:  # there the records were shuffled before they were joined
+            texts = texts.shuffle(seed=args.seed)
+        rows, n_tokens, unusable = tokenise(texts, make_rows, shards=PUBLISHED_SHARDS if published else None, **steps)
         if len(rows) == 0:
             raise UserError(
                 f"the records give no row of {args.context_size} tokens ({len(texts):,} of {len(records):,} {title} "
@@ -151,6 +164,7 @@ def prepare(
             "context_size": args.context_size,
             "rows": len(drawn),
             "tokens": len(drawn) * args.context_size,
+            "row_rule": args.rows,
             "bos_added": False,
             "seed": args.seed,
             "source": {

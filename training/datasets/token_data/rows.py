@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from transformer_lens_r1.chat_format import MalformedRow
-from transformer_lens_r1.tokenising import DOCUMENTS_PER_GROUP, as_column, encode_documents
+from transformer_lens_r1.tokenising import DOCUMENTS_PER_GROUP, as_column, encode_documents, published_shards
 
 if TYPE_CHECKING:
     from transformer_lens_r1.tokenising import RowMaker
@@ -79,7 +79,9 @@ def format_records(
     return texts.select_columns("text"), faults
 
 
-def tokenise(texts: Dataset, make_rows: RowMaker, *, folder: Path, num_proc: int) -> Tokenised:
+def tokenise(
+    texts: Dataset, make_rows: RowMaker, *, folder: Path, num_proc: int, shards: int | None = None
+) -> Tokenised:
     """Tokenise texts one by one and cut them into rows.
 
     Args:
@@ -87,6 +89,8 @@ def tokenise(texts: Dataset, make_rows: RowMaker, *, folder: Path, num_proc: int
         make_rows: cuts a group of documents into rows.
         folder: where ids and rows lie on the disk.
         num_proc: processes; changes nothing but the time.
+        shards: make the rows that TransformerLens 2.x made in so many processes; here in one, in the tokenizer's
+            threads. None: those of `transformer_lens_r1.tokenising`.
     """
 
     def ids_of(table: pa.Table) -> pa.Table:
@@ -96,14 +100,25 @@ def tokenise(texts: Dataset, make_rows: RowMaker, *, folder: Path, num_proc: int
 
     def rows_of(table: pa.Table) -> pa.Table:
         nonlocal tokens, unusable
-        group = make_rows(table["ids"].combine_chunks())
+        if shards is None:
+            group = make_rows(table["ids"].combine_chunks())
+        else:
+            group = make_rows.published(table["text"].to_pylist())
         tokens += group.tokens
         unusable += group.unusable
         return as_column(group.rows)
 
-    ids = _map(texts, ids_of, Features({"ids": List(Value("int32"))}), "tokenising", folder=folder, num_proc=num_proc)
-    rows = _map(ids, rows_of, Features({"tokens": List(Value("int64"))}), "cutting rows", folder=folder, num_proc=1)
-    return Tokenised(rows, tokens, unusable)
+    if shards is None:
+        ids_type = Features({"ids": List(Value("int32"))})
+        parts = [_map(texts, ids_of, ids_type, "tokenising", folder=folder, num_proc=num_proc)]
+    else:
+        parts = published_shards(texts, shards)
+    row_type = Features({"tokens": List(Value("int64"))})
+    rows = [
+        _map(part, rows_of, row_type, f"cutting rows {number} of {len(parts)}", folder=folder, num_proc=1)
+        for number, part in enumerate(parts, 1)
+    ]
+    return Tokenised(concatenate_datasets(rows), tokens, unusable)
 
 
 def _map(data: Dataset, function: Callable, features: Features, desc: str, *, folder: Path, num_proc: int) -> Dataset:
