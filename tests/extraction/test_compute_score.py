@@ -205,7 +205,7 @@ def test_rope_original_context_scores_the_model_whose_config_is_changed_likewise
 def test_as_published_changes_defaults_and_is_part_of_what_two_runs_must_share(
     flags: Flags, llama_3_scaled: Callable[[int], Path], tiny_llama: Path, fixture_text: Path
 ) -> None:
-    text = {"dataset_path": fixture_text, "column_name": "text", "n_samples": 9}
+    text = {"dataset_path": fixture_text, "column_name": "text", "n_samples": 9, "ignore_tokens": "0,1"}
 
     def identity(*more: str, **changed: Any) -> dict[str, Any]:
         args = compute_score.parse_arguments([*flags(**text, **changed), *more])
