@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Baseline and steered evaluation of one model: lm-evaluation-harness on each task, without and with one SAE feature set
-# at every token. As it stands it is the paper's run (DeepSeek-R1-Distill-Llama-8B in vLLM, feature 46379 at 2 × 5.84),
-# which wants a GPU of 48 GB or more; a trial takes minutes:
+# at every token. As it stands it has the paper's model, tasks, feature and strength (46379 at 2 × 5.84), in vLLM; it
+# steers and grades better than the published code (docs/differences.md), and with AS_PUBLISHED=1 as that code does.
+# It wants a GPU of 48 GB or more; a trial takes minutes:
 #
 #     LIMIT=4 GEN_KWARGS=max_gen_toks=512 TASKS=math-500 bash evaluation/evaluate.sh
 #
