@@ -136,7 +136,7 @@ run(lambda: print(read_steering(dict(pair.split("=", 1) for pair in sys.argv[1].
 if [[ -n "${INTERVENTION:-}" && $RUNS == *steered* ]]; then
     intervention_args="sae_intervention_path=$INTERVENTION"
     # The published form of the file does not name its SAE.
-    if [[ -n $named_sae || ${AS_PUBLISHED:-0} == 1 ]]; then intervention_args+=",$sae_args"; fi
+    if [[ -n $named_sae || (${AS_PUBLISHED:-0} == 1 && $INTERVENTION == *.pt) ]]; then intervention_args+=",$sae_args"; fi
     intervention="$("$PYTHON" -c "$READ_INTERVENTION" "$intervention_args")" || exit
 fi
 

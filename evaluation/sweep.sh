@@ -40,6 +40,9 @@ fi
 if [[ "${AS_PUBLISHED:-0}" != [01] ]]; then
     echo "error: AS_PUBLISHED is '$AS_PUBLISHED', expected 1 or 0" >&2
     exit 2
+elif [[ ${AS_PUBLISHED:-0} == 1 && -n "${GRID:-}" ]]; then
+    echo "error: with GRID the way of steering stands in the file: write sae_mode: published there, unset AS_PUBLISHED" >&2
+    exit 2
 elif [[ ${AS_PUBLISHED:-0} == 1 ]]; then
     SAE_MODE="${SAE_MODE:-published}"
     if [[ -n "${PROCESSOR:-}" ]]; then export JUDGE="${JUDGE:-published}"; fi

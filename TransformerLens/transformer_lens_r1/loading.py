@@ -104,6 +104,12 @@ def check_rope_context(
     )
 
 
+def rope_context_of(config: PretrainedConfig) -> int | None:
+    """The context that Llama 3's rotary scaling of a model starts from, in tokens; None without such scaling."""
+    rope = config.rope_parameters
+    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "llama3" else None
+
+
 def _reason(error: Exception) -> str:
     """A library's message about a file that it cannot read, as one line, with the error's type if that says more."""
     line = first_line(error).rstrip(": ")

@@ -98,7 +98,7 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
         UserError: something is missing or does not fit.
     """
     from transformer_lens_r1 import load_config, load_tokenizer
-    from transformer_lens_r1.loading import check_rope_context
+    from transformer_lens_r1.loading import check_rope_context, rope_context_of
     from transformer_lens_r1.shared.data import load_rows
 
     resolve_device(args.device)
@@ -109,10 +109,11 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     rope_context = check_rope_context(
         args.model_path, config, args.rope_original_context, as_published=args.as_published
     )
-    if source.rope_original_context not in (None, rope_context):
+    in_force = rope_context or rope_context_of(config)
+    if source.rope_original_context not in (None, in_force):
         print(
             f"WARNING: SAE {source} was trained with --rope_original_context {source.rope_original_context}, the model "
-            f"here runs with {rope_context or 'its own'}: its activations are not those that the SAE knows",
+            f"here runs with {in_force}: its activations are not those that the SAE knows",
             file=sys.stderr,
         )
     context_size = args.context_size or source.context_size

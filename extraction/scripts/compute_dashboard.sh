@@ -17,7 +17,11 @@ SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
 # MINIBATCH_SIZE_* bound memory only; the model runs over the text once. Unfinished work lies in OUTPUT_DIR.partial, where
 # it takes 4 bytes for each of the TOPK features and N_SAMPLES x context tokens: 4 GB here.
 published=()
-[ "${AS_PUBLISHED:-0}" = 0 ] || published=(--as_published)
+case ${AS_PUBLISHED:-0} in
+    0) ;;
+    1) published=(--as_published) ;;
+    *) echo "error: AS_PUBLISHED is '$AS_PUBLISHED', expected 1 or 0" >&2 && exit 2 ;;
+esac
 exec "$PYTHON" "$here/../compute_dashboard.py" \
     --model_path "${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}" \
     --sae_path "${SAE_PATH:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}" \

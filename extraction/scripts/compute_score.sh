@@ -21,7 +21,11 @@ SAE_ID="${SAE_ID-blocks.19.hook_resid_post}"
 launch=()
 [ "${NPROC:-1}" = 1 ] || launch=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
 published=()
-[ "${AS_PUBLISHED:-0}" = 0 ] || published=(--as_published)
+case ${AS_PUBLISHED:-0} in
+    0) ;;
+    1) published=(--as_published) ;;
+    *) echo "error: AS_PUBLISHED is '$AS_PUBLISHED', expected 1 or 0" >&2 && exit 2 ;;
+esac
 exec "$PYTHON" ${launch[@]+"${launch[@]}"} "$here/../compute_score.py" \
     --model_path "${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Llama-8B}" \
     --sae_path "${SAE_PATH:-andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts}" \

@@ -1,5 +1,7 @@
 """What a completion answers, and whether two answers mean the same."""
 
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -98,6 +100,19 @@ def test_what_takes_too_long_is_undecided(monkeypatch: pytest.MonkeyPatch) -> No
     assert check("(10^8)!", "5") is None and check("9^{9^{9^9}}", "5") is None
     assert time.monotonic() - start < 20 and check("0.25", r"\frac14") is True
     check.cache_clear()
+
+
+def test_a_checker_that_cannot_start_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer would be undecided, and so wrong."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="math-verify does not start"):
+        mathematics.Checker().verdict("1", "1.0")
+
+
+def test_a_low_limit_of_memory_is_kept_to() -> None:
+    code = "from lm_eval_sae.grading.mathematics import verify_mathematics as v; print(v('1/2', '0.5'))"
+    command = f"ulimit -v 1900000; exec {sys.executable} -c \"{code}\""
+    assert subprocess.run(["bash", "-c", command], capture_output=True, text=True).stdout == "True\n"
 
 
 def test_outside_the_main_thread_answers_are_checked_too() -> None:

@@ -81,6 +81,20 @@ def test_a_second_evaluation_is_refused(tmp_path: Path, repository: Path) -> Non
     assert subprocess.run(**start, stdin=subprocess.DEVNULL).returncode == 7  # free again
 
 
+def test_a_place_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(UserError, match="^/proc/nope/x cannot be written: No such file"), locked("/proc/nope/x"):
+        pass
+
+
+def test_checkpoints_are_found_however_the_output_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_training.config import build_config
+
+    monkeypatch.chdir(tmp_path)
+    outputs = ("a/sae", "./a/../a/sae", str(tmp_path / "a/sae"))
+    configs = [{**training_config(Path(), "x"), "output_path": output} for output in outputs]
+    assert {build_config(config).checkpoint_path for config in configs} == {"runs/a-sae.checkpoints"}
+
+
 def test_checkpoints_belong_to_one_run(tmp_path: Path) -> None:
     from sae_training import checkpoints
     from sae_training.config import build_config
@@ -96,7 +110,11 @@ def test_checkpoints_belong_to_one_run(tmp_path: Path) -> None:
     assert existing("a/sae").checkpoint == folder / "step-000000003" and existing("b/sae").checkpoint is None
     with pytest.raises(UserError, match=r"belongs to another run: output_path is .*a/sae\" there and .*a-sae\" here"):
         existing("a-sae")
-    assert json.loads((folder / "owner.json").read_text())["output_path"].endswith("a/sae")
+    assert json.loads((folder / "owner.json").read_text()) == {"output_path": "../../a/sae"}
+    (tmp_path / "runs").rename(tmp_path / "moved")  # as to another disk, with the output beside it
+    moved = {**training_config(tmp_path, "a/sae"), "checkpoint_path": str(tmp_path / "moved")}
+    folder = Path(str(build_config(moved).checkpoint_path))
+    assert checkpoints.ExistingRun(build_config(moved)).checkpoint == folder / "step-000000003"
     checkpoints.remove_all(folder)
     assert not folder.exists()
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 CONTEXT = 16
 
 
-@pytest.mark.parametrize(("options", "newline"), [([], ""), (["--as_published"], "\n")])
+@pytest.mark.parametrize(("options", "newline"), [([], ""), (["--as_published", "--rows", "stream"], "\n")])
 def test_rows_of_some_domains_in_the_text_asked_for(
     tiny_llama: Path,
     fixtures_dir: Path,

@@ -86,12 +86,12 @@ def _check_owner(folder: Path, output: Path) -> None:
     """Raise `UserError` if a folder of checkpoints belongs to a run with another output."""
     file = folder / OWNER
     if file.is_file():
-        check_same_run(folder, json.loads(file.read_text(encoding="utf-8")), owner(output), remedy=REMEDY)
+        check_same_run(folder, json.loads(file.read_text(encoding="utf-8")), owner(folder, output), remedy=REMEDY)
 
 
-def owner(output: Path) -> dict[str, str]:
-    """What tells the run with this output from every other."""
-    return {"output_path": str(output.resolve())}
+def owner(folder: Path, output: Path) -> dict[str, str]:
+    """What tells the run with this output from every other, also after both have moved together."""
+    return {"output_path": os.path.relpath(output.resolve(), folder.resolve())}
 
 
 def name_of(steps: int, norm_batches: int = 0) -> str:
@@ -152,7 +152,7 @@ def begin(folder: Path, output: Path, *, keep: bool) -> None:
         keep: whether the run continues from a checkpoint; otherwise earlier ones go, which would count as newer.
     """
     (clean if keep else remove_all)(folder)
-    write_json(folder / OWNER, owner(output))
+    write_json(folder / OWNER, owner(folder, output))
 
 
 def clean(folder: Path) -> None:

@@ -7,6 +7,7 @@ value is checked here against the fields of its dataclasses, before a model is l
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -211,10 +212,11 @@ def build_config(values: Mapping[str, Any]) -> LanguageModelSAERunnerConfig[Any]
         raise UserError("decoder_init is 'published', but sae.decoder_init_norm is null; give rows a norm, like 0.1")
     if cfg.checkpoint_path is not None:
         # SAELens adds a random id, under which a later process would not find a run's checkpoints.
-        folder, output = Path(top.get("checkpoint_path", CHECKPOINT_PATH)), Path(str(cfg.output_path))
-        # The whole path: the last part alone would be the same for a/sae and b/sae.
-        parts = (output.relative_to(folder) if output.is_relative_to(folder) else output).parts
-        cfg.checkpoint_path = str(folder / f"{'-'.join(part for part in parts if part != '/')}.checkpoints")
+        folder = Path(top.get("checkpoint_path", CHECKPOINT_PATH))
+        # The whole path, however it is written: the last part alone would be the same for a/sae and b/sae.
+        parts = Path(os.path.relpath(str(cfg.output_path), folder)).parts
+        name = "-".join(part for part in parts if part != "..")[-150:]
+        cfg.checkpoint_path = str(folder / f"{name}.checkpoints")
     return cfg
 
 

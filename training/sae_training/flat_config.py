@@ -138,7 +138,8 @@ def translate(values: Mapping[str, Any], same: Collection[str]) -> tuple[dict[st
         )
     # That version counted passes of the model, SAELens 6 counts rows.
     passes = given.get("n_batches_in_buffer", DEFAULT_PASSES)
-    given["n_batches_in_buffer"] = passes * given.get("store_batch_size_prompts", DEFAULT_ROWS_PER_PASS)
+    if passes > 0:  # what is not is refused later, as it was given
+        given["n_batches_in_buffer"] = passes * given.get("store_batch_size_prompts", DEFAULT_ROWS_PER_PASS)
     # The flat layout has no such key: the finished SAE goes beside the run's checkpoints, under the run's name.
     given.setdefault("output_path", f"{given.get('checkpoint_path', 'checkpoints') or 'output'}/{given['run_name']}")
 

@@ -29,7 +29,7 @@ from sae_training.activations import ActivationSource, ActivationStream, Prefetc
 from sae_training.checkpoints import RUN_CONFIG, SAE_CONFIG, SUMMARY, recorded_settings
 from sae_training.held_out import HeldOutEvaluator
 from sae_training.trainer import Trainer
-from transformer_lens_r1.loading import quiet
+from transformer_lens_r1.loading import quiet, rope_context_of
 from transformer_lens_r1.shared.errors import UserError, first_line
 from transformer_lens_r1.shared.files import atomic_directory, write_json
 from transformer_lens_r1.shared.same_run import check_same_run
@@ -135,7 +135,7 @@ class Runner(LanguageModelSAETrainingRunner):
         cfg = self.cfg
         self.started = self.last_saved = time.monotonic()
         self._set_sae_metadata()
-        self.sae.cfg.metadata.rope_original_context = self.extra["rope_original_context"]
+        self.sae.cfg.metadata.rope_original_context = rope_context_of(self.model.original_model.config)
         if checkpoint is not None:
             self._check_rows(checkpoint)
         self._start_wandb()

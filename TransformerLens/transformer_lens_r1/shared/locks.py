@@ -26,12 +26,16 @@ def locked(output: str | os.PathLike[str]) -> Iterator[None]:
     system releases it if the process dies.
 
     Raises:
-        UserError: another process holds it; the message names the process and its start.
+        UserError: another process holds it (the message names the process and its start), or nothing can be written.
     """
     path = Path(output).resolve()
     file = path.with_name(f".{path.name}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as handle:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = file.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}; name another output") from error
+    with handle:
         take(str(output), handle.fileno(), os.getpid())
         try:
             yield
@@ -41,8 +45,14 @@ def locked(output: str | os.PathLike[str]) -> Iterator[None]:
 
 def take(output: str, descriptor: int, process: int) -> None:
     """Lock an open lock file for ``process``, and write to it who holds it. Raises `UserError` as `locked` does."""
+    try:
+        is_free = lock_descriptor(descriptor, blocking=False)
+    except OSError as error:  # some network file systems
+        reason = f"its file system has no locks ({error.strerror})"
+        print(f"warning: start no second run into {output} at the same time: {reason}", file=sys.stderr)
+        return
     # A file without a name is that of a run that ended after it was opened here.
-    if not lock_descriptor(descriptor, blocking=False) or os.fstat(descriptor).st_nlink == 0:
+    if not is_free or os.fstat(descriptor).st_nlink == 0:
         holder = os.pread(descriptor, 200, 0).decode().strip() or "another run"
         raise UserError(f"{output} is being written by {holder}; wait until it has ended, or name another output")
     started = datetime.now().isoformat(sep=" ", timespec="seconds")

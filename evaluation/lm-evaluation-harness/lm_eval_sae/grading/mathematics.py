@@ -4,9 +4,10 @@ A model writes anything: 9^{9^{9^9}} would fill the memory, in a call that no si
 """
 
 import atexit
+import contextlib
 import functools
 import json
-import select
+import selectors
 import subprocess
 import sys
 import threading
@@ -37,8 +38,10 @@ class Checker:
             try:
                 process.stdin.write(json.dumps([answer, expected]) + "\n")
                 process.stdin.flush()
-                if select.select([process.stdout], [], [], SECONDS)[0] and (line := process.stdout.readline()):
-                    return json.loads(line)
+                with selectors.DefaultSelector() as selector:
+                    selector.register(process.stdout, selectors.EVENT_READ)
+                    if selector.select(SECONDS) and (line := process.stdout.readline()):
+                        return json.loads(line)
             except OSError:  # it ended after its last answer
                 pass
             self.close()
@@ -53,9 +56,11 @@ class Checker:
 
     def _start(self) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen([sys.executable, "-P", "-m", __name__], text=True, **pipes)
+        command = [sys.executable, "-P", "-m", __name__]
+        process = subprocess.Popen(command, text=True, **pipes)
         assert process.stdout is not None
-        process.stdout.readline()  # its imports are done: the time of the first question is its own
+        if not process.stdout.readline():  # after its imports: the time of the first question is its own
+            raise RuntimeError(f"math-verify does not start; try: {' '.join(command)}")
         return process
 
 
@@ -79,8 +84,11 @@ def serve() -> None:
         boxed = f"\\boxed{{{text}}}"
         return parse(boxed, extraction_config=extraction, fallback_mode="no_fallback", parsing_timeout=None, **limits)
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    print(flush=True)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    with contextlib.suppress(ValueError, OSError):  # macOS keeps to no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
+    replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
+    print(file=replies, flush=True)
     for line in sys.stdin:
         try:
             answer, expected = map(read, json.loads(line))
@@ -90,7 +98,7 @@ def serve() -> None:
             return
         except Exception:  # math-verify raises of every kind
             verdict = None
-        print(json.dumps(verdict), flush=True)
+        print(json.dumps(verdict), file=replies, flush=True)
 
 
 if __name__ == "__main__":

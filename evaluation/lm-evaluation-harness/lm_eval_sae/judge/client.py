@@ -319,7 +319,9 @@ class Judge:
         from lm_eval_sae.judge.server import one_line, refuses_content
 
         try:
-            reply = await client.chat.completions.create(**self.request(prompt))
+            # The client's own limit is one of silence: a server could send a byte now and then for ever.
+            async with asyncio.timeout((self.max_retries + 2) * self.timeout):
+                reply = await client.chat.completions.create(**self.request(prompt))
             self._add_usage(reply.usage)
             value = self.read(reply.choices[0].message.content or "")  # nothing if it only reasoned
             return Outcome.UNDECIDED if value is None else value
