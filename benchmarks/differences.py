@@ -9,8 +9,8 @@ Each line changes one option to what the published code does, and compares with 
 - rotary frequencies: relative change of the residual stream of a model with random weights and Llama 3.1's scaling, as
   SmolLM2 has none. That is no evidence about the 8B model.
 - training: quality on held-out rows. The buffer mixes 64 rows in the quickstart, and 32 in one line.
-- texts: the share of greedy answers to the quickstart's problems that stay the same, and how many are right, with the
-  best features set by each way of steering to the same strength.
+- texts: how many greedy answers to the quickstart's problems, with each of the three best features steered, stay as the
+  baseline's and as those of our way of steering, and how many are right.
 
 The scripts of the stages do all of it; this one only calls them. Some 15 minutes on two CPU cores.
 """
@@ -138,34 +138,43 @@ def training(run: Path, work: Path, tokens: int) -> None:
 def texts(run: Path, work: Path, strength: float) -> None:
     """Greedy answers with the three best features, one at a time, each way of steering."""
     with (run / "scores" / "top_features.csv").open(encoding="utf-8") as file:
-        features = [row["feature"] for row in csv.DictReader(file)][:3]
-    answers: dict[str, list[list[str]]] = {}
-    right: dict[str, float] = {}
+        rows = list(csv.DictReader(file))[:3]
+    by_number = [f"{{sae_feature_idx: {row['feature']}, sae_max_activation: {row['max_activation']}}}" for row in rows]
+    by_scores = [row["feature"] for row in rows]
+    ways = {
+        "ours": ("set", by_scores),
+        "published, to the same value": ("published", by_scores),
+        "published, the same number taken for raw units": ("published", by_number),
+    }
+    answers: dict[str, list[str]] = {}
+    right: dict[str, int] = {}
     os.environ["QUICKSTART_PROBLEMS"] = str(run / "data" / "problems.jsonl")
-    for mode in ("set", "published"):
-        grid = work / f"{mode}.yaml"
-        units = "raw" if mode == "published" else "folded"
+    for number, (way, (mode, features)) in enumerate(ways.items()):
+        grid, output = work / f"{number}.yaml", work / f"texts-{number}"
         grid.write_text(
             f"sae_path: {run / 'sae'}\nsae_stats: {run / 'scores'}\nsae_max_activation: auto\nsae_mode: {mode}\n"
-            f"sae_units: {units}\nstrengths: [{strength:g}]\nfeatures: [{', '.join(features)}]\n"
+            f"strengths: [{strength:g}]\nfeatures: [{', '.join(features)}]\n"
         )
         engine = f"pretrained={run / 'model'},dtype=float32,enforce_eager=True,max_model_len=1024"
         script(
-            "evaluation/sweep.py", "--grid", grid, "--output_dir", work / mode, "--tasks", "quickstart_problems",
+            "evaluation/sweep.py", "--grid", grid, "--output_dir", output, "--tasks", "quickstart_problems",
             "--model", "vllm", "--model_args", f"{engine},kv_cache_memory_bytes=536870912", "--apply_chat_template",
             "--batch_size", "auto",
         )  # fmt: skip
-        for file in sorted((work / mode).glob("*/*/samples_*.jsonl")):
-            rows = sorted(map(json.loads, file.read_text(encoding="utf-8").splitlines()), key=lambda row: row["doc_id"])
-            name = "baseline" if "-sae-" not in file.parts[-3] else mode
-            answers.setdefault(name, []).append([row["resps"][0][0] for row in rows])
-            right[name] = right.get(name, 0) + sum(row["exact_match"] for row in rows)
-    baseline = answers["baseline"][0]
-    print(f"\ntexts, strength {strength:g} | answers equal to the baseline's | right")
-    print(f"baseline | {len(baseline)} of {len(baseline)} | {right['baseline'] / len(answers['baseline']):.0f}")
-    for mode in ("set", "published"):
-        equal = sum(text == other for run_ in answers[mode] for text, other in zip(run_, baseline, strict=True))
-        print(f"{mode} | {equal} of {len(baseline) * len(answers[mode])} | {right[mode]:.0f}")
+        for file in sorted(output.glob("*/*/samples_*.jsonl")):
+            lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+            samples = sorted(lines, key=lambda sample: sample["doc_id"])
+            name = way if "-sae-" in file.parts[-3] else "baseline"
+            if name == "baseline" and number:
+                continue
+            answers[name] = answers.get(name, []) + [sample["resps"][0][0] for sample in samples]
+            right[name] = right.get(name, 0) + sum(int(sample["exact_match"]) for sample in samples)
+    baseline = answers["baseline"] * len(rows)
+    print(f"\ntexts, strength {strength:g} | as the baseline's | as ours | right")
+    print(f"baseline | – | – | {right['baseline'] * len(rows)} of {len(baseline)}")
+    for way in ways:
+        same = [sum(map(str.__eq__, answers[way], others)) for others in (baseline, answers["ours"])]
+        print(f"{way} | {same[0]} | {same[1]} | {right[way]} of {len(baseline)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
