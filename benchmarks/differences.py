@@ -139,7 +139,10 @@ def texts(run: Path, work: Path, strength: float) -> None:
     """Greedy answers with the three best features, one at a time, each way of steering."""
     with (run / "scores" / "top_features.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[:3]
-    by_number = [f"{{sae_feature_idx: {row['feature']}, sae_max_activation: {row['max_activation']}}}" for row in rows]
+    by_number = [
+        f"{{sae_feature_idx: {row['feature']}, sae_max_activation: {row['max_activation']}, sae_stats: null}}"
+        for row in rows
+    ]
     by_scores = [row["feature"] for row in rows]
     ways = {
         "ours": ("set", by_scores),
