@@ -168,8 +168,14 @@ def finished_snippets(folder: Path, facts: Sequence[FeatureFacts]) -> dict[int, 
     }
 
 
-def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args: argparse.Namespace) -> None:
-    """Run the model over the text, then write each feature's page and snippet into ``folder``; keep finished ones."""
+def make_pages(
+    folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args: argparse.Namespace
+) -> list[FeatureFacts]:
+    """Run the model over the text, then write each feature's page and snippet into ``folder``; keep finished ones.
+
+    Returns:
+        The facts as the pages show them.
+    """
     import torch
     from feature_pages.activations import store_activations
     from feature_pages.pages import best_snippet, token_text, write_feature_page
@@ -178,7 +184,7 @@ def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args
 
     finished = finished_snippets(folder, facts)
     if len(finished) == len(facts):
-        return
+        return with_max_activation(facts, folder)
     features, hook_name = [fact.feature for fact in facts], inputs.source.hook_name
     model, sae = load_weights(args, inputs)
     stored = store_activations(
@@ -213,6 +219,7 @@ def make_pages(folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args
             write_feature_page(folder, fact, data, layout, decode, neighbours=neighbours)
             write_json(folder / f"snippet_{fact.feature}.json", best_snippet(data, inputs.tokenizer)._asdict())
             bar.update(1)
+    return facts
 
 
 def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts], inputs: Inputs, scored: str) -> None:
@@ -246,7 +253,7 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
     }
     # The header makes a static Space of the folder if it is pushed as one.
     card = f"---\ntitle: {json.dumps(title)}\nsdk: static\napp_file: index.html\nviewer: false\n---\n\n{about}\n"
-    facts, snippets = with_max_activation(facts, work), finished_snippets(work, facts)
+    snippets = finished_snippets(work, facts)
     with atomic_directory(args.output_dir) as folder:
         for fact in facts:
             shutil.copy(work / fact.page, folder)
@@ -292,7 +299,7 @@ def make_dashboards(args: argparse.Namespace) -> None:
         "--scores_dir": {"sha256": saved.digest()},
     }
     begin(work, depends_on, n_bytes=4 * len(features) * inputs.tokens.numel())
-    make_pages(work, facts, inputs, args)
+    facts = make_pages(work, facts, inputs, args)
     scored = "scores without statistics" if saved.alone else f"scored on {saved.run['tokens']:,} tokens"
     publish(work, args, facts, inputs, scored)
     print(f"wrote the pages of {len(features)} features; open {args.output_dir / 'index.html'}")
