@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from sae_lens import SAE
 from torch import Tensor
 
@@ -154,3 +155,34 @@ def assert_all_differ(values: Sequence[Sequence[float]]) -> None:
     for i, one in enumerate(values):
         for other in values[:i]:
             assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 0.01
+
+
+class Scripted(LM):
+    """A stock back end that gives texts, plain strings, in the order of the requests."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        super().__init__()
+        self.texts = texts
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        assert len(requests) == len(self.texts)
+        return list(self.texts)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise NotImplementedError
+
+
+def count_starts(model: type[LM], monkeypatch: pytest.MonkeyPatch) -> list[LM]:
+    """A list that every model of a class joins as it is made from here on."""
+    made: list[LM] = []
+    original = model.__init__
+
+    def count(self: LM, *args: Any, **kwargs: Any) -> None:
+        made.append(self)
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(model, "__init__", count)
+    return made

@@ -2,16 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import pytest
+from engines import Scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from planted_runs import TASK, setting, write_run
 from report.rows import summarize
@@ -131,24 +129,6 @@ def test_no_answer_has_a_vote() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ the tasks
-
-
-class Scripted(LM):
-    """A back end that gives texts in the order of the requests."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        super().__init__()
-        self.texts = texts
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        assert len(requests) == len(self.texts)
-        return list(self.texts)
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError
-
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        raise NotImplementedError
 
 
 PROBLEM = {"problem": "2 − 1.5?", "solution": r"It is $\boxed{0.5}$.", "answer": r"\frac12"}

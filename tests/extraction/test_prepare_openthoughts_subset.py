@@ -7,6 +7,7 @@ from pathlib import Path
 import prepare_openthoughts_subset as script
 import pytest
 from datasets import Dataset
+from openthoughts_rows import openthoughts_row
 
 from transformer_lens_r1.chat_format import format_openthoughts
 from transformer_lens_r1.shared.data import load_rows
@@ -20,15 +21,7 @@ def source(tmp_path: Path) -> Path:
     """A folder in the schema of OpenThoughts-114k, domain after domain, with one malformed row."""
     domains = [domain for domain, size in SIZES.items() for _ in range(size)] + ["astrology"]
     rows = [
-        {
-            "conversations": [{"from": "user", "value": f"problem {index}"}],
-            "problem": f"problem {index}",
-            "deepseek_reasoning": f"Wait, {index}",
-            "deepseek_solution": f"so {index}",
-            "domain": domain,
-            "test_cases": json.dumps({"fn_name": "f"} if index % 2 else {}) if domain == "code" else None,
-            "starter_code": None,
-        }
+        openthoughts_row(index, domain, test_cases=json.dumps({"fn_name": "f"} if index % 2 else {}))
         for index, domain in enumerate(domains)
     ]
     Dataset.from_list(rows).to_parquet(tmp_path / "source" / "train.parquet")

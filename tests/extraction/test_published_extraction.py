@@ -13,6 +13,7 @@ import pytest
 import torch
 from brute_force import reason_scores, sets_of_positions
 from datasets import Dataset
+from openthoughts_rows import openthoughts_row
 from playwright.sync_api import Page
 from reasonscore.results import read_scores
 
@@ -30,15 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the schema of OpenThoughts-114k, its domains mixed; every other starter code has no characters."""
     domains = [domain for turn in range(30) for domain, size in SIZES.items() if turn < size]
     rows = [
-        {
-            "conversations": [{"from": "user", "value": f"problem {index}"}],
-            "problem": f"problem {index}",
-            "deepseek_reasoning": f"Wait, {index}",
-            "deepseek_solution": f"so {index}",
-            "domain": domain,
-            "test_cases": "{}" if domain == "code" else None,
-            "starter_code": ["", None][index % 4 // 2] if domain == "code" else None,
-        }
+        openthoughts_row(index, domain, test_cases="{}", starter_code=["", None][index % 4 // 2])
         for index, domain in enumerate(domains)
     ]
     folder = tmp_path_factory.mktemp("openthoughts")

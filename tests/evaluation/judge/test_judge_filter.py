@@ -7,10 +7,8 @@ from typing import Any
 
 import lm_eval
 import pytest
-from engines import TASK_DATA, write_local_task
+from engines import TASK_DATA, Scripted, write_local_task
 from judge_server import KEY, JudgeServer
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from lm_eval_sae import TASKS_DIR, register_filters
@@ -96,24 +94,6 @@ def test_a_question_of_gpqa_comes_with_its_choices(judge: Callable[[str], Script
     (question,) = scripted.asked
     assert question.problem.startswith("Which one?\n\nA) ") and question.problem.count("\n") == 5
     assert question.expected == f"{doc['answer']}) this" and question.answer == "the right one"
-
-
-class Scripted(LM):
-    """A stock back end: plain strings, in the order of the requests."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        super().__init__()
-        self.texts = texts
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        assert len(requests) == len(self.texts)
-        return list(self.texts)
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError
-
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        raise NotImplementedError
 
 
 MATH_ROWS = [{"problem": p, "solution": "…", "answer": a} for p, a in (("2 − 1.5?", r"\frac{1}{2}"), ("Find n.", "73"))]

@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 import yaml
+from engines import count_starts
+from lm_eval.api.model import LM
 from safetensors.torch import save_file
 
 from lm_eval_sae.engines.hf_model import HFSAE
@@ -56,14 +57,6 @@ def scores(sae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def starts(monkeypatch: pytest.MonkeyPatch) -> list[HFSAE]:
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[LM]:
     """Every model that is made from here on."""
-    made: list[HFSAE] = []
-    original = HFSAE.__init__
-
-    def count(self: HFSAE, *args: Any, **kwargs: Any) -> None:
-        made.append(self)
-        original(self, *args, **kwargs)
-
-    monkeypatch.setattr(HFSAE, "__init__", count)
-    return made
+    return count_starts(HFSAE, monkeypatch)

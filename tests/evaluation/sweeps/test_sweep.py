@@ -8,11 +8,10 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
-from engines import read_run
+from engines import count_starts, read_run
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_sae.cli import main as run_cli
@@ -220,14 +219,7 @@ def test_one_vllm_engine_gives_the_greedy_texts_of_transformers(
 ) -> None:
     from lm_eval_sae.engines.vllm_model import VLLMSAE
 
-    starts: list[VLLMSAE] = []
-    original = VLLMSAE.__init__
-
-    def count(self: VLLMSAE, *args: Any, **kwargs: Any) -> None:
-        starts.append(self)
-        original(self, *args, **kwargs)
-
-    monkeypatch.setattr(VLLMSAE, "__init__", count)
+    starts = count_starts(VLLMSAE, monkeypatch)
     content = {"sae_path": str(sae), "sae_max_activation": 6.5, "strengths": [2], "features": [40, 41]}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
     engine = ",enforce_eager=True,max_model_len=1024,kv_cache_memory_bytes=134217728,max_num_seqs=8"
