@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PROMPTS = ["What is 2 + 2?", "Wait, let me think about this again. However, 7 times 6", "So", "What is 2 + 2?"]
 # Longer than a block of vLLM's prefix cache, and all alike at the start.
 LONG_PROMPTS = ["Wait, let me think about this again. " * 24 + end for end in PROMPTS]
-SLOTS = {1: 2, 2: 1}  # by layer, of the interventions below on SAEs at layers 1 and 2
+PLACES = {1: 2, 2: 1}  # features by layer, of the interventions below on SAEs at layers 1 and 2
 
 # One row of each benchmark in its own schema.
 TASK_DATA = {

@@ -111,7 +111,7 @@ def test_a_checker_that_cannot_start_ends_the_run(monkeypatch: pytest.MonkeyPatc
 
 def test_a_low_limit_of_memory_is_kept_to() -> None:
     code = "from lm_eval_sae.grading.mathematics import verify_mathematics as v; print(v('1/2', '0.5'))"
-    command = f"ulimit -v 1900000; exec {sys.executable} -c \"{code}\""
+    command = f'ulimit -v 1900000; exec {sys.executable} -c "{code}"'
     assert subprocess.run(["bash", "-c", command], capture_output=True, text=True).stdout == "True\n"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engines import SLOTS, assert_agree, assert_all_differ, start_hf, start_vllm
+from engines import PLACES, assert_agree, assert_all_differ, start_hf, start_vllm
 
 from lm_eval_sae.steering.arguments import Steering
 
@@ -27,14 +27,14 @@ def test_one_compile_cache_serves_every_intervention(
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(cache))
     reference = start_hf(tiny_qwen2)
 
-    cold = start_vllm(tiny_qwen2, eager=False, slots=SLOTS)
+    cold = start_vllm(tiny_qwen2, eager=False, layers=PLACES)
     assert_all_differ([assert_agree(cold, reference, steering) for steering in steerings.values()])
     cold.close()
     graphs = compiled_graphs(cache)
     assert graphs
 
     warm = start_vllm(
-        tiny_qwen2, eager=False, slots=SLOTS, sae_path=str(make_sae("jumprelu")), sae_feature_idx=41, sae_strength=2.0,
+        tiny_qwen2, eager=False, layers=PLACES, sae_path=str(make_sae("jumprelu")), sae_feature_idx=41, sae_strength=2.0,
         sae_max_activation=6.0,
     )  # fmt: skip
     assert compiled_graphs(cache) == graphs

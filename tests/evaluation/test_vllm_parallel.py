@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from engines import PROMPTS, SLOTS, assert_agree, assert_all_differ, generations, start_hf, start_vllm
+from engines import PLACES, PROMPTS, assert_agree, assert_all_differ, generations, start_hf, start_vllm
 
 from lm_eval_sae.engines.kept_completions import FOLDER, kept_in
 from lm_eval_sae.engines.vllm_engine import split_cores
@@ -13,7 +13,7 @@ from lm_eval_sae.steering.arguments import Steering
 @pytest.mark.needs_vllm
 def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, Steering | None]) -> None:
     reference = start_hf(tiny_qwen2)
-    model = start_vllm(tiny_qwen2, slots=SLOTS, tensor_parallel_size=2)
+    model = start_vllm(tiny_qwen2, layers=PLACES, tensor_parallel_size=2)
     assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "published")])
     workers = model.model.collective_rpc("steered_positions")
     model.close()
@@ -24,7 +24,7 @@ def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, 
 def test_the_pipeline_rank_that_owns_a_layer_steers_it(tiny_llama: Path, steerings: dict[str, Steering | None]) -> None:
     reference = start_hf(tiny_llama)
     # Compiled: vLLM's CPU worker skips the warm-up of an eager engine, and without it a pipeline fails, steered or not.
-    model = start_vllm(tiny_llama, eager=False, slots=SLOTS, pipeline_parallel_size=2)
+    model = start_vllm(tiny_llama, eager=False, layers=PLACES, pipeline_parallel_size=2)
     assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "published")])
     assert [list(counts) for counts in model.model.collective_rpc("steered_positions")] == [["1"], ["2"]]
     model.close()
@@ -35,7 +35,7 @@ def test_data_parallel_replicas_all_steer(
     tiny_llama: Path, steerings: dict[str, Steering | None], tmp_path: Path
 ) -> None:
     hf = start_hf(tiny_llama)
-    model = start_vllm(tiny_llama, slots=SLOTS, data_parallel_size=2)
+    model = start_vllm(tiny_llama, layers=PLACES, data_parallel_size=2)
     assert_all_differ([assert_agree(model, hf, steerings[name]) for name in ("several", "nothing", "published")])
     counts = model.engine._ray.get([actor.steered_positions.remote() for actor in model.engine.actors])
     assert model.steered_positions == sum(count["1"] for count in counts) and all(count["1"] > 0 for count in counts)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from engines import (
     LONG_PROMPTS,
+    PLACES,
     PROMPTS,
-    SLOTS,
     assert_agree,
     assert_all_differ,
     generations,
@@ -48,7 +48,7 @@ def eager(tiny_llama: Path) -> Iterator[VLLMSAE]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent), prepend=":")
         patch.setattr(vllm_engine, "WORKER", "forgetful_worker.ForgetfulWorker")
-        model = start_vllm(tiny_llama, slots=SLOTS)
+        model = start_vllm(tiny_llama, layers=PLACES)
     yield model
     model.close()
 
@@ -267,7 +267,7 @@ def test_the_real_small_model_in_the_engine_equals_transformers(
     sae = make_sae("standard", d_in=576, hook_name="blocks.19.hook_resid_post")
     steerings = interventions(sae, sae, tmp_path)
     reference = start_hf(smollm2)
-    model = start_vllm(smollm2, slots={19: 3})
+    model = start_vllm(smollm2, layers={19: 3})
     values = [assert_agree(model, reference, steerings[name], long=False) for name in ("set", "several", "nothing")]
     model.close()
     assert_all_differ(values)

@@ -1,17 +1,14 @@
-"""A vLLM engine that steers: one, or a replica in a Ray actor for each data-parallel rank."""
+"""A vLLM engine that steers each request as it asks: one, or a replica in a Ray actor for each data-parallel rank."""
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from lm_eval_sae.engines.kept_completions import Unfinished
 from lm_eval_sae.errors import UserError
+from lm_eval_sae.steering.requests import Served, intervention_key
 
 WORKER = "lm_eval_sae.engines.vllm_worker.SteeringWorker"
 CONFIG_KEY = "lm_eval_sae"
@@ -21,20 +18,8 @@ DATA_PARALLEL_VARIABLES = (
     "VLLM_DP_RANK", "VLLM_DP_RANK_LOCAL", "VLLM_DP_SIZE", "VLLM_DP_MASTER_IP", "VLLM_DP_MASTER_PORT",
 )  # fmt: skip
 KEEP_EVERY_SECONDS = 5.0
-
-
-@dataclass
-class Keep:
-    """Where `generate` is to put completions as they are finished, each when the positions it took are proven.
-
-    Entries are {"text", "token_ids", "finish_reason", "positions"}.
-    """
-
-    where: Unfinished
-    keys: Sequence[str]
-    """Of each request."""
-    layers: Sequence[str]
-    """That are steered."""
+Place = tuple[Unfinished, str]
+"""A file of completions, and a key in it."""
 
 
 def positions_of(output: Any) -> int:
@@ -46,46 +31,28 @@ def positions_of(output: Any) -> int:
     return len(output.prompt_token_ids) - cached + len(output.outputs[0].token_ids) - 1
 
 
-def fewest(counts: Mapping[str, int], layers: Iterable[str]) -> int:
-    """Of the positions steered by layer, those of the layer with the fewest."""
-    return min(counts[layer] for layer in layers)
-
-
-def require_steered(steered: int, required: int) -> None:
-    """Raises RuntimeError if fewer positions were steered than requests took."""
-    if steered < required:
-        raise RuntimeError(f"only {steered} of {required} token positions were steered")
-
-
 class Engine:
-    """vLLM's `LLM` with an intervention that can be changed while it runs.
+    """vLLM's `LLM` whose requests carry their intervention in the `extra_args` of their sampling parameters.
 
     Args:
-        llm: a `vllm.LLM` that was made with the arguments of `steering_arguments` where it is to steer.
+        llm: a `vllm.LLM` that was made with the arguments of `steering_arguments` if it is to steer.
     """
 
     def __init__(self, llm: Any) -> None:
         self.llm = llm
+        config = (llm.llm_engine.vllm_config.additional_config or {}).get(CONFIG_KEY)
+        self.layers = list(Served.of(config).layers) if config else []
+        self.finished = (0, 0)
+        """Requests that `generate` has finished, and the tokens that it generated for them."""
 
-    def set_intervention(self, values: Mapping[str, Mapping[str, list]]) -> None:
-        """Changes the intervention of every worker and forgets what was cached under the one before.
+    def steered_positions(self, keys: Sequence[str]) -> dict[str, int]:
+        """Token positions that went through each intervention: of several layers and ranks, those of the fewest."""
+        workers = self.llm.collective_rpc("steered_positions", args=(list(keys),)) if keys else []
 
-        Raises RuntimeError if a layer is on no worker, or the prefix cache could not be reset.
-        """
-        owned = {layer for layers in self.llm.collective_rpc("set_intervention", args=(values,)) for layer in layers}
-        if owned != set(values):
-            raise RuntimeError(f"no worker has layer {', '.join(sorted(set(values) - owned))}")
-        # What is kept outside the engine (a KV connector) was computed under the one before as well.
-        if not self.llm.reset_prefix_cache(reset_connector=True):
-            raise RuntimeError("vLLM could not reset its prefix cache: requests are still running")
+        def of_layer(layer: int, key: str) -> int:
+            return min((worker[layer][key] for worker in workers if layer in worker), default=0)
 
-    def steered_positions(self) -> dict[str, int]:
-        """By layer, the positions changed since the intervention was set: of several ranks, where there are fewest."""
-        counts: dict[str, int] = {}
-        for worker in self.llm.collective_rpc("steered_positions"):
-            for layer, count in worker.items():
-                counts[layer] = min(count, counts.get(layer, count))
-        return counts
+        return {key: min(of_layer(layer, key) for layer in self.layers) for key in keys}
 
     def generate(
         self,
@@ -93,24 +60,49 @@ class Engine:
         params: Sequence[Any],
         lora_request: Any = None,
         *,
-        keep: Keep | None = None,
-        progress: bool = True,
+        keep: Sequence[Place] | None = None,
+        progress: bool | Callable[[int, int], None] = True,
     ) -> list[Any]:
         """vLLM's outputs for prompts of token ids, in order.
 
-        Raises RuntimeError if completions were to be kept that were not steered.
+        Args:
+            prompts: token ids of each.
+            params: vLLM's `SamplingParams` of each.
+            lora_request: for all.
+            keep: where the completion of each is put as it is finished, once its positions are proven; entries are
+                {"text", "token_ids", "finish_reason", "positions"}.
+            progress: vLLM's own bar or none, or what is called with `finished`.
+
+        Raises:
+            RuntimeError: requests were not steered at every position. Those of other interventions are kept.
         """
         from vllm import TokensPrompt
 
-        tokens = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
-        run = partial(self.llm.generate, tokens, list(params), lora_request=lora_request, use_tqdm=progress)
-        if keep is None:
-            return run()
-        keeper = _Keeper(keep, lambda: fewest(self.steered_positions(), keep.layers) if keep.layers else None)
-        with _finished_outputs(self.llm, keeper.see):
-            outputs = run()
-        keeper.write()
+        keys = [intervention_key(one.extra_args) for one in params]
+        # One salt for an intervention: what the prefix cache holds was computed under it.
+        tokens = [
+            TokensPrompt(prompt_token_ids=list(ids), **({"cache_salt": key} if key else {}))
+            for ids, key in zip(prompts, keys, strict=True)
+        ]
+        proof = _Proof(self, keys, keep)
+        self.finished = (0, 0)
+
+        def see(place: int, output: Any) -> None:
+            proof.see(place, output)
+            self.finished = self.finished[0] + 1, self.finished[1] + len(output.outputs[0].token_ids)
+            if callable(progress):
+                progress(*self.finished)
+
+        with _finished_outputs(self.llm, see):
+            outputs = self.llm.generate(
+                tokens, list(params), lora_request=lora_request, use_tqdm=progress if progress is True else False
+            )
+        proof.end()
         return outputs
+
+    def progress(self) -> tuple[int, int]:
+        """`finished`, for who cannot read it."""
+        return self.finished
 
     def close(self) -> None:
         """Ends the engine's processes."""
@@ -161,23 +153,12 @@ class Replicas:
                 # Ray shows an actor the GPUs it asked for, and none otherwise.
                 num_gpus=0 if on_cpu else ranks,
                 num_cpus=0,
+                max_concurrency=2,  # it tells its progress while it generates
                 runtime_env={"env_vars": {CORES_VARIABLE: cores} if cores else {}},
             )
             .remote(engine_args)
             for cores in bindings
         ]
-
-    def set_intervention(self, values: Mapping[str, Mapping[str, list]]) -> None:
-        """As `Engine.set_intervention`, on every replica."""
-        self._ray.get([actor.set_intervention.remote(values) for actor in self.actors])
-
-    def steered_positions(self) -> dict[str, int]:
-        """As `Engine.steered_positions`, added up over the replicas."""
-        counts: dict[str, int] = {}
-        for replica in self._ray.get([actor.steered_positions.remote() for actor in self.actors]):
-            for layer, count in replica.items():
-                counts[layer] = counts.get(layer, 0) + count
-        return counts
 
     def generate(
         self,
@@ -185,22 +166,24 @@ class Replicas:
         params: Sequence[Any],
         lora_request: Any = None,
         *,
-        keep: Keep | None = None,
-        progress: bool = True,
+        keep: Sequence[Place] | None = None,
+        progress: bool | Callable[[int, int], None] = True,
     ) -> list[Any]:
         """As `Engine.generate`; every n-th request goes to the same replica, which mixes long and short ones."""
         n = len(self.actors)
-        keeps = [keep and replace(keep, keys=keep.keys[i::n]) for i in range(n)]
-        parts = self._ray.get(
-            [
-                actor.generate.remote(
-                    list(prompts[i::n]), list(params[i::n]), lora_request, keep=keeps[i], progress=progress
-                )
-                for i, actor in enumerate(self.actors)
-                if prompts[i::n]
-            ]
-        )
-        return [parts[i % n][i // n] for i in range(len(prompts))]
+        parts = [
+            actor.generate.remote(
+                list(prompts[i::n]), list(params[i::n]), lora_request,
+                keep=keep and keep[i::n], progress=progress is True,
+            )
+            for i, actor in enumerate(self.actors)
+            if prompts[i::n]
+        ]  # fmt: skip
+        while callable(progress) and self._ray.wait(parts, num_returns=len(parts), timeout=1.0)[1]:
+            finished = self._ray.get([actor.progress.remote() for actor in self.actors[: len(parts)]])
+            progress(*map(sum, zip(*finished, strict=True)))
+        outputs = self._ray.get(parts)
+        return [outputs[i % n][i // n] for i in range(len(prompts))]
 
     def close(self) -> None:
         """Ends the replicas' processes."""
@@ -231,53 +214,62 @@ def _finished_outputs(llm: Any, see: Callable[[int, Any], None]) -> Iterator[Non
         del engine.step  # the method of its class is there again
 
 
-@dataclass
-class _Keeper:
-    """Writes outputs to where they are kept, every few seconds.
+class _Proof:
+    """Counts what the finished requests of each intervention took against what was steered, and keeps completions.
 
     Args:
-        keep: where.
-        count: gives the positions steered so far; None if nothing is to be steered.
+        engine: that generates.
+        keys: the intervention of each request, "" for a baseline.
+        keep: None keeps nothing.
     """
 
-    keep: Keep
-    count: Callable[[], int | None]
-    before: int | None = field(init=False)
-    required: int = 0
-    waiting: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    written: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.before = self.count()
+    def __init__(self, engine: Engine, keys: Sequence[str], keep: Sequence[Place] | None) -> None:
+        self.engine, self.keys, self.keep = engine, keys, keep
+        self.required = dict.fromkeys(filter(None, keys), 0)
+        self.before = engine.steered_positions(list(self.required))
+        self.waiting: list[tuple[int, dict[str, Any]]] = []
+        self.written = time.monotonic()
 
     def see(self, place: int, output: Any) -> None:
         completion, positions = output.outputs[0], positions_of(output)
-        self.required += positions
-        entry = {
-            "text": completion.text, "token_ids": list(completion.token_ids),
-            "finish_reason": completion.finish_reason, "positions": positions,
-        }  # fmt: skip
-        self.waiting.append((self.keep.keys[place], entry))
-        if time.monotonic() - self.written >= KEEP_EVERY_SECONDS:
-            self.write()
+        if self.keys[place]:
+            self.required[self.keys[place]] += positions
+        if self.keep is not None:
+            entry = {
+                "text": completion.text, "token_ids": list(completion.token_ids),
+                "finish_reason": completion.finish_reason, "positions": positions,
+            }  # fmt: skip
+            self.waiting.append((place, entry))
+            if time.monotonic() - self.written >= KEEP_EVERY_SECONDS:
+                self._write()
 
-    def write(self) -> None:
-        """What waits, where at least as many positions were steered as all outputs so far took."""
-        if self.before is not None:
-            require_steered(self.count() - self.before, self.required)
-        self.keep.where.add(self.waiting)
+    def end(self) -> None:
+        """Keeps the rest. Raises RuntimeError if fewer positions of an intervention were steered than it took."""
+        missed = self._write()
+        if missed:
+            counts = "; ".join(f"only {n} of {self.required[key]} token positions ({key})" for key, n in missed.items())
+            raise RuntimeError(f"not everything was steered: {counts}")
+
+    def _write(self) -> dict[str, int]:
+        """Keeps what is proven; returns how much was steered for each intervention that is not."""
+        now = self.engine.steered_positions(list(self.required))
+        steered = {key: now[key] - self.before[key] for key in now}
+        missed = {key: count for key, count in steered.items() if count < self.required[key]}
+        files: dict[Unfinished, list[tuple[str, dict[str, Any]]]] = {}
+        for place, entry in self.waiting:
+            if self.keys[place] not in missed:
+                file, key = self.keep[place]
+                files.setdefault(file, []).append((key, entry))
+        for file, entries in files.items():
+            file.add(entries)
         self.waiting, self.written = [], time.monotonic()
+        return missed
 
 
-def steering_arguments(slots: Mapping[int, int], additional_config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The arguments of `vllm.LLM` that make `slots[layer]` features of each layer changeable."""
-    own = {CONFIG_KEY: {"slots": {str(layer): count for layer, count in sorted(slots.items())}}}
+def steering_arguments(layers: Mapping[int, int], additional_config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arguments of `vllm.LLM` that let requests change `layers[layer]` features of each layer."""
+    own = {CONFIG_KEY: Served(layers).record()}
     return {"worker_cls": WORKER, "additional_config": {**(additional_config or {}), **own}}
-
-
-def as_lists(values: Mapping[int, Mapping[str, Tensor]]) -> dict[str, dict[str, list]]:
-    """Buffers by layer in the plain types that vLLM hands to its workers; exact, as every float32 is a float64."""
-    return {str(layer): {name: value.tolist() for name, value in of.items()} for layer, of in values.items()}
 
 
 def split_cores(replicas: int, ranks: int) -> list[str]:

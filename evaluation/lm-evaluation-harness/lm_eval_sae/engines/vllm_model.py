@@ -4,10 +4,11 @@
         pretrained=MODEL,sae_path=SAE,sae_feature_idx=46379,sae_strength=2.0,sae_max_activation=5.84
 """
 
+import copy
 import importlib.metadata
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -22,19 +23,14 @@ from lm_eval_sae.engines.run_info import run_info
 from lm_eval_sae.engines.vllm_engine import (
     CORES_VARIABLE,
     Engine,
-    Keep,
     Replicas,
-    as_lists,
-    fewest,
     positions_of,
-    require_steered,
     split_cores,
     steering_arguments,
 )
-from lm_eval_sae.errors import UserError
 from lm_eval_sae.grading.completion import Completion, count_reasoning
 from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
-from lm_eval_sae.steering.intervention import slot_values
+from lm_eval_sae.steering.requests import Served, request_arguments
 
 logger = logging.getLogger(__name__)
 REQUEST_KEY = "lm_eval_sae_request"  # of SamplingParams.extra_args: which request of generate_until it is
@@ -77,22 +73,21 @@ class VLLMSAE(VLLM):
     requests were batched or dealt to replicas, and a baseline and a steered run draw the same.
 
     Args:
-        slots: layer → number of features that `set_intervention` may change there, beyond what is steered first.
+        layers: layer → number of features that `set_intervention` may change there, beyond what is steered first.
             Layers are fixed when the engine starts.
     """
 
-    def __init__(self, pretrained: str, *, slots: Mapping[int, int] | None = None, **kwargs: Any) -> None:
+    def __init__(self, pretrained: str, *, layers: Mapping[int, int] | None = None, **kwargs: Any) -> None:
         arguments, kwargs = split_arguments(kwargs)
         steering = read_steering(arguments)
         self._model_config = load_model_config(pretrained, kwargs)
         self._name = pretrained
-        self.slots = dict(slots or {})
-        if steering is not None:
-            check_model(steering, self._model_config, name=pretrained)
-            for layer, features in steering.layers().items():
-                self.slots[layer] = max(len(features), self.slots.get(layer, 0))
-        if self.slots:
-            kwargs |= steering_arguments(self.slots, kwargs.get("additional_config"))
+        of_steering = {layer: len(features) for layer, features in steering.layers().items()} if steering else {}
+        self._served = Served({**of_steering, **(layers or {})})
+        self.set_intervention(steering)
+        self._arguments = dict(kwargs)
+        if self._served.layers:
+            kwargs |= steering_arguments(self._served.layers, kwargs.get("additional_config"))
         self._suit_platform(kwargs)
         with in_one_line("--model_args"):
             super().__init__(pretrained, **kwargs)
@@ -103,50 +98,24 @@ class VLLMSAE(VLLM):
         else:
             self.engine = Engine(self.model)
         self._outputs: dict[int, Any] = {}
-        self._counted = 0
-        self._earlier_positions = 0  # of completions that an earlier try of the run left
-        self._values = ""
-        self.steering: Steering | None = None
-        if self.slots:
-            self.set_intervention(steering)
+        self._asked: list[tuple[list[int], SamplingParams]] | None = None
 
     def set_intervention(self, steering: Steering | None) -> None:
-        """Changes what is steered from here on, without a new start; None steers nothing. Positions count from 0 again.
+        """Says how requests are steered from here on; None steers nothing. Positions count from 0 again.
 
-        Raises UserError where the SAE does not fit the model, or the engine was started without slots for it; what
-        was steered before then stays.
+        Raises UserError if the SAE does not fit the model, or the engine was started without room for it; what was
+        steered before then stays.
         """
-        layers = steering.layers() if steering is not None else {}
-        if steering is not None:
-            check_model(steering, self._model_config, name=self._name)
-        for layer, features in layers.items():
-            if len(features) > self.slots.get(layer, 0):
-                raise UserError(
-                    f"{len(features)} features at layer {layer}, but the engine was started with "
-                    f"{self.slots.get(layer, 0)} slots there; start it with slots={{{layer}: {len(features)}}}"
-                )
-        d_in = self._model_config.get_text_config().hidden_size
-        values = {
-            layer: slot_values(layers.get(layer, ()), d_in=d_in, slots=count) for layer, count in self.slots.items()
-        }
-        if values:
-            self.engine.set_intervention(as_lists(values))
-        self.steering, self._counted, self._earlier_positions = steering, 0, 0
-        self._values = digest(as_lists(values))
+        self._require_fit(steering)
+        self.steering = steering
+        self.steered_positions = 0
+        """Token positions that requests went through since: an engine proves of each that it was steered."""
         logger.info("Steering %s", steering.record() if steering else "nothing")
 
-    @property
-    def steered_positions(self) -> int:
-        """Token positions changed since the intervention was set: of several layers, where there are fewest.
-
-        Those of completions that an earlier try of the same run left are among them.
-        """
-        return self._count() + self._earlier_positions
-
-    def _count(self) -> int:
-        if self.steering is None:
-            return 0
-        return fewest(self.engine.steered_positions(), map(str, self.steering.layers()))
+    def _require_fit(self, steering: Steering | None) -> None:
+        if steering is not None:
+            check_model(steering, self._model_config, name=self._name)
+            self._served.require_room(steering)
 
     def close(self) -> None:
         """Ends the engine and its processes, for who wants to start another."""
@@ -183,61 +152,93 @@ class VLLMSAE(VLLM):
             completions.append(Completion(text, len(ids), reason == "length", count_reasoning(ids, cutoff)))
         return completions
 
+    def generate_ahead(
+        self,
+        jobs: Sequence[tuple[Steering | None, list[Instance]]],
+        *,
+        start: Callable[[int], Callable[[int, int], None]],
+    ) -> None:
+        """Generates in one batch what `generate_until` will be asked for under several interventions, and keeps it.
+
+        Args:
+            jobs: interventions, each with the requests of one call of `generate_until`.
+            start: called with how many completions are to be generated; returns what takes `Engine.finished`.
+
+        Raises:
+            RuntimeError: requests were not steered at every position. Those of other interventions are kept.
+        """
+        asked: dict[int, list[tuple[list[int], SamplingParams]]] = {}
+        prompts, params, keep = [], [], []
+        for steering, requests in jobs:
+            self._require_fit(steering)
+            if id(requests) not in asked:
+                asked[id(requests)] = self._ask(requests)
+            file = unfinished_of(self._identity(steering))
+            kept = file.read()
+            for prompt, plain in asked[id(requests)]:
+                one = steered(plain, steering)
+                key = _request_key(prompt, one)
+                if key not in kept:
+                    prompts.append(prompt)
+                    params.append(one)
+                    keep.append((file, key))
+        if prompts:
+            self.engine.generate(prompts, params, self.lora_request, keep=keep, progress=start(len(prompts)))
+
+    def _ask(self, requests: list[Instance]) -> list[tuple[list[int], SamplingParams]]:
+        """The prompts and sampling parameters that lm-eval makes of requests; nothing is generated."""
+        self._asked = asked = []
+        try:
+            self.generate_until(requests, disable_tqdm=True)
+        finally:
+            self._asked = None
+        return asked
+
     def _model_generate(
         self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None
     ) -> Sequence[Any]:
+        if self._asked is not None:
+            self._asked += zip(requests, sampling_params, strict=True)
+            nothing = SimpleNamespace(text="", token_ids=[], finish_reason="stop")
+            self._outputs |= {one.extra_args[REQUEST_KEY]: nothing for one in sampling_params}
+            return [SimpleNamespace(outputs=[nothing])] * len(requests)
         if generate:
-            return self._generate(requests, sampling_params)
-        if self.data_parallel_size > 1:
-            one = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
-            outputs = self.engine.generate(requests, [one] * len(requests), self.lora_request)
-        else:
-            outputs = super()._model_generate(requests, generate, sampling_params)
-        self._require_steered(outputs)
+            return self._generate(requests, [steered(one, self.steering) for one in sampling_params])
+        one = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+        params = [steered(one, self.steering)] * len(requests)
+        outputs = self.engine.generate(requests, params, self.lora_request, progress=self.batch_size == "auto")
+        self.steered_positions += sum(map(positions_of, outputs))
         return outputs
 
-    def _generate(self, prompts: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
-        """vLLM's outputs, or what an earlier try of the run kept of them."""
-        numbers = [one.extra_args.pop(REQUEST_KEY) for one in params]
-        unfinished = unfinished_of(self._identity())
-        keys = [_request_key(ids, one) for ids, one in zip(prompts, params, strict=True)] if unfinished else []
+    def _generate(self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> list[Any]:
+        """vLLM's outputs, or what was kept of them."""
+        unfinished = unfinished_of(self._identity(self.steering))
         kept = unfinished.read() if unfinished else {}
+        keys = [_request_key(*one) for one in zip(prompts, params, strict=True)] if unfinished else []
         places = [i for i in range(len(prompts)) if not (keys and keys[i] in kept)]
-        if len(places) < len(prompts):
-            logger.info("%s of %s completions are there from an earlier try", len(prompts) - len(places), len(prompts))
-        keep = None
-        if unfinished:
-            layers = [str(layer) for layer in self.steering.layers()] if self.steering else []
-            keep = Keep(unfinished, [keys[i] for i in places], layers)
-        new = []
+        outputs: dict[int, Any] = {}
         if places:
+            keep = [(unfinished, keys[i]) for i in places] if unfinished else None
             chosen = [[those[i] for i in places] for those in (prompts, params)]
             new = self.engine.generate(*chosen, self.lora_request, keep=keep, progress=self.batch_size == "auto")
-            self._require_steered(new)
-        outputs = dict(zip(places, new, strict=True))
+            outputs = dict(zip(places, new, strict=True))
+            self.steered_positions += sum(map(positions_of, new))
         for i, key in enumerate(keys):
             if i not in outputs:
                 entry = dict(kept[key])
-                self._earlier_positions += entry.pop("positions")
+                self.steered_positions += entry.pop("positions")
                 outputs[i] = SimpleNamespace(outputs=[SimpleNamespace(**entry)])
-        self._outputs |= {number: outputs[i].outputs[0] for i, number in enumerate(numbers)}
+        self._outputs |= {one.extra_args[REQUEST_KEY]: outputs[i].outputs[0] for i, one in enumerate(params)}
         return [outputs[i] for i in range(len(prompts))]
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, steering: Steering | None) -> dict[str, Any]:
         """What completions depend on beside their request."""
         return {
-            "model": [self._name, model_files(self._name), self.get_model_info()["model_sha"]],
-            "arguments": self.model_args,
-            "steering": [self.steering and self.steering.record(), self._values],
+            "model": [self._name, model_files(self._name), getattr(self._model_config, "_commit_hash", None)],
+            "arguments": self._arguments,
+            "steering": steering and steering.record(),
             "vllm": _vllm_version(),
         }
-
-    def _require_steered(self, outputs: Sequence[Any]) -> None:
-        """Raises RuntimeError where fewer positions were steered than these outputs took."""
-        if self.steering is None:
-            return
-        before, self._counted = self._counted, self._count()
-        require_steered(self._counted - before, sum(map(positions_of, outputs)))
 
     @staticmethod
     def _suit_platform(kwargs: dict[str, Any]) -> None:
@@ -260,6 +261,13 @@ class VLLMSAE(VLLM):
         ranks = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
         if ranks > 1 and int(kwargs.get("data_parallel_size", 1)) == 1 and CORES_VARIABLE not in os.environ:
             os.environ[CORES_VARIABLE] = split_cores(1, ranks)[0]
+
+
+def steered(params: SamplingParams, steering: Steering | None) -> SamplingParams:
+    """The same sampling parameters for a request that is steered."""
+    params = copy.copy(params)
+    params.extra_args = {**(params.extra_args or {}), **request_arguments(steering)} or None
+    return params
 
 
 def _request_key(prompt: Sequence[int], params: Any) -> str:

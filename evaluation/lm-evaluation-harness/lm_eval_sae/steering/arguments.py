@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ class FeatureSetting:
     commit: str | None  # of a SAE from the Hub
     cfg_sha256: str  # of its cfg.json
     row_sha256: str  # of the feature's weights and b_dec, as they are stored
+    folder: Path  # of the SAE on this machine
     row: "FeatureRow"
 
     @property
@@ -73,7 +74,7 @@ class FeatureSetting:
 
     def record(self) -> dict[str, Any]:
         """Plain values for the results file."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "row"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("folder", "row")}
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,21 @@ def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
             features.append(read_feature_setting(entry))
         except UserError as error:
             raise UserError(f"{path}, feature {number}: {error}") from error
+    return steering_of(features, where=str(path))
+
+
+def steering_of(features: Sequence[FeatureSetting], *, where: str) -> Steering:
+    """One intervention of several features. Raises UserError if they cannot go together.
+
+    Args:
+        features: of any layers.
+        where: they come from, to name in errors.
+    """
     seen = set()
     for feature in features:
         key = (feature.sae, feature.layer, feature.feature_idx)
         if key in seen:
-            raise UserError(f"{path} has feature {feature.feature_idx} of {feature.sae} twice; expected it once")
+            raise UserError(f"{where} has feature {feature.feature_idx} of {feature.sae} twice; expected it once")
         seen.add(key)
     steering = Steering(tuple(features))
     for layer, together in steering.layers().items():
@@ -125,7 +136,7 @@ def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
         as_published = any(feature.on_mlp_output for feature in together)
         if len(modes) > 1 and as_published and set(modes) != {"published_clamp"}:
             raise UserError(
-                f"{path} has {', '.join(modes)} at layer {layer}; expected published for one feature alone, "
+                f"{where} has {', '.join(modes)} at layer {layer}; expected published for one feature alone, "
                 "published_clamp for all of several, or neither"
             )
     return steering
@@ -198,6 +209,7 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
         commit=hub_commit(folder) if path is None else None,
         cfg_sha256=hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest(),
         row_sha256=row.sha256,
+        folder=folder.absolute(),
         row=row.folded() if units == "folded" else row,
     )
 

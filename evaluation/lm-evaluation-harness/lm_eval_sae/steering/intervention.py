@@ -1,6 +1,6 @@
 """The change that steering makes to one layer, as a torch module that both back ends use."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,9 +31,10 @@ class FeatureIntervention(nn.Module):
         published        m' = m + (v − f(m)) d
         published_clamp  m' = m_n,  m_0 = m,  m_i = m_(i−1) + (v_i − m_(i−1)·d̂_i) d̂_i
 
-    Each feature takes one of `slots` places. All that tells one intervention from another lies in buffers: a running
-    engine can change it, and a graph that was compiled or captured holds nothing of it. An empty slot changes
-    nothing. All modes are one formula, with g_i(x) = w_i·x + b_i where that exceeds θ_i, else 0:
+    It is a table with an intervention in each row, so that every token of a batch can have its own. A row has `places`
+    features. All that tells one intervention from another lies in buffers: a running engine can change it, and a graph
+    that was compiled or captured holds nothing of it. An empty place changes nothing, nor does an empty row. All modes
+    are one formula, with g_i(x) = w_i·x + b_i where that exceeds θ_i, else 0:
 
         x' = x + Σ_i (v_i − g_i(x)) u_i
 
@@ -47,50 +48,58 @@ class FeatureIntervention(nn.Module):
 
     Args:
         d_in: width of the residual stream.
-        slots: how many features it can change at once.
+        places: how many features an intervention can change.
+        rows: how many interventions it holds.
     """
 
-    def __init__(self, d_in: int, slots: int) -> None:
+    def __init__(self, d_in: int, places: int, rows: int = 1) -> None:
         super().__init__()
-        self.d_in, self.slots = d_in, slots
-        self.register_buffer("encoder", torch.zeros(slots, d_in))  # w
-        self.register_buffer("bias", torch.zeros(slots))  # b
-        self.register_buffer("threshold", torch.zeros(slots))  # θ
-        self.register_buffer("direction", torch.zeros(slots, d_in))  # u
-        self.register_buffer("value", torch.zeros(slots))  # v
+        self.d_in, self.places = d_in, places
+        self.register_buffer("encoder", torch.zeros(rows, places, d_in))  # w
+        self.register_buffer("bias", torch.zeros(rows, places))  # b
+        self.register_buffer("threshold", torch.zeros(rows, places))  # θ
+        self.register_buffer("direction", torch.zeros(rows, places, d_in))  # u
+        self.register_buffer("value", torch.zeros(rows, places))  # v
         # 1, or 0 where x stands for m: what the residual counts beside m in vLLM, whose layers return the two halves.
-        self.register_buffer("reads_residual", torch.ones(1))
-        self.register_buffer("positions", torch.zeros((), dtype=torch.int64))  # changed since `load`
+        self.register_buffer("reads_residual", torch.ones(rows, 1))
 
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        """Takes what `slot_values` returned, into the buffers that are there, and counts positions from 0."""
-        for name in BUFFERS:
-            getattr(self, name).copy_(values[name])
-        self.positions.zero_()
+    def load(self, features: Sequence["FeatureSetting"], row: int = 0) -> None:
+        """Makes the changes of these features those of a row."""
+        for name, value in row_values(features, d_in=self.d_in, places=self.places).items():
+            getattr(self, name)[row] = value.to(self.bias.device)
 
-    def activations(self, x: Tensor) -> Tensor:
-        """g(x) in float32: [..., d_in] → [..., slots]; in modes `set` and `published` the features' activations."""
-        pre = x.float() @ self.encoder.T + self.bias
-        return pre * (pre > self.threshold)
+    def activations(self, x: Tensor, row: int | Tensor = 0) -> Tensor:
+        """g(x) in float32; in modes `set` and `published` the features' activations.
 
-    def change(self, x: Tensor) -> Tensor:
+        Args:
+            x: [..., d_in].
+            row: of all positions, or of each position, [...].
+
+        Returns:
+            [..., places].
+        """
+        pre = (x.float().unsqueeze(-2) * self.encoder[row]).sum(-1) + self.bias[row]
+        return pre * (pre > self.threshold[row])
+
+    def change(self, x: Tensor, row: int | Tensor = 0) -> Tensor:
         """x' − x in float32, [..., d_in]: what is to be added, wherever the two halves of x are kept."""
-        return (self.value - self.activations(x)) @ self.direction
+        difference = self.value[row] - self.activations(x, row)  # v − g(x)
+        return (difference.unsqueeze(-1) * self.direction[row]).sum(-2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x' of shape and dtype of x, computed in float32."""
+        """x' of shape and dtype of x, computed in float32, by the first row."""
         return (x.float() + self.change(x)).to(x.dtype)
 
 
-def slot_values(features: Sequence["FeatureSetting"], *, d_in: int, slots: int) -> dict[str, Tensor]:
-    """The buffers of a `FeatureIntervention` that makes the given changes: float32, shapes as there.
+def row_values(features: Sequence["FeatureSetting"], *, d_in: int, places: int) -> dict[str, Tensor]:
+    """The buffers of a `FeatureIntervention` for one row that makes the given changes: float32.
 
-    Raises ValueError if there are more features than slots.
+    Raises ValueError if there are more features than places.
     """
-    if len(features) > slots:
-        raise ValueError(f"{len(features)} features for {slots} slots")
-    empty = FeatureIntervention(d_in, slots)
-    values = {name: getattr(empty, name) for name in BUFFERS}
+    if len(features) > places:
+        raise ValueError(f"{len(features)} features for {places} places")
+    empty = FeatureIntervention(d_in, places)
+    values = {name: getattr(empty, name)[0] for name in BUFFERS}
     for i, feature in enumerate(features):
         row = feature.row
         values["value"][i] = feature.value
@@ -122,5 +131,5 @@ def make_intervention(features: Sequence["FeatureSetting"]) -> FeatureInterventi
     """The module that makes the given changes, all at one layer."""
     d_in = features[0].d_in
     module = FeatureIntervention(d_in, len(features))
-    module.load(slot_values(features, d_in=d_in, slots=len(features)))
+    module.load(features)
     return module

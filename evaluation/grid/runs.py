@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep_grid import GridPoint
-from sweep_probe import PROMPTS, Probe
+from grid.points import GridPoint
 
 from lm_eval_sae.cli import execute
 from lm_eval_sae.engines.kept_completions import FOLDER, clear_results, model_files

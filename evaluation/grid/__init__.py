@@ -1,0 +1,1 @@
+"""The report of baseline and steered evaluations: runs, pairs, statistics, tables, figures and pages."""
