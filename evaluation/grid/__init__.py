@@ -1,1 +1,1 @@
-"""The report of baseline and steered evaluations: runs, pairs, statistics, tables, figures and pages."""
+"""Evaluations of many interventions: what is run, and its folders."""

@@ -1,4 +1,4 @@
-"""The grid of a sweep: features × strengths, each point checked against its SAE."""
+"""What is run: the baseline, and interventions, each checked against its SAE."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.steering.arguments import ARGUMENTS, Steering, read_feature_setting
+from lm_eval_sae.steering.arguments import ARGUMENTS, Steering, read_feature_setting, read_steering
 from lm_eval_sae.steering.files import feature_entries, read_content
 
 KEYS = (*(name for name in ARGUMENTS if name not in ("sae_strength", "sae_intervention_path")), "strengths")
@@ -18,10 +18,10 @@ TABLE = "top_features.csv"
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One intervention of the grid, or the baseline."""
+    """One intervention, or the baseline."""
 
     name: str
-    """In the name of its folder: "sae-<feature>-x<strength>"; "" for the baseline."""
+    """In the name of its folder, such as "sae-<feature>-x<strength>"; "" for the baseline."""
     arguments: Mapping[str, Any]
     """The `sae_*` model arguments of a run of its own; {} for the baseline."""
     steering: Steering | None
@@ -29,13 +29,26 @@ class GridPoint:
     @property
     def label(self) -> str:
         """For people."""
-        if self.steering is None:
-            return "plain"
-        (feature,) = self.steering.features
-        return f"{feature.mode} {feature.feature_idx} to {feature.strength:g} × {feature.max_activation:.4g}"
+        return (
+            ", ".join(
+                f"{feature.mode} {feature.feature_idx} to {feature.strength:g} × {feature.max_activation:.4g}"
+                for feature in (self.steering.features if self.steering else ())
+            )
+            or "baseline"
+        )
 
 
-PLAIN = GridPoint("", {}, None)
+BASELINE = GridPoint("", {}, None)
+
+
+def read_one(arguments: Mapping[str, Any]) -> list[GridPoint]:
+    """The intervention that `sae_*` model arguments describe, if there are any. Raises UserError as `read_steering`."""
+    steering = read_steering(arguments)
+    if steering is None:
+        return []
+    path = arguments.get("sae_intervention_path")
+    name = Path(str(path)).stem if path else steering.features[0].feature_idx
+    return [GridPoint(f"sae-{name}", arguments, steering)]
 
 
 def read_grid(path: Path, *, shared: Mapping[str, Any]) -> list[GridPoint]:
@@ -138,9 +151,9 @@ def _strengths(values: Any, *, where: str) -> list[float]:
 
 
 def layers(points: Iterable[GridPoint]) -> dict[int, int]:
-    """Layer → features that a point of the grid changes there at once."""
-    slots: dict[int, int] = {}
+    """Layer → the most features that a point changes there at once."""
+    most: dict[int, int] = {}
     for point in points:
         for layer, features in point.steering.layers().items() if point.steering else ():
-            slots[layer] = max(len(features), slots.get(layer, 0))
-    return slots
+            most[layer] = max(len(features), most.get(layer, 0))
+    return most

@@ -1,4 +1,4 @@
-"""The runs of a sweep on the disk: one folder for each, which is complete or absent."""
+"""The runs on the disk: one folder for each, which is complete or absent."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ import io
 import json
 import os
 import shutil
-import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tqdm import tqdm
 
 from grid.points import GridPoint
-
 from lm_eval_sae.cli import execute
 from lm_eval_sae.engines.kept_completions import FOLDER, clear_results, model_files
-from lm_eval_sae.errors import UserError
+from lm_eval_sae.errors import NotSteered, UserError
 from lm_eval_sae.judge.client import get_judge
 from lm_eval_sae.tasks.problems import TASK as PROBLEMS_TASK
 from lm_eval_sae.tasks.problems import problems_file
 from transformer_lens_r1.shared.files import hash_file, write_json
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from lm_eval_sae.engines.hf_model import HFSAE
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
 
 RECORD = "run.json"
 # Of lm-eval's arguments those that results depend on; model arguments and tasks are recorded apart.
@@ -37,7 +41,7 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One task at one point of the grid."""
+    """One task under one intervention, or of the baseline."""
 
     task: str
     point: GridPoint
@@ -46,8 +50,13 @@ class PlannedRun:
     """What its results depend on."""
 
     @property
+    def partial(self) -> Path:
+        """The folder while it is not complete."""
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    @property
     def record(self) -> dict[str, Any] | None:
-        """What `evaluate_point` recorded; None where the run is not finished.
+        """What `evaluate_run` recorded; None where the run is not finished.
 
         Raises UserError where the folder holds something else than this run.
         """
@@ -55,7 +64,7 @@ class PlannedRun:
             return None
         file = self.folder / RECORD
         if not file.is_file():
-            raise UserError(f"{self.folder} was not made by a sweep; name another --output_dir")
+            raise UserError(f"{self.folder} was not made by evaluate.py; name another --output_dir")
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             there = record["settings"]
@@ -81,7 +90,7 @@ def plan_runs(
     """Every task at every point, in this order: a task's baseline run first.
 
     Args:
-        points: of the grid, the baseline among them.
+        points: the baseline among them.
         tasks: names.
         config: of the baseline run, as lm-eval reads it.
         output_dir: where the folders go.
@@ -116,68 +125,96 @@ def _sae_files(point: GridPoint) -> list[Any] | None:
     return [hash_file(folder / CONFIG_FILE), weights.st_size, weights.st_mtime_ns]
 
 
-def evaluate_point(run: PlannedRun, args: Namespace, probe: Probe, *, model_started: str) -> None:
-    """Evaluates one run in the model of `probe`; its folder appears when it is complete.
+def generate_all(model: VLLMSAE, runs: Sequence[PlannedRun], args: Namespace, console: TextIO) -> None:
+    """Generates in one batch all completions that the runs will need, each into what its run keeps.
+
+    Args:
+        model: stands in for a start (`instead_of_a_start`).
+        runs: that are not finished.
+        args: of a baseline run, after `prepare_run`.
+        console: shows the progress.
+    """
+    requests = {task: _requests_of(model, task, args) for task in dict.fromkeys(run.task for run in runs)}
+    jobs = [
+        (run.point.steering, requests[run.task], run.partial / FOLDER)
+        for run in runs
+        if requests[run.task] and not run.folder.exists()  # else it is complete but for the judge
+    ]
+    with contextlib.ExitStack() as stack:
+
+        def start(count: int) -> Callable[[int, int], None]:
+            bar = stack.enter_context(tqdm(total=count, desc="answers", unit="answer", file=console))
+
+            def show(finished: int, tokens: int) -> None:
+                bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tokens/s", refresh=False)
+                bar.update(finished - bar.n)
+
+            return show
+
+        # A run whose steering was not proven generates what it lacks by itself, and fails by itself.
+        with contextlib.suppress(NotSteered):
+            model.generate_ahead(jobs, start=start)
+
+
+class _Asked(Exception):
+    """lm-eval has asked a model for its answers."""
+
+
+def _requests_of(model: VLLMSAE, task: str, args: Namespace) -> list[Instance]:
+    """What lm-eval will ask a model to generate for a task."""
+    found: list[Instance] = []
+
+    def ask(requests: list[Instance], *_: Any, **__: Any) -> None:
+        found.extend(requests)
+        raise _Asked
+
+    def other(*_: Any, **__: Any) -> None:
+        raise _Asked
+
+    model.generate_until, model.loglikelihood, model.loglikelihood_rolling = ask, other, other
+    try:
+        with contextlib.suppress(_Asked):
+            execute(Namespace(**{**vars(args), "tasks": [task]}))
+    finally:
+        del model.generate_until, model.loglikelihood, model.loglikelihood_rolling  # those of its class are there again
+    return found
+
+
+def evaluate_run(run: PlannedRun, args: Namespace, model: HFSAE | VLLMSAE) -> float | None:
+    """Evaluates one run; its folder appears when it is complete. Returns its accuracy, if it has one.
 
     Args:
         run: which.
         args: of a baseline run, after `prepare_run`.
-        probe: that has measured the point.
-        model_started: when the model was; recorded.
+        model: stands in for a start (`instead_of_a_start`).
 
     Raises:
         RuntimeError: lm-eval left no results, or the intervention was not in force.
     """
-    begun = time.perf_counter()
-    partial = run.folder.with_name(f"{run.folder.name}.partial")
     if run.folder.exists():  # complete but for the judge; its results stay until there are better ones
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(run.folder / FOLDER, partial / FOLDER)
-    clear_results(partial)
+        shutil.rmtree(run.partial, ignore_errors=True)
+        shutil.copytree(run.folder / FOLDER, run.partial / FOLDER)
+    clear_results(run.partial)
     model_args = {**args.model_args, **run.point.arguments}
-    own = {"tasks": [run.task], "model_args": model_args, "output_path": str(partial)}
-    probe.model.set_intervention(run.point.steering)
+    own = {"tasks": [run.task], "model_args": model_args, "output_path": str(run.partial)}
+    model.set_intervention(run.point.steering)
     with contextlib.redirect_stdout(io.StringIO()):  # a table for every run: the report has them all
         stopped = execute(Namespace(**{**vars(args), **own}))
-    files = list(partial.glob("*/results_*.json"))
-    if len(files) != 1 or len(list(partial.glob("*/samples_*.jsonl"))) != 1:
+    files = list(run.partial.glob("*/results_*.json"))
+    if len(files) != 1 or len(list(run.partial.glob("*/samples_*.jsonl"))) != 1:
         raise RuntimeError(f"{run.folder.name} ended without results")
-    recorded = json.loads(files[0].read_text(encoding="utf-8"))["config"]["sae"]
+    results = json.loads(files[0].read_text(encoding="utf-8"))
+    recorded = results["config"]["sae"]
     positions = recorded.pop("steered_positions") if recorded else None
     if recorded != (run.point.steering and run.point.steering.record()) or positions == 0:
         raise RuntimeError(f"{files[0]} records another intervention, or that nothing was steered: {recorded}")
-    probe.confirm(run.point)
-    record = {
-        "steered_positions": positions,
-        "probe": {
-            "log_likelihoods": probe.values[run.point.name],
-            "change_from_plain": probe.change(run.point),
-            "noise": probe.noise,
-        },
-        "seconds": round(time.perf_counter() - begun, 2),
-        "model_started": model_started,
-        "judge_stopped": stopped,
-    }
-    write_json(partial / RECORD, {**record, "settings": run.settings})
+    record = {"steered_positions": positions, "judge_stopped": stopped, "settings": run.settings}
+    write_json(run.partial / RECORD, record)
     if run.folder.exists():
         shutil.rmtree(run.folder)
-    partial.rename(run.folder)
-
-
-def write_overview(file: Path, runs: Sequence[PlannedRun]) -> None:
-    """The finished runs with what proves their intervention, in one file."""
-    finished = [(run, run.record) for run in runs]
-    rows = [
-        {
-            "folder": run.folder.name,
-            "task": run.task,
-            "features": [] if run.point.steering is None else run.point.steering.record()["features"],
-            **{name: value for name, value in record.items() if name != "settings"},
-        }
-        for run, record in finished
-        if record is not None
-    ]
-    write_json(file, {"probe_prompts": PROMPTS, "runs": rows})
+    run.partial.rename(run.folder)
+    metrics = results["results"][run.task]
+    return next((value for name, value in metrics.items() if name.startswith(("exact_match,", "acc,"))), None)
 
 
 def _shown(value: Any) -> str:

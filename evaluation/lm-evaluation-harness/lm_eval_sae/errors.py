@@ -9,6 +9,10 @@ class UserError(Exception):
     """A mistake of the user's, in one line: what was wrong, what was expected, what to do."""
 
 
+class NotSteered(RuntimeError):
+    """Requests went through positions that were not steered: a defect, not a mistake of the user's."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the known name nearest to `name`, or "" where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

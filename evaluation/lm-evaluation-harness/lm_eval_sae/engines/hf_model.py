@@ -22,7 +22,7 @@ from lm_eval_sae.engines.kept_completions import Unfinished, digest, model_files
 from lm_eval_sae.engines.model_files import load_model_config
 from lm_eval_sae.engines.requests import require_room, split_cutoff, with_arguments
 from lm_eval_sae.engines.run_info import run_info
-from lm_eval_sae.errors import UserError
+from lm_eval_sae.errors import NotSteered, UserError
 from lm_eval_sae.grading.completion import Completion, count_reasoning, measure_completion
 from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
 from lm_eval_sae.steering.intervention import FeatureIntervention, make_intervention
@@ -209,7 +209,7 @@ class HFSAE(HFLM):
 
     def _require_steered(self, steered: int, required: int) -> None:
         if steered < required:
-            raise RuntimeError(f"only {steered} of {required} token positions were steered")
+            raise NotSteered(f"only {steered} of {required} token positions were steered")
 
     def _eos_ids(self) -> set[int]:
         eos = getattr(self.model.generation_config, "eos_token_id", None)

@@ -58,13 +58,19 @@ def clear_results(output_path: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def unfinished_of(identity: Mapping[str, Any]) -> "Unfinished | None":
-    """What is kept of the model and intervention that `identity` describes; None if nothing is to be kept."""
-    if _folder is None:
+def unfinished_of(identity: Mapping[str, Any], folder: Path | None = None) -> "Unfinished | None":
+    """What is kept of the model and intervention that `identity` describes; None if nothing is to be kept.
+
+    Args:
+        identity: what completions depend on beside their request.
+        folder: in place of the one that `kept_in` named; the caller then sees to it that its files go.
+    """
+    if folder is None and _folder is None:
         return None
-    _folder.mkdir(parents=True, exist_ok=True)
-    stem = _folder / f"completions-{digest(identity)[:16]}"
-    _used.add(stem)
+    stem = (folder or _folder) / f"completions-{digest(identity)[:16]}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    if folder is None:
+        _used.add(stem)
     return Unfinished(stem)
 
 

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from lm_eval_sae.engines.vllm_model import VLLMSAE
 
 
-def start_model(args: Namespace, *, slots: Mapping[int, int]) -> "HFSAE | VLLMSAE":
+def start_model(args: Namespace, *, layers: Mapping[int, int]) -> "HFSAE | VLLMSAE":
     """The model of a run, which steers nothing yet.
 
     Args:
         args: of the run, after `prepare_run`; what they steer is left out.
-        slots: layer → number of features that will be changed there.
+        layers: layer → number of features that will be changed there.
     """
     from lm_eval.api.registry import get_model
 
     config = read_config(args)
     _, arguments = split_arguments(config.model_args)
     if config.model == "vllm-sae":
-        arguments["slots"] = dict(slots)
+        arguments["layers"] = dict(layers)
     others = {"batch_size": config.batch_size, "max_batch_size": config.max_batch_size, "device": config.device}
     return get_model(config.model).create_from_arg_obj(arguments, others)
 

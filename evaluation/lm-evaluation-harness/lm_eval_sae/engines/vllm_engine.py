@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lm_eval_sae.engines.kept_completions import Unfinished
-from lm_eval_sae.errors import UserError
+from lm_eval_sae.errors import NotSteered, UserError
 from lm_eval_sae.steering.requests import Served, intervention_key
 
 WORKER = "lm_eval_sae.engines.vllm_worker.SteeringWorker"
@@ -17,7 +17,7 @@ CORES_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 DATA_PARALLEL_VARIABLES = (
     "VLLM_DP_RANK", "VLLM_DP_RANK_LOCAL", "VLLM_DP_SIZE", "VLLM_DP_MASTER_IP", "VLLM_DP_MASTER_PORT",
 )  # fmt: skip
-KEEP_EVERY_SECONDS = 5.0
+KEEP_EVERY_SECONDS = 4.0  # a killed run loses what was finished in its last five
 Place = tuple[Unfinished, str]
 """A file of completions, and a key in it."""
 
@@ -74,7 +74,7 @@ class Engine:
             progress: vLLM's own bar or none, or what is called with `finished`.
 
         Raises:
-            RuntimeError: requests were not steered at every position. Those of other interventions are kept.
+            NotSteered: requests were not steered at every position. Those of other interventions are kept.
         """
         from vllm import TokensPrompt
 
@@ -87,13 +87,14 @@ class Engine:
         proof = _Proof(self, keys, keep)
         self.finished = (0, 0)
 
-        def see(place: int, output: Any) -> None:
-            proof.see(place, output)
-            self.finished = self.finished[0] + 1, self.finished[1] + len(output.outputs[0].token_ids)
-            if callable(progress):
+        def see(finished: Sequence[tuple[int, Any]]) -> None:
+            proof.see(finished)
+            tokens = sum(len(output.outputs[0].token_ids) for _, output in finished)
+            self.finished = self.finished[0] + len(finished), self.finished[1] + tokens
+            if finished and callable(progress):
                 progress(*self.finished)
 
-        with _finished_outputs(self.llm, see):
+        with _after_each_step(self.llm, see):
             outputs = self.llm.generate(
                 tokens, list(params), lora_request=lora_request, use_tqdm=progress if progress is True else False
             )
@@ -195,16 +196,14 @@ class Replicas:
 
 
 @contextmanager
-def _finished_outputs(llm: Any, see: Callable[[int, Any], None]) -> Iterator[None]:
-    """Calls `see` with every output as it is finished, and the place of its request in the next `llm.generate`."""
+def _after_each_step(llm: Any, see: Callable[[Sequence[tuple[int, Any]]], None]) -> Iterator[None]:
+    """Calls `see` with the outputs that a step finished, each after the place of its request in the next `generate`."""
     engine, first = llm.llm_engine, llm.request_counter.counter
     step = engine.step
 
     def seen_step() -> list[Any]:
         outputs = step()
-        for output in outputs:
-            if output.finished:
-                see(int(output.request_id) - first, output)
+        see([(int(output.request_id) - first, output) for output in outputs if output.finished])
         return outputs
 
     engine.step = seen_step
@@ -230,25 +229,27 @@ class _Proof:
         self.waiting: list[tuple[int, dict[str, Any]]] = []
         self.written = time.monotonic()
 
-    def see(self, place: int, output: Any) -> None:
-        completion, positions = output.outputs[0], positions_of(output)
-        if self.keys[place]:
-            self.required[self.keys[place]] += positions
-        if self.keep is not None:
-            entry = {
-                "text": completion.text, "token_ids": list(completion.token_ids),
-                "finish_reason": completion.finish_reason, "positions": positions,
-            }  # fmt: skip
-            self.waiting.append((place, entry))
-            if time.monotonic() - self.written >= KEEP_EVERY_SECONDS:
-                self._write()
+    def see(self, finished: Sequence[tuple[int, Any]]) -> None:
+        """After each step: the outputs that it finished, each after the place of its request."""
+        for place, output in finished:
+            completion, positions = output.outputs[0], positions_of(output)
+            if self.keys[place]:
+                self.required[self.keys[place]] += positions
+            if self.keep is not None:
+                entry = {
+                    "text": completion.text, "token_ids": list(completion.token_ids),
+                    "finish_reason": completion.finish_reason, "positions": positions,
+                }  # fmt: skip
+                self.waiting.append((place, entry))
+        if self.waiting and time.monotonic() - self.written >= KEEP_EVERY_SECONDS:
+            self._write()
 
     def end(self) -> None:
-        """Keeps the rest. Raises RuntimeError if fewer positions of an intervention were steered than it took."""
+        """Keeps the rest. Raises NotSteered if fewer positions of an intervention were steered than it took."""
         missed = self._write()
         if missed:
             counts = "; ".join(f"only {n} of {self.required[key]} token positions ({key})" for key, n in missed.items())
-            raise RuntimeError(f"not everything was steered: {counts}")
+            raise NotSteered(f"not everything was steered: {counts}")
 
     def _write(self) -> dict[str, int]:
         """Keeps what is proven; returns how much was steered for each intervention that is not."""

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -154,26 +155,27 @@ class VLLMSAE(VLLM):
 
     def generate_ahead(
         self,
-        jobs: Sequence[tuple[Steering | None, list[Instance]]],
+        jobs: Sequence[tuple[Steering | None, list[Instance], Path]],
         *,
         start: Callable[[int], Callable[[int, int], None]],
     ) -> None:
         """Generates in one batch what `generate_until` will be asked for under several interventions, and keeps it.
 
         Args:
-            jobs: interventions, each with the requests of one call of `generate_until`.
+            jobs: interventions, each with the requests of one call of `generate_until`, and the folder that completions
+                are kept in until then (`kept_in`).
             start: called with how many completions are to be generated; returns what takes `Engine.finished`.
 
         Raises:
-            RuntimeError: requests were not steered at every position. Those of other interventions are kept.
+            NotSteered: requests were not steered at every position. Those of other interventions are kept.
         """
         asked: dict[int, list[tuple[list[int], SamplingParams]]] = {}
         prompts, params, keep = [], [], []
-        for steering, requests in jobs:
+        for steering, requests, folder in jobs:
             self._require_fit(steering)
             if id(requests) not in asked:
                 asked[id(requests)] = self._ask(requests)
-            file = unfinished_of(self._identity(steering))
+            file = unfinished_of(self._identity(steering), folder)
             kept = file.read()
             for prompt, plain in asked[id(requests)]:
                 one = steered(plain, steering)
