@@ -146,7 +146,7 @@ stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
   env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
   bash extraction/scripts/compute_dashboard.sh --dtype "$DTYPE"
 
-# One start of the model for the baseline run and the whole grid; sweep.py shows in run.json that every change arrived.
+# In vLLM the answers of the baseline and of the whole grid are one batch, in which each request has its own intervention.
 engine=dtype=$DTYPE
 flags=(--apply_chat_template --batch_size 48)
 if [ "$BACKEND" = vllm ]; then
@@ -157,7 +157,7 @@ fi
 if [ -n "$LIMIT" ]; then flags+=(--limit "$LIMIT"); fi
 stage 8 "answers of the baseline, and of the $STEERED best features × strengths $STRENGTHS ($BACKEND)" "$RUN/report" \
   env QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" \
-  "$PYTHON" evaluation/sweep.py --scores_dir "$RUN/scores" --topk "$STEERED" --strengths "$STRENGTHS" \
+  "$PYTHON" evaluation/evaluate.py --scores_dir "$RUN/scores" --topk "$STEERED" --strengths "$STRENGTHS" \
   --output_dir "$RUN/evaluation" --report_dir "$RUN/report" --tasks quickstart_problems \
   --model "$BACKEND" --model_args "pretrained=$MODEL,sae_path=$RUN/sae,$engine" "${flags[@]}"
 
@@ -185,6 +185,6 @@ Done in $((SECONDS - STARTED)) s after the installation. Places to look:
   features     $RUN/dashboards/index.html   (open it in a browser; it needs no network)
   scores       $RUN/scores/top_features.csv, and run.json beside it for how they were made
   SAE          $RUN/sae, its quality in training_summary.json, W&B's offline run in $RUN/wandb
-  answers      $RUN/evaluation/*/*/samples_*.jsonl, and what proves the steering of each in $RUN/evaluation/sweep.json
+  answers      $RUN/evaluation/*/*/samples_*.jsonl, and how many positions were steered for them in run.json of each
   report       $RUN/report/report.html   (table, figures, and every answer beside its baseline; needs no network)
 END

@@ -160,7 +160,7 @@ def texts(run: Path, work: Path, strength: float) -> None:
         )
         engine = f"pretrained={run / 'model'},dtype=float32,enforce_eager=True,max_model_len=1024"
         script(
-            "evaluation/sweep.py", "--grid", grid, "--output_dir", output, "--tasks", "quickstart_problems",
+            "evaluation/evaluate.py", "--grid", grid, "--output_dir", output, "--tasks", "quickstart_problems",
             "--model", "vllm", "--model_args", f"{engine},kv_cache_memory_bytes=536870912", "--apply_chat_template",
             "--batch_size", "auto",
         )  # fmt: skip

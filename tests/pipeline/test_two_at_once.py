@@ -1,10 +1,10 @@
 """Two processes that want one output: the second is told who has it. Checkpoints belong to one run."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -24,17 +24,23 @@ with locked(sys.argv[1]):
 """
 
 
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """An output that another process writes to, and that process's id."""
-    output = tmp_path / "output"
+@contextmanager
+def held(output: Path) -> Iterator[int]:
+    """While it lasts another process, whose id it gives, writes to an output."""
     command = [sys.executable, "-c", HOLD, str(output)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        yield output, process.pid
+        yield process.pid
     with locked(output):  # it has ended
         pass
-    assert list(tmp_path.glob(".*.lock")) == []
+    assert list(output.parent.glob(".*.lock")) == []
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """An output that another process writes to, and that process's id."""
+    with held(tmp_path / "output") as process:
+        yield tmp_path / "output", process
 
 
 @pytest.mark.parametrize("script", ["compute_dashboard", "compute_score"])
@@ -61,24 +67,16 @@ def test_a_second_training_is_refused(holder: tuple[Path, int], tmp_path: Path, 
         load_script("training/train_sae.py").main([str(tmp_path / "config.yaml"), "--resume"])
 
 
-def test_a_second_evaluation_is_refused(tmp_path: Path, repository: Path) -> None:
-    """The first one's interpreter stands in for the model: it waits until the second has ended."""
-    stand_in = tmp_path / "python"
-    stand_in.write_text(f"""#!/usr/bin/env bash
-        if [[ $2 == transformer_lens_r1.shared.locks ]]; then exec {sys.executable} "$@"; fi
-        echo evaluating; read -r line; exit 7\n""")
-    stand_in.chmod(0o755)
-    settings = {"PYTHON": str(stand_in), "TASKS": "t", "RUNS": "plain", "OUTPUT_DIR": str(tmp_path / "out")}
-    start = {"args": ["bash", str(repository / "evaluation/evaluate.sh")], "text": True, "stdout": subprocess.PIPE}
-    start["env"] = {**os.environ, **settings}
-    with subprocess.Popen(**start, stdin=subprocess.PIPE) as first:
-        assert first.stdout is not None and "==" in first.stdout.readline()
-        assert first.stdout.readline() == "evaluating\n"
-        start["env"] = {**start["env"], "SEED": "2"}
-        second = subprocess.run(**start, stderr=subprocess.PIPE, timeout=60)
-        assert second.returncode == 2 and f"is being written by process {first.pid} on" in second.stderr
-        assert first.communicate("go on\n")[0] == "" and first.returncode == 7
-    assert subprocess.run(**start, stdin=subprocess.DEVNULL).returncode == 7  # free again
+def test_a_second_evaluation_of_the_same_run_is_refused(tmp_path: Path, load_script: Load, tiny_llama: Path) -> None:
+    (tmp_path / "problems.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
+    flags = ["--model", "hf", "--model_args", f"pretrained={tiny_llama}", "--device", "cpu", "--batch_size", "1"]
+    flags += ["--tasks", "quickstart_problems", "--metadata", f"problems={tmp_path / 'problems.jsonl'}"]
+    evaluate = load_script("evaluation/evaluate.py")
+    with (
+        held(tmp_path / "out" / "tiny-llama-quickstart_problems") as process,
+        pytest.raises(UserError, match=f"tiny-llama-quickstart_problems is being written by process {process} on"),
+    ):
+        evaluate.main(["--output_dir", str(tmp_path / "out"), *flags])
 
 
 def test_a_place_that_cannot_be_written_is_named() -> None:

@@ -1,9 +1,4 @@
-"""One writer for an output: a second run that would write to the same place is refused.
-
-A shell script takes the same lock for a file descriptor that it keeps open, and removes the file when it is done:
-
-    exec 9<>.NAME.lock; python -m transformer_lens_r1.shared.locks NAME 9 $$
-"""
+"""One writer for an output: a second run that would write to the same place is refused."""
 
 import os
 import platform
@@ -15,7 +10,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from transformer_lens_r1.shared.errors import UserError, run
+from transformer_lens_r1.shared.errors import UserError
 
 
 @contextmanager
@@ -36,15 +31,15 @@ def locked(output: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}; name another output") from error
     with handle:
-        take(str(output), handle.fileno(), os.getpid())
+        _take(str(output), handle.fileno())
         try:
             yield
         finally:
             file.unlink(missing_ok=True)
 
 
-def take(output: str, descriptor: int, process: int) -> None:
-    """Lock an open lock file for ``process``, and write to it who holds it. Raises `UserError` as `locked` does."""
+def _take(output: str, descriptor: int) -> None:
+    """Lock an open lock file, and write to it who holds it. Raises `UserError` as `locked` does."""
     try:
         is_free = lock_descriptor(descriptor, blocking=False)
     except OSError as error:  # some network file systems
@@ -57,8 +52,4 @@ def take(output: str, descriptor: int, process: int) -> None:
         raise UserError(f"{output} is being written by {holder}; wait until it has ended, or name another output")
     started = datetime.now().isoformat(sep=" ", timespec="seconds")
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {process} on {platform.node()} since {started}\n".encode())
-
-
-if __name__ == "__main__":
-    run(lambda: take(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()} since {started}\n".encode())

@@ -1,6 +1,5 @@
-"""What a sweep does before its model starts: it reads scores and grids, names mistakes, and lists its runs."""
+"""What evaluate.py does before the model starts: it reads scores and grids, names mistakes, and lists its runs."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,25 +19,25 @@ TASK = "quickstart_problems"
 
 
 def with_grid(folder: Path, sae: Path, **changes: Any) -> list[str]:
-    """The flags of a sweep into `folder`, with a grid that is written there; a change to None leaves its key out."""
+    """The flags of a grid into `folder`, with a grid that is written there; a change to None leaves its key out."""
     content = {"sae_path": str(sae), "sae_max_activation": 2.0, "strengths": [1, 2], "features": [3, 5], **changes}
     content = {key: value for key, value in content.items() if value is not None}
     (folder / "grid.yaml").write_text(yaml.safe_dump(content))
     return ["--grid", str(folder / "grid.yaml"), "--output_dir", str(folder / "out")]
 
 
-def test_scores_give_the_best_features_with_their_own_maxima(sweep: ModuleType, scores: Path, sae: Path) -> None:
+def test_scores_give_the_best_features_with_their_own_maxima(evaluate: ModuleType, scores: Path, sae: Path) -> None:
     shared = {"sae_path": str(sae)}
-    points = sweep.read_scores(scores, topk=2, features=[], strengths=[2], shared=shared)
+    points = evaluate.read_scores(scores, topk=2, features=[], strengths=[2], shared=shared)
     settings = [point.steering.features[0] for point in points]
     assert [setting.feature_idx for setting in settings] == [12, 40]
     maxima = torch.linspace(1, 4, 64)
     assert [setting.value for setting in settings] == pytest.approx([2 * maxima[12].item(), 2 * maxima[40].item()])
-    (chosen,) = sweep.read_scores(scores, topk=2, features=[3], strengths=[1], shared=shared)
+    (chosen,) = evaluate.read_scores(scores, topk=2, features=[3], strengths=[1], shared=shared)
     assert chosen.name == "sae-3-x1" and chosen.steering.features[0].value == pytest.approx(maxima[3].item())
 
     as_published = {**shared, "sae_mode": "published"}
-    (point,) = sweep.read_scores(scores, topk=2, features=[3], strengths=[2], shared=as_published)
+    (point,) = evaluate.read_scores(scores, topk=2, features=[3], strengths=[2], shared=as_published)
     assert (point.name, point.arguments["sae_mode"]) == ("sae-3-published-x2", "published")
     norm = load_file(sae / "sae_weights.safetensors")["W_dec"][3].norm().item()
     (setting,) = point.steering.features
@@ -59,11 +58,11 @@ def test_scores_give_the_best_features_with_their_own_maxima(sweep: ModuleType, 
     ],
 )  # fmt: skip
 def test_mistakes_in_a_grid(
-    change: dict[str, Any], said: str, sweep: ModuleType, sae: Path, flags: list[str], tmp_path: Path,
+    change: dict[str, Any], said: str, evaluate: ModuleType, sae: Path, flags: list[str], tmp_path: Path,
     starts: list[HFSAE],
 ) -> None:  # fmt: skip
     with pytest.raises(UserError) as error:
-        sweep.main([*with_grid(tmp_path, sae, **change), *flags])
+        evaluate.main([*with_grid(tmp_path, sae, **change), *flags])
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists() and starts == []
 
@@ -72,8 +71,11 @@ def test_mistakes_in_a_grid(
     ("own", "said"),
     [
         (["--grid", "{grid}", "--strengthz", "1"], "did you mean '--strengths'?"),
-        (["--grid", "{grid}", "--strengths", "1"], "--strengths is for --scores_dir"),
-        (["--grid", "{grid}", "--output_path", "x"], "--output_path is not for a sweep"),
+        (["--grid", "{grid}", "--strengths", "1"], "--strengths is for --scores_dir; it stands in the file of --grid"),
+        (["--topk", "1"], "--topk is for --scores_dir"),
+        (["--only", "steered"], "--only steered, but nothing is"),
+        (["--grid", "{grid}", "--as_published"], "--as_published is not for --grid: write sae_mode"),
+        (["--grid", "{grid}", "--output_path", "x"], "--output_path is not for evaluate.py"),
         (["--grid", "{grid}", "--model", "openai-completions"], "cannot steer; expected hf or vllm"),
         (["--scores_dir", "{scores}", "--topk", "9"], "has the 3 best features, --topk asks for 9"),
         (["--scores_dir", "{scores}", "--topk", "3"], "feature 7 never fired"),
@@ -83,7 +85,7 @@ def test_mistakes_in_a_grid(
     ],
 )
 def test_mistakes_in_flags(
-    own: list[str], said: str, sweep: ModuleType, sae: Path, grid: Path, scores: Path, flags: list[str],
+    own: list[str], said: str, evaluate: ModuleType, sae: Path, grid: Path, scores: Path, flags: list[str],
     tmp_path: Path, starts: list[HFSAE],
 ) -> None:  # fmt: skip
     own = [word.format(grid=grid, scores=scores, tmp=tmp_path) for word in own]
@@ -91,16 +93,16 @@ def test_mistakes_in_flags(
         f"{flag},sae_path={sae}" if flag.startswith("pretrained") and "--scores_dir" in own else flag for flag in flags
     ]
     with pytest.raises(UserError) as error:
-        sweep.main([*flags, "--output_dir", str(tmp_path / "out"), *own])
+        evaluate.main([*flags, "--output_dir", str(tmp_path / "out"), *own])
     assert said in str(error.value)
     assert not (tmp_path / "out").exists() and starts == []
 
 
 def test_scores_and_models_of_another_sae_are_refused(
-    sweep: ModuleType, make_sae: Callable[..., Path], scores: Path, sae: Path, flags: list[str], tmp_path: Path
+    evaluate: ModuleType, make_sae: Callable[..., Path], scores: Path, sae: Path, flags: list[str], tmp_path: Path
 ) -> None:
     def points(of: Path) -> list[Any]:
-        return sweep.read_scores(scores, topk=1, features=[], strengths=[1], shared={"sae_path": str(of)})
+        return evaluate.read_scores(scores, topk=1, features=[], strengths=[1], shared={"sae_path": str(of)})
 
     assert len(points(sae)) == 1
     with pytest.raises(UserError, match="are of an SAE with other weights"):
@@ -108,46 +110,23 @@ def test_scores_and_models_of_another_sae_are_refused(
     with pytest.raises(UserError, match="are of an SAE at blocks.1.hook_resid_post, this one is at blocks.2"):
         points(make_sae("standard", hook_name="blocks.2.hook_resid_post"))
     with pytest.raises(UserError, match="d_in 128 but .* has hidden size 256"):
-        sweep.main([*with_grid(tmp_path, make_sae("standard", d_in=128)), *flags])
+        evaluate.main([*with_grid(tmp_path, make_sae("standard", d_in=128)), *flags])
 
 
 def test_the_plan_loads_and_writes_nothing(
-    sweep: ModuleType, sae: Path, flags: list[str], tmp_path: Path, starts: list[HFSAE],
+    evaluate: ModuleType, sae: Path, flags: list[str], tmp_path: Path, starts: list[HFSAE],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    sweep.main([*with_grid(tmp_path, sae), *flags, "--plan"])
+    evaluate.main([*with_grid(tmp_path, sae), *flags, "--plan"])
     said = capsys.readouterr().out
-    assert said.startswith("5 runs: 5 per task, baseline and steered; 0 finished before\n")
+    assert said.startswith("5 runs; 0 finished before\n")
     assert "set 5 to 2 × 2" in said
     assert starts == [] and not (tmp_path / "out").exists()
 
 
 def test_a_mistake_is_one_line_and_status_2(repository: Path, tmp_path: Path) -> None:
-    script = str(repository / "evaluation" / "sweep.py")
+    script = str(repository / "evaluation" / "evaluate.py")
     command = [sys.executable, script, "--grid", "grid.yaml", "--output_dir", "out", "--tasks", "math-500"]
     wrong = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (wrong.returncode, wrong.stderr) == (2, "error: no file at --grid=grid.yaml\n")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_shell_script_hands_its_variables_on(
-    sweep: ModuleType, repository: Path, tiny_llama: Path, sae: Path, scores: Path, problems: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    variables = {
-        "PYTHON": "/bin/echo", "MODEL": str(tiny_llama), "SAE_PATH": str(sae), "SCORES_DIR": str(scores),
-        "TOPK": "2", "STRENGTHS": "3", "BACKEND": "hf", "TASKS": TASK, "GEN_KWARGS": "max_gen_toks=6",
-        "OUTPUT_DIR": str(tmp_path / "out"),
-    }  # fmt: skip
-    command = ["bash", str(repository / "evaluation" / "sweep.sh"), "--plan", "--limit", "3"]
-    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
-    script, *words = done.stdout.split()
-    assert Path(script).samefile(repository / "evaluation" / "sweep.py")
-    monkeypatch.setenv("QUICKSTART_PROBLEMS", str(problems))
-    sweep.main(words)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
-        f"tiny-llama-{TASK}{place}" for place in ("", "-sae-12-x3", "-sae-40-x3")
-    ]
-    done = subprocess.run(command, env=os.environ | variables | {"AS_PUBLISHED": "1"}, capture_output=True, text=True)
-    sweep.main(done.stdout.split()[1:])
-    assert f"tiny-llama-{TASK}-sae-12-published-x3" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A sweep's grid, its flags, and the models that it starts."""
+"""A grid, the flags of evaluate.py, and the models that it starts."""
 
 import json
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from transformer_lens_r1.shared.files import hash_file
 
 
 @pytest.fixture(scope="module")
-def sweep(load_script_for_module: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script_for_module("evaluation/sweep.py")
+def evaluate(load_script_for_module: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script_for_module("evaluation/evaluate.py")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def grid(sae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def flags(tiny_llama: Path, problems: Path) -> list[str]:
-    """Of lm_eval_sae, for the plain model."""
+    """Of lm_eval_sae, for the baseline."""
     return [
         "--model", "hf", "--model_args", f"pretrained={tiny_llama},dtype=float32", "--tasks", "quickstart_problems",
         "--device", "cpu", "--batch_size", "4", "--metadata", f"problems={problems}",
