@@ -44,7 +44,7 @@ from grid.runs import PlannedRun, evaluate_run, generate_all, plan_runs
 
 from lm_eval_sae import errors as lm_eval_errors
 from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, parse, prepare_run, read_config
-from lm_eval_sae.engines.arguments import refuse_worker_class
+from lm_eval_sae.engines.arguments import refuse_for_steering
 from lm_eval_sae.engines.model_files import load_model_config
 from lm_eval_sae.errors import NotSteered, UserError
 from lm_eval_sae.steering.arguments import check_model, split_arguments
@@ -168,7 +168,7 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
         raise UserError(f"--model {args.model} cannot steer; expected hf or vllm")
     tasks = check_tasks(args)
     config = read_config(args)
-    refuse_worker_class(config.model_args)  # prepare_run saw none of the sae_* arguments
+    refuse_for_steering(config.model_args)  # prepare_run saw none of the sae_* arguments
     if inner := [task for task in tasks if "::" in task]:
         raise UserError(f"the task {inner[0]} is defined within its group; expected tasks that run by their name")
     name = str(config.model_args["pretrained"])

@@ -24,8 +24,8 @@ from lm_eval_sae.engines.arguments import (
     check_device,
     check_flags_given_once,
     check_generation_arguments,
+    refuse_for_steering,
     refuse_secrets,
-    refuse_worker_class,
     require_usable_card,
     require_vllm,
 )
@@ -200,7 +200,7 @@ def _check_engine(args: Namespace, config: "EvaluatorConfig", others: Mapping[st
     else:
         require_vllm()
         if steered:
-            refuse_worker_class(others)
+            refuse_for_steering(others)
         from vllm.platforms import current_platform
 
         require_usable_card(vllm_on_cpu=current_platform.is_cpu())

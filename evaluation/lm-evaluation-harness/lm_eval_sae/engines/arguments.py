@@ -75,13 +75,14 @@ def refuse_secrets(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_worker_class(arguments: Mapping[str, Any]) -> None:
-    """Raises UserError for a `worker_cls` among the model arguments of a steered run, which would be replaced."""
-    if arguments.get("worker_cls") is not None:
-        raise UserError(
-            "both worker_cls and sae_* arguments are given, but steering has a vLLM worker class of its own; "
-            "leave out worker_cls"
-        )
+def refuse_for_steering(arguments: Mapping[str, Any]) -> None:
+    """Raises UserError for model arguments that a steered vLLM engine cannot have.
+
+    Its worker class is this package's, and it must see the tokens of the batch in their order.
+    """
+    for name in ("worker_cls", "speculative_config", "enable_dbo", "ubatch_size", "prefill_context_parallel_size"):
+        if arguments.get(name) not in (None, False, 0, 1):
+            raise UserError(f"steering does not work with the model argument {name}; leave it out")
 
 
 def check_generation_arguments(gen_kwargs: Mapping[str, Any], *, engine: str) -> None:
