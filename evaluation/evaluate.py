@@ -168,14 +168,15 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
         raise UserError(f"--model {args.model} cannot steer; expected hf or vllm")
     tasks = check_tasks(args)
     config = read_config(args)
-    refuse_for_steering(config.model_args)  # prepare_run saw none of the sae_* arguments
+    steered = [point for point in points if point.steering]
+    if steered:
+        refuse_for_steering(config.model_args)  # prepare_run saw none of the sae_* arguments
     if inner := [task for task in tasks if "::" in task]:
         raise UserError(f"the task {inner[0]} is defined within its group; expected tasks that run by their name")
     name = str(config.model_args["pretrained"])
     model_config = load_model_config(name, config.model_args)
-    for point in points:
-        if point.steering:
-            check_model(point.steering, model_config, name=name)
+    for point in steered:
+        check_model(point.steering, model_config, name=name)
     if own.output_dir.is_file():
         raise UserError(f"--output_dir {own.output_dir} is a file; give the name of a folder")
     runs = plan_runs(points, tasks, config, own.output_dir)

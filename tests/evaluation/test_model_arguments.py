@@ -39,11 +39,16 @@ def test_a_token_among_the_model_arguments_is_refused(name: str, tiny_llama: Pat
 
 
 @pytest.mark.needs_vllm
-def test_a_worker_class_is_refused_where_steering_has_its_own(tiny_llama: Path, make_sae: Callable[..., Path]) -> None:
-    worker = "worker_cls=vllm.v1.worker.cpu_worker.CPUWorker"
-    prepare(tiny_llama, arguments=worker, engine="vllm")
-    steered = f"{worker},sae_path={make_sae()},sae_feature_idx=3,sae_strength=2,sae_max_activation=5"
-    with pytest.raises(UserError, match=r"both worker_cls and sae_\* arguments are given.*leave out worker_cls"):
+@pytest.mark.parametrize(
+    "argument", ["worker_cls=vllm.v1.worker.cpu_worker.CPUWorker", "speculative_config=x", "enable_dbo=True"]
+)
+def test_what_a_steered_engine_cannot_have_is_refused(
+    argument: str, tiny_llama: Path, make_sae: Callable[..., Path]
+) -> None:
+    prepare(tiny_llama, arguments=argument, engine="vllm")
+    steered = f"{argument},sae_path={make_sae()},sae_feature_idx=3,sae_strength=2,sae_max_activation=5"
+    name = argument.partition("=")[0]
+    with pytest.raises(UserError, match=f"steering does not work with the model argument {name}; leave it out"):
         prepare(tiny_llama, arguments=steered, engine="vllm")
 
 
