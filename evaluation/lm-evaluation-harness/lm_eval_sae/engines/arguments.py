@@ -81,7 +81,7 @@ def refuse_for_steering(arguments: Mapping[str, Any]) -> None:
     Its worker class is this package's, and it must see the tokens of the batch in their order.
     """
     for name in ("worker_cls", "speculative_config", "enable_dbo", "ubatch_size", "prefill_context_parallel_size"):
-        if arguments.get(name) not in (None, False, 0, 1):
+        if str(arguments.get(name)) not in ("None", "False", "0", "1"):  # True is 1
             raise UserError(f"steering does not work with the model argument {name}; leave it out")
 
 
