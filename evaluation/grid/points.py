@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.steering.arguments import ARGUMENTS, Steering, read_feature_setting
+from lm_eval_sae.steering.arguments import FEATURE_ARGUMENTS, Steering, read_feature_setting
 from lm_eval_sae.steering.files import feature_entries, read_content
 
-KEYS = (*(name for name in ARGUMENTS if name not in ("sae_strength", "sae_intervention_path")), "strengths")
+KEYS = (*(name for name in FEATURE_ARGUMENTS if name != "sae_strength"), "strengths")
 TABLE = "top_features.csv"
 
 
@@ -31,6 +31,8 @@ class GridPoint:
         """For people."""
         if self.steering is None:
             return "plain"
+        if self.steering.word_bias is not None:
+            return f"words {self.steering.word_bias.bias:+g}"
         (feature,) = self.steering.features
         return f"{feature.mode} {feature.feature_idx} to {feature.strength:g} × {feature.max_activation:.4g}"
 
