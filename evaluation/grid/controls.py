@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from grid.points import GridPoint
 from safetensors.torch import load_file
 from torch import Tensor
 
+from grid.points import GridPoint
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.steering.arguments import FeatureSetting, read_steering
 from lm_eval_sae.steering.scores import STATS_FILE
