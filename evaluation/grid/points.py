@@ -33,8 +33,9 @@ class GridPoint:
             return "plain"
         if self.steering.word_bias is not None:
             return f"words {self.steering.word_bias.bias:+g}"
-        (feature,) = self.steering.features
-        return f"{feature.mode} {feature.feature_idx} to {feature.strength:g} × {feature.max_activation:.4g}"
+        (feature,), control_of = self.steering.features, self.steering.control_of
+        of = f", matched for {control_of.feature_idx} × {control_of.strength:g}" if control_of else ""
+        return f"{feature.mode} {feature.feature_idx} to {feature.strength:g} × {feature.max_activation:.4g}{of}"
 
 
 PLAIN = GridPoint("", {}, None)
