@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from engines import (
     write_local_task,
 )
 from grid.controls import control_points, match
-from grid.points import GridPoint, layers, read_grid, read_scores
+from grid.points import PLAIN, GridPoint, layers, read_grid, read_scores
+from report.controls import place_features
+from report.reasoning_words import WordCounter
+from report.rows import summarize
+from report.runs import read_runs
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -203,24 +208,46 @@ def test_vllm_gives_the_same_texts_under_every_control(
         vllm.close()
 
 
-def test_each_control_says_what_it_is_in_its_results(
+def test_a_grid_with_controls_from_the_command_line_to_the_report(
     tiny_llama: Path, scores: Path, sae: Path, tmp_path: Path, controls: Callable[..., list[GridPoint]]
 ) -> None:
-    """A run of its own by the command line leaves the record of its point."""
-    name = write_local_task("math-500", tmp_path)
-    found = controls(grid(scores, sae, strengths=(2,)), "ablate", "matched", "words")
-    for point in (found[0], found[2], found[-1]):
-        out = tmp_path / point.name
+    """Every run by itself leaves the record of its point, and the report finds it by that alone."""
+    problems = [{"problem": f"Wait, what is {i} + {i}?", "solution": "", "answer": str(2 * i)} for i in range(10)]
+    name = write_local_task("math-500", tmp_path, problems)
+    features = grid(scores, sae, strengths=(2,))
+    points = [PLAIN, *features, *controls(features, "ablate", "matched", "words", n_matched=2)]
+    assert len(points) == 1 + 2 + 2 + 4 + 2
+    for point in points:
         arguments = {"pretrained": str(tiny_llama), "dtype": "float32", **point.arguments}
         main([
             "run", "--model", "hf", "--tasks", name, "--include_path", str(tmp_path), "--device", "cpu",
+            "--batch_size", "10", "--gen_kwargs", "max_gen_toks=24", "--log_samples",
             "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items()),
-            "--gen_kwargs", "max_gen_toks=4", "--output_path", str(out), "--log_samples",
+            "--output_path", str(tmp_path / "runs" / (point.name or "plain")),
         ])  # fmt: skip
-        results, _ = read_run(out)
-        record = results["config"]["sae"]
-        assert (record.pop("steered_positions") is None) == (point.name == "words-b5.5")
-        assert record == point.steering.record()
+        if point.steering is not None:
+            record = read_run(tmp_path / "runs" / point.name)[0]["config"]["sae"]
+            assert (record.pop("steered_positions") is None) == (point.steering.word_bias is not None)
+            assert record == point.steering.record()
+
+    def rate(point: GridPoint) -> float:
+        _, samples = read_run(tmp_path / "runs" / (point.name or "plain"))
+        texts = [sample["resps"][0][0] for sample in samples]
+        count = sum(word in words.words for text in texts for word in re.findall(r"\w+", text.lower()))
+        return count / sum(sample["completion_tokens"] for sample in samples)
+
+    words = WordCounter([spelling for word in ("bu", "but", "maybe") for spelling in (word, word.capitalize())])
+    rows = summarize(read_runs([tmp_path / "runs"], words=words), words=words.words, n_resamples=100)
+    placed = [one for one in place_features(rows) if one.effect == "reasoning_words_change"]
+    changes = {point.name: rate(point) / rate(PLAIN) - 1 for point in points}
+    assert len(placed) == len(features) and len(set(changes.values())) > 5
+    for one, point in zip(placed, features, strict=True):
+        index = point.steering.features[0].feature_idx
+        matched = [change for name, change in changes.items() if f"-for-{index}-" in name]
+        assert one.value == pytest.approx(changes[point.name])
+        assert sorted(one.matched) == pytest.approx(sorted(matched)) and len(matched) == 2
+        assert one.ablated == pytest.approx(changes[f"sae-{index}-x0"])
+        assert one.words == pytest.approx({2.0: changes["words-b2"], 5.5: changes["words-b5.5"]})
 
 
 @pytest.mark.parametrize(
