@@ -1,13 +1,15 @@
 """Where the report places a steered feature among its controls, by runs whose answers are known."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import summarize
 from planted_runs import TASK, feature, setting, write_run
-from report.controls import Placed, place_features
+from playwright.sync_api import Page
+from report.controls import EFFECTS, Placed, place_features
 from report.reasoning_words import WordCounter
 from report.rows import Row
 
@@ -114,6 +116,26 @@ def test_the_tables_hold_what_was_found(runs: Path, tmp_path: Path) -> None:
     assert [float(line[name]) for name in numbers] == pytest.approx([x / N for x in (8, 0, -9, 8, -3, 1, 4)])
     (text,) = (line for line in (out / "summary.md").read_text().splitlines() if "accuracy, points | +20.0" in line)
     assert text.endswith("| +0.0 [-22.5, +20.0] | 2 of 5 | 0.500 | -7.5 | +2.5 | +10.0 |") and TASK in text
+
+
+def test_people_see_features_among_their_controls(
+    runs: Path, tmp_path: Path, open_offline: Callable[..., Page]
+) -> None:
+    summarize.main(["--results", str(runs), "--output_dir", str(tmp_path / "report"), "--n_resamples", "200"])
+    page = open_offline(tmp_path / "report/report.html")
+    title = page.get_by_role("heading", name="Features among their controls")
+    method = title.locator("xpath=following-sibling::p[1]").inner_text()
+    assert "5 matched features give no p below 0.17" in method
+    table = title.locator("xpath=following-sibling::div[1]")
+    groups = table.locator("tr.group").all_inner_texts()
+    assert [group.split(" · ")[-1] for group in groups] == list(EFFECTS.values())
+    lines = table.locator("tr.steered").all_inner_texts()
+    assert len(lines) == 6 and lines[0].split("\t")[0].startswith("set 7 to 2")
+    cells = [" ".join(cell.split()) for cell in lines[0].split("\t")[2:]]
+    assert cells == ["+0.0 [-22.5, +20.0]", "2 of 5", "0.500", "-7.5", "+2.5", "+10.0"]
+    assert "but controls, which make no claim of their own" in page.locator(".notes").last.inner_text()
+    phone = open_offline(tmp_path / "report/report.html", width=390)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_without_controls_there_is_no_such_table(tmp_path: Path) -> None:
