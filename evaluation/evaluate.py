@@ -23,6 +23,10 @@ the runs come one after another. run.json in each folder has the settings and th
 
 Started again, it skips finished runs and refuses those of other settings. Completions that were finished more than five
 seconds before it was killed are there. Features, strengths and tasks can be added.
+
+--controls adds what a steered run is to be read against, as runs of their own: each feature set to 0 (ablate), other
+features that fire as often and as strongly, set to the same values (matched), and the reasoning words made likelier
+without steering (words).
 """
 
 from __future__ import annotations
@@ -33,19 +37,20 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import summarize
+from grid.controls import KINDS, control_points
 from grid.points import BASELINE, GridPoint, layers, read_grid, read_one, read_scores
 from grid.runs import PlannedRun, evaluate_run, generate_all, plan_runs
 
 from lm_eval_sae import errors as lm_eval_errors
 from lm_eval_sae.cli import JUDGE_STOPPED, check_tasks, parse, prepare_run, read_config
+from lm_eval_sae.engines import model_files
 from lm_eval_sae.engines.arguments import refuse_for_steering
-from lm_eval_sae.engines.model_files import load_model_config
 from lm_eval_sae.errors import NotSteered, UserError
 from lm_eval_sae.steering.arguments import check_model, split_arguments
 from transformer_lens_r1.loading import quiet
@@ -91,6 +96,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--topk", type=positive_int, help="of the scores, how many of the best features (default: 10)")
     parser.add_argument("--features", type=int_list, metavar="I,J", help="of the scores, these features instead")
     parser.add_argument("--strengths", type=number_list, metavar="X,Y", help="with --scores_dir (default: 1,2,4)")
+    parser.add_argument("--controls", type=kind_list, default=[], metavar="KINDS", help=f"some of {','.join(KINDS)}")
+    parser.add_argument("--n_matched", type=positive_int, default=5, help="matched controls of each feature")
+    parser.add_argument("--word_bias", type=number_list, default=[2], metavar="X,Y", help="of the controls words")
     parser.add_argument("--only", choices=("baseline", "steered"), help="leave out the other")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--report_dir", type=Path, help="folder for the report (default: <output_dir>/report)")
@@ -109,6 +117,14 @@ def number_list(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
 
 
+def kind_list(text: str) -> list[str]:
+    """Kinds of controls with commas between them."""
+    kinds = text.split(",")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"unknown control {unknown[0]!r}, expected some of {','.join(KINDS)}")
+    return kinds
+
+
 def report_dir(own: Namespace) -> Path:
     """Where the report goes."""
     return own.report_dir or own.output_dir / "report"
@@ -125,9 +141,19 @@ def read_points(own: Namespace, args: Namespace) -> list[GridPoint]:
     shared, args.model_args = split_arguments(read_config(args).model_args)
     if own.as_published:
         use_published(own, shared)
-    steered = read_steered(own, shared) if own.only != "baseline" else []
+    model = dict(args.model_args)
+    load_tokenizer = partial(model_files.load_tokenizer, str(model.get("pretrained")), model)
+    steered = read_steered(own, shared, load_tokenizer) if own.only != "baseline" else []
     if own.only == "steered" and not steered:
         raise UserError("--only steered, but nothing is: give sae_* model arguments, --scores_dir or --grid")
+    steered += control_points(
+        steered,
+        kinds=own.controls,
+        n_matched=own.n_matched,
+        word_bias=own.word_bias,
+        words=summarize.VOCABULARY,
+        load_tokenizer=load_tokenizer,
+    )
     return steered if own.only == "steered" else [BASELINE, *steered]
 
 
@@ -141,15 +167,15 @@ def use_published(own: Namespace, shared: dict[str, Any]) -> None:
         os.environ["JUDGE"] = "published"
 
 
-def read_steered(own: Namespace, shared: dict[str, Any]) -> list[GridPoint]:
-    """The interventions. `shared`: the `sae_*` model arguments."""
+def read_steered(own: Namespace, shared: dict[str, Any], load_tokenizer: Callable[[], Any]) -> list[GridPoint]:
+    """The interventions without their controls. `shared`: the `sae_*` model arguments."""
     if not own.scores_dir:
         for name in ("topk", "features", "strengths"):
             if getattr(own, name) is not None:
                 raise UserError(
                     f"--{name} is for --scores_dir" + ("; it stands in the file of --grid" * bool(own.grid))
                 )
-        return read_grid(own.grid, shared=shared) if own.grid else read_one(shared)
+        return read_grid(own.grid, shared=shared) if own.grid else read_one(shared, load_tokenizer)
     if own.topk and own.features:
         raise UserError("both --topk and --features are given; expected one of them")
     return read_scores(
@@ -174,7 +200,7 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
     if inner := [task for task in tasks if "::" in task]:
         raise UserError(f"the task {inner[0]} is defined within its group; expected tasks that run by their name")
     name = str(config.model_args["pretrained"])
-    model_config = load_model_config(name, config.model_args)
+    model_config = model_files.load_model_config(name, config.model_args)
     for point in steered:
         check_model(point.steering, model_config, name=name)
     if own.output_dir.is_file():

@@ -5,8 +5,9 @@ steered run with the baseline of the same task and model, question by question.
 
     python evaluation/summarize.py --results evaluation/results --output_dir evaluation/results/report
 
-Writes summary.md, summary.csv and words.csv, report.html with the figures (which also lie in figures/), and for every
-steered run questions_<n>.html, where single answers stand side by side; prints the table. The pages need no network.
+Writes summary.md, summary.csv and words.csv (controls.csv if there are controls), report.html with the figures (which
+also lie in figures/), and for every steered run questions_<n>.html, where single answers stand side by side; prints the
+table. The pages need no network.
 Of several runs that differ in nothing but their date, the latest counts. A row that cannot support a claim has its
 warning beside it; runs that answered different questions are not compared.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from report.controls import place_features
 from report.figures import draw_figures
 from report.pages import TITLE_END, write_question_page, write_report_page
 from report.reasoning_words import WordCounter
@@ -30,7 +32,16 @@ from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 VOCABULARY = Path(__file__).resolve().parent.parent / "extraction" / "reason_tokens.json"
 REPORT = "report.html"
-OWN_FILES = (REPORT, "summary.md", "summary.csv", "words.csv", "questions_*.html", "figures", "figures/*.svg")
+OWN_FILES = (
+    REPORT,
+    "summary.md",
+    "summary.csv",
+    "words.csv",
+    "controls.csv",
+    "questions_*.html",
+    "figures",
+    "figures/*.svg",
+)
 """All that a report's folder can hold."""
 
 
@@ -76,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     draws = {"n_resamples": args.n_resamples, "seed": args.seed}
     rows = summarize(runs, words=words.words, **draws)
+    placed = place_features(rows)
     pictures = draw_figures(rows)
     with atomic_directory(args.output_dir) as folder:
         compared = [place for place, row in enumerate(rows) if row.compared]
@@ -85,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for picture in pictures:
             (folder / "figures").mkdir(exist_ok=True)
             (folder / "figures" / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
-        write_report_page(folder / REPORT, rows, pictures=pictures, question_pages=pages, **draws)
-        write_tables(folder, rows, **draws)
+        write_report_page(folder / REPORT, rows, placed, pictures=pictures, question_pages=pages, **draws)
+        write_tables(folder, rows, placed, **draws)
     print(main_table(rows), end="")
     print(f"Written to {args.output_dir / REPORT}, summary.md, summary.csv and words.csv")
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.steering.arguments import ARGUMENTS, Steering, read_feature_setting, read_steering
+from lm_eval_sae.steering.arguments import FEATURE_ARGUMENTS, Steering, read_feature_setting, read_steering
 from lm_eval_sae.steering.files import feature_entries, read_content
 
-KEYS = (*(name for name in ARGUMENTS if name not in ("sae_strength", "sae_intervention_path")), "strengths")
+KEYS = (*(name for name in FEATURE_ARGUMENTS if name != "sae_strength"), "strengths")
 TABLE = "top_features.csv"
 
 
@@ -29,26 +29,30 @@ class GridPoint:
     @property
     def label(self) -> str:
         """For people."""
-        return (
-            ", ".join(
-                f"{feature.mode} {feature.feature_idx} to {feature.strength:g} × {feature.max_activation:.4g}"
-                for feature in (self.steering.features if self.steering else ())
-            )
-            or "baseline"
+        if self.steering is None:
+            return "baseline"
+        if self.steering.word_bias is not None:
+            return f"words {self.steering.word_bias.bias:+g}"
+        control_of = self.steering.control_of
+        of = f", matched for {control_of.feature_idx} × {control_of.strength:g}" if control_of else ""
+        return ", ".join(
+            f"{feature.mode} {feature.feature_idx} to {feature.strength:g} × {feature.max_activation:.4g}{of}"
+            for feature in self.steering.features
         )
 
 
 BASELINE = GridPoint("", {}, None)
 
 
-def read_one(arguments: Mapping[str, Any]) -> list[GridPoint]:
+def read_one(arguments: Mapping[str, Any], load_tokenizer: Callable[[], Any]) -> list[GridPoint]:
     """The intervention that `sae_*` model arguments describe, if there are any. Raises UserError as `read_steering`."""
-    steering = read_steering(arguments)
+    steering = read_steering(arguments, load_tokenizer)
     if steering is None:
         return []
+    if steering.word_bias is not None:
+        return [GridPoint(f"words-b{steering.word_bias.bias:g}", arguments, steering)]
     path = arguments.get("sae_intervention_path")
-    name = Path(str(path)).stem if path else steering.features[0].feature_idx
-    return [GridPoint(f"sae-{name}", arguments, steering)]
+    return [GridPoint(f"sae-{Path(str(path)).stem if path else steering.features[0].feature_idx}", arguments, steering)]
 
 
 def read_grid(path: Path, *, shared: Mapping[str, Any]) -> list[GridPoint]:

@@ -70,12 +70,12 @@ class Series(NamedTuple):
 def draw_figures(rows: Sequence[Row]) -> list[Picture]:
     """The pictures of every task and model with at least two features or strengths.
 
-    Runs that were not compared with a baseline, or whose tokens were not counted, are in no picture; and without a
-    feature that was steered with two strengths there is none against strength.
+    Runs that were not compared with a baseline, or whose tokens were not counted, and matched controls are in no
+    picture; and without a feature that was steered with two strengths there is none against strength.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.run.features and row.estimate(ACCURACY) and row.estimate(LENGTH):
+        if row.run.features and not row.run.control_of and row.estimate(ACCURACY) and row.estimate(LENGTH):
             groups.setdefault((row.run.task, row.record["model"]), []).append(row)
     pictures: list[Picture] = []
     for number, ((task, model), group) in enumerate(groups.items(), 1):

@@ -46,15 +46,31 @@ def distinct_names(names: Iterable[str]) -> dict[str, str]:
     }
 
 
-def describe(features: Features | None, *, sae_names: Mapping[str, str] | None = None) -> str:
+def describe(
+    features: Features | None,
+    *,
+    control_of: Mapping[str, Any] | None = None,
+    word_bias: Mapping[str, Any] | None = None,
+    sae_names: Mapping[str, str] | None = None,
+) -> str:
     """E.g. "set 46379 to 2 × 5.84 (blocks.19.hook_resid_post)", or "none".
 
     Several features of one place name it once: "set 1 to 2 × 5.84; set 2 to 4 × 3.1 (blocks.19.hook_resid_post)".
+    Controls: "ablate 46379 (…)", "matched 812 for 46379 × 2 (…)", "words +2".
 
     Args:
         features: of a run.
+        control_of: what it is a matched control of.
+        word_bias: if it has no features, what the words' logits got.
         sae_names: what to call the SAEs, if the label must tell them apart.
     """
+    if word_bias:
+        return f"words {word_bias['bias']:+g}"
+    if features and control_of:
+        (feature,) = features
+        mode = "" if feature["mode"] == "set" else f", {feature['mode']}"
+        of = f"{control_of['feature_idx']} × {control_of['strength']:g}"
+        return f"matched {feature['feature_idx']} for {of}{mode} ({_where(feature, sae_names)})"
     if not features:
         return "none" if features is None else "steered, not recorded how"
     groups = groupby(features, key=lambda feature: _where(feature, sae_names))
@@ -70,7 +86,14 @@ def _change(feature: Mapping[str, Any]) -> str:
     strength, maximum = feature.get("strength"), feature.get("max_activation")
     value = f"{feature['value']:.4g}" if None in (strength, maximum) else f"{strength:g} × {maximum:.4g}"
     index = feature["feature_idx"]
+    if ablated(feature):
+        return f"ablate {index}"
     return f"add {value} along {index}" if feature["mode"] == "add" else f"{feature['mode']} {index} to {value}"
+
+
+def ablated(feature: Mapping[str, Any]) -> bool:
+    """Whether a feature is set to 0."""
+    return feature["mode"] == "set" and feature["value"] == 0
 
 
 def strength_of(features: Features) -> float | None:

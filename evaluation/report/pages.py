@@ -19,12 +19,13 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from report.controls import CONTROLS_METHOD, Placed
 from report.figures import Picture
 from report.labels import plural
 from report.reasoning_words import WordCounter
 from report.rows import Row
 from report.runs import answer_texts
-from report.tables import WHO, by_k_cells, main_cells, method, numbered_warnings, word_cells
+from report.tables import WHO, by_k_cells, control_cells, main_cells, method, numbered_warnings, word_cells
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 TITLE = "Baseline and steered evaluation"
@@ -41,6 +42,7 @@ PAGES.globals["asset"] = lambda name: Markup((ASSETS / name).read_text(encoding=
 def write_report_page(
     path: Path,
     rows: Sequence[Row],
+    placed: Sequence[Placed],
     *,
     pictures: Sequence[Picture],
     question_pages: Mapping[int, str],
@@ -52,6 +54,7 @@ def write_report_page(
     Args:
         path: of the page.
         rows: what `summarize` gave.
+        placed: what `place_features` made of them.
         pictures: shown in the page itself.
         question_pages: for the places of rows that have one, the address of the page of their questions.
         n_resamples: of the bootstrap.
@@ -61,25 +64,32 @@ def write_report_page(
     warnings = numbered_warnings(rows)
 
     def table(cells: pd.DataFrame) -> dict[str, Any]:
-        """Its columns, and its lines under a heading for each task and model."""
-        cells = cells.drop(columns=WHO, errors="ignore")
+        """Its columns, and its lines under a heading for each task and model, and effect if it has several."""
+        effects = cells.get("effect", [""] * len(cells))
+        cells = cells.drop(columns=[*WHO, "effect"], errors="ignore")
         lines = [
             {
                 "row": rows[place],
+                "effect": effect,
                 "cells": list(line),
                 "warnings": [warnings[warning] for warning in rows[place].warnings],
                 "questions": question_pages.get(place),
             }
-            for place, line in zip(cells.index, cells.to_numpy().tolist(), strict=True)
+            for place, effect, line in zip(cells.index, effects, cells.to_numpy().tolist(), strict=True)
         ]
-        groups = groupby(lines, key=lambda line: (line["row"].run.task, line["row"].record["model"]))
-        return {"columns": list(cells), "groups": [(" · ".join(who), list(group)) for who, group in groups]}
+        groups = groupby(lines, key=lambda line: (line["row"].run.task, line["row"].record["model"], line["effect"]))
+        return {
+            "columns": list(cells),
+            "groups": [(" · ".join(filter(None, who)), list(group)) for who, group in groups],
+        }
 
     page = PAGES.get_template("report.html").render(
         title=TITLE,
         about=f"{plural(len(rows) - steered, 'baseline')} and {plural(steered, 'steered run')} of "
         f"{plural(len({row.run.task for row in rows}), 'task')}",
         main=table(main_cells(rows)),
+        controls=table(control_cells(placed)),
+        controls_method=CONTROLS_METHOD,
         by_k=table(by_k_cells(rows)),
         words=table(word_cells(rows, intervals=True)),
         warnings=list(warnings),

@@ -132,7 +132,10 @@ def run_warnings(run: Run) -> Iterable[str]:
         yield f"its samples file holds {len(run.questions)} of {plural(run.n_questions, 'question')}"
     if share := _cut_off(run):
         yield f"the token limit cut off {share} of the answers: their length is a lower bound"
-    if run.features == ():
+    if run.word_bias:
+        if split := [word for word, tokens in run.word_bias["tokens"].items() if not tokens]:
+            yield f"no token of the model is one of these words by itself, and they got no bias: {', '.join(split)}"
+    elif run.features == ():
         yield "steered by other code: its results file does not record the intervention"
     elif run.steered and not run.steered_positions:
         yield "nothing in its results file says that any position was steered"

@@ -76,7 +76,11 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
     pairs = pair_runs(runs)
     models = distinct_names(run.model for run in runs)
     saes = distinct_names(str(feature["sae"]) for run in runs for feature in run.features or ())
-    names = {run: describe(run.features, sae_names=saes if len(saes) > 1 else None) for run in runs}
+    sae_names = saes if len(saes) > 1 else None
+    names = {
+        run: describe(run.features, control_of=run.control_of, word_bias=run.word_bias, sae_names=sae_names)
+        for run in runs
+    }
     details, baselines = _details(names, pairs)
     rows = []
     for run in runs:
@@ -115,7 +119,10 @@ def summarize(runs: Sequence[Run], *, words: Sequence[str] = (), n_resamples: in
 def _order(run: Run) -> tuple:
     features = run.features or ()
     steering = [(f["feature_idx"], str(f["mode"]), f.get("strength") or 0.0, f["value"]) for f in features]
-    return run.task, run.model, run.revision, run.steered, steering, run.date
+    # Controls stand after the features that they are controls of; an ablated feature is the least of its strengths.
+    control = tuple(run.control_of.values()) if run.control_of else ()
+    words = run.word_bias["bias"] if run.word_bias else float("-inf")
+    return run.task, run.model, run.revision, run.steered, words, control, steering, run.date
 
 
 def _details(names: dict[Run, str], pairs: dict[Run, Pair]) -> tuple[dict[Run, list[str]], dict[Run, str]]:
@@ -244,10 +251,13 @@ def _word_rates(pair: Pair, words: Sequence[str], *, n_resamples: int, seed: int
 
 
 def _adjust(rows: Sequence[Row]) -> None:
-    """Holm's correction over all tests of one task and model."""
+    """Holm's correction over all tests of one task and model but those of controls.
+
+    A control makes no claim of its own: a claim must not be the weaker for having more of them.
+    """
     families: dict[tuple, list[Row]] = {}
     for row in rows:
-        if row.record["mcnemar_p"] is not None:
+        if row.record["mcnemar_p"] is not None and not row.run.control:
             families.setdefault((row.run.task, row.run.model, row.run.revision), []).append(row)
     for family in families.values():
         for row, p in zip(family, holm([row.record["mcnemar_p"] for row in family]), strict=True):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from report.labels import distinct_names
+from report.labels import ablated, distinct_names
 from report.reasoning_words import WordCounter
 from transformer_lens_r1.shared.errors import UserError
 
@@ -45,6 +45,10 @@ class Run:
     features: tuple[Mapping[str, Any], ...] | None
     """The intervention, one record per feature; None for a baseline, empty if other code steered and
     did not record it."""
+    control_of: Mapping[str, Any] | None
+    """ "feature_idx" and "strength" of the feature that this one is a matched control of."""
+    word_bias: Mapping[str, Any] | None
+    """ "bias" on the logits of "tokens" by word, where no feature is steered."""
     steered_positions: int | None
     n_questions: int
     metrics: Mapping[str, float]
@@ -66,6 +70,13 @@ class Run:
         return self.features is not None
 
     @property
+    def control(self) -> str | None:
+        """Of "ablate", "matched" and "words"; None if it is no control."""
+        if self.word_bias or self.control_of:
+            return "words" if self.word_bias else "matched"
+        return "ablate" if self.features and all(map(ablated, self.features)) else None
+
+    @property
     def accuracy_name(self) -> str:
         return next((name for name in ACCURACY if name in self.metrics), ACCURACY[0])
 
@@ -77,7 +88,8 @@ class Run:
     @property
     def identity(self) -> tuple:
         """Runs with the same one are repetitions of one another, on the same questions."""
-        everything = [self.features, self.requirements, self.settings, sorted(self.questions.index)]
+        intervention = [self.features, self.control_of, self.word_bias]
+        everything = [*intervention, self.requirements, self.settings, sorted(self.questions.index)]
         return self.task, self.model, self.revision, json.dumps(everything, sort_keys=True, default=str)
 
     def samples(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -153,6 +165,8 @@ def _run(file: Path, name: str, results: Mapping[str, Any], task: str, words: Wo
         model=os.path.normpath(str(results.get("model_name") or model_args.get("pretrained") or "unknown")),
         revision=str(config.get("model_revision") or model_args.get("revision") or "main"),
         features=tuple(record["features"]) if record is not None else () if foreign else None,
+        control_of=record and record.get("control_of"),
+        word_bias=record and record.get("word_bias"),
         steered_positions=record and record.get("steered_positions"),
         n_questions=int(results["n-samples"][task]["effective"]),
         metrics=_metrics(results["results"][task]),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from report.controls import CONTROLS_METHOD, EFFECTS, Placed
 from report.paired_statistics import MIN_DISCORDANT, MIN_NOT_ZERO, MIN_QUESTIONS
 from report.rows import BY_K, RATES, Row
 
@@ -111,6 +112,30 @@ def word_cells(rows: Sequence[Row], *, intervals: bool) -> pd.DataFrame:
     return pd.DataFrame(list(lines.values()), index=list(lines))
 
 
+def control_cells(placed: Sequence[Placed]) -> pd.DataFrame:
+    """The effects of each feature beside those of its controls; empty without any."""
+    biases = sorted({bias for one in placed for bias in one.words})
+
+    def shown(value: float | None) -> str:
+        return NOTHING if value is None else f"{100 * value:+.1f}"
+
+    def cells(one: Placed) -> Record:
+        record = one.record()
+        spread = f" [{shown(record['matched_min'])}, {shown(record['matched_max'])}]" if one.matched else ""
+        return {
+            **{name: record[name] for name in WHO},
+            "effect": EFFECTS[one.effect],
+            "steered [95 %]": with_interval(one.row.record, one.effect),
+            "matched: median [range]": shown(record["matched_median"]) + spread,
+            "at least as large": f"{one.as_large} of {len(one.matched)}" if one.matched else NOTHING,
+            "p (matched)": _p_value(record, "matched_p"),
+            "ablated": shown(one.ablated),
+            **{f"words {bias:+g}": shown(one.words.get(bias)) for bias in biases},
+        }
+
+    return pd.DataFrame([cells(one) for one in placed], index=[one.place for one in placed])
+
+
 def numbered_warnings(rows: Sequence[Row]) -> dict[str, int]:
     """All warnings, each once, with the number by which the table refers to them, from 1."""
     return {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row.warnings), 1)}
@@ -125,8 +150,9 @@ def method(*, n_resamples: int, seed: int) -> str:
         "all questions are alike in a difference, nor for a relative change of what fewer than "
         f"{MIN_NOT_ZERO} questions have in the baseline while others have none, such as a rare word. With one answer "
         "to each question, p (McNemar) is exact and two-sided; p (Holm) is corrected for all steered runs of the same "
-        "task and model. Standard errors are of the mean over questions. Truncated and undecided answers count as they "
-        f"were scored. A row of fewer than {MIN_QUESTIONS} questions has a warning: in simulations of known effects "
+        "task and model but controls, which make no claim of their own. Standard errors are of the mean over "
+        "questions. Truncated and undecided answers count as they were scored. A row of fewer than "
+        f"{MIN_QUESTIONS} questions has a warning: in simulations of known effects "
         "(benchmarks/README.md) intervals of 10 and 20 questions held the true change of length in 88 and 91 % of "
         "cases, and at 10 questions up to a third of the differences of accuracy had no interval. So has a row of "
         f"fewer than {MIN_DISCORDANT} questions that changed between right and wrong: the exact test cannot reach 5 %."
@@ -144,10 +170,11 @@ def main_table(rows: Sequence[Row]) -> str:
     return _table(cells) + "\nWarnings:\n\n" + "\n".join(lines) + "\n"
 
 
-def markdown(rows: Sequence[Row], *, n_resamples: int, seed: int) -> str:
+def markdown(rows: Sequence[Row], placed: Sequence[Placed], *, n_resamples: int, seed: int) -> str:
     """The report for people to read as text."""
     parts = ["# Baseline and steered evaluation\n", main_table(rows)]
     for title, cells in (
+        (f"Features among their controls. {CONTROLS_METHOD}", control_cells(placed)),
         ("Coverage and majority of k answers, with the difference to the baseline in points:", by_k_cells(rows)),
         (
             "Reasoning words per 1,000 tokens, baseline → steered (words.csv has the intervals):",
@@ -168,11 +195,14 @@ def _escaped(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()).replace("|", "\\|"))
 
 
-def write_tables(folder: Path, rows: Sequence[Row], *, n_resamples: int, seed: int) -> None:
-    """Write summary.md, summary.csv, and words.csv: a line for every steered run and reasoning word."""
-    (folder / "summary.md").write_text(markdown(rows, n_resamples=n_resamples, seed=seed), encoding="utf-8")
+def write_tables(folder: Path, rows: Sequence[Row], placed: Sequence[Placed], *, n_resamples: int, seed: int) -> None:
+    """Write summary.md, summary.csv, words.csv (a line for every steered run and reasoning word) and controls.csv."""
+    (folder / "summary.md").write_text(markdown(rows, placed, n_resamples=n_resamples, seed=seed), encoding="utf-8")
     who = [*WHO, "results_file"]
     words = [{name: row.record[name] for name in who} | rate for row in rows for rate in row.words]
-    for name, lines in (("summary.csv", [row.record for row in rows]), ("words.csv", words)):
+    tables = {"summary.csv": [row.record for row in rows], "words.csv": words}
+    if placed:
+        tables["controls.csv"] = [one.record() for one in placed]
+    for name, lines in tables.items():
         # As objects, so that whole numbers stay whole in columns with empty cells.
         pd.DataFrame(lines, dtype=object).to_csv(folder / name, index=False, lineterminator="\r\n")

@@ -13,6 +13,7 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -214,10 +215,10 @@ def _check_steering(
     args: Namespace, config: "EvaluatorConfig", ours: Mapping[str, Any], others: Mapping[str, Any]
 ) -> None:
     """Checks the SAE against the model's config; edits `args`."""
-    from lm_eval_sae.engines.model_files import load_model_config
+    from lm_eval_sae.engines.model_files import load_model_config, load_tokenizer
 
-    steering = read_steering(ours)
     name = str(others["pretrained"])
+    steering = read_steering(ours, partial(load_tokenizer, name, others))
     model_config = load_model_config(name, others)
     if steering is not None:
         check_model(steering, model_config, name=name)

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lm_eval_sae.engines.arguments import in_one_line
 from lm_eval_sae.engines.kept_completions import Unfinished, digest, model_files, unfinished_of
-from lm_eval_sae.engines.model_files import load_model_config
+from lm_eval_sae.engines.model_files import load_model_config, load_tokenizer
 from lm_eval_sae.engines.requests import require_room, split_cutoff, with_arguments
 from lm_eval_sae.engines.run_info import run_info
 from lm_eval_sae.errors import NotSteered, UserError
@@ -43,7 +43,7 @@ class HFSAE(HFLM):
 
     def __init__(self, pretrained: Any, **kwargs: Any) -> None:
         arguments, kwargs = split_arguments(kwargs)
-        steering = read_steering(arguments)
+        steering = read_steering(arguments, functools.partial(load_tokenizer, pretrained, kwargs))
         if steering is not None and isinstance(pretrained, str):
             check_model(steering, load_model_config(pretrained, kwargs), name=pretrained)
         with in_one_line("--model_args"):
@@ -152,10 +152,13 @@ class HFSAE(HFLM):
     ) -> tuple[Tensor, int]:
         """HFLM's tokens, and how many positions were steered for them."""
         before = self.steered_positions
+        if self.steering is not None and self.steering.word_bias is not None:
+            biases = self.steering.word_bias.of_tokens
+            generation_kwargs["sequence_bias"] = {(token,): bias for token, bias in biases.items()}
         tokens = super()._model_generate(context, max_length, stop, **generation_kwargs)  # [batch, prompt + new]
         lengths = self._measure(tokens, max_length, stop, prompt_width=context.shape[1])
         steered = self.steered_positions - before
-        if self.steering is not None:
+        if self._steered:
             mask = generation_kwargs.get("attention_mask")
             prompt = context.numel() if mask is None else int(mask.sum())
             # The last token of a row is not fed back, so nothing is left to steer there.
@@ -191,7 +194,7 @@ class HFSAE(HFLM):
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         before = self.steered_positions
         logits = super()._model_call(inps, *args, **kwargs)
-        if self.steering is not None:
+        if self._steered:
             self._require_steered(self.steered_positions - before, inps.numel())
         return logits
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_sae.engines.arguments import in_one_line
 from lm_eval_sae.engines.kept_completions import digest, model_files, unfinished_of
-from lm_eval_sae.engines.model_files import load_model_config
+from lm_eval_sae.engines.model_files import load_model_config, load_tokenizer
 from lm_eval_sae.engines.requests import number_repeats, request_seed, require_room, split_cutoff, with_arguments
 from lm_eval_sae.engines.run_info import run_info
 from lm_eval_sae.engines.vllm_engine import (
@@ -80,7 +81,7 @@ class VLLMSAE(VLLM):
 
     def __init__(self, pretrained: str, *, layers: Mapping[int, int] | None = None, **kwargs: Any) -> None:
         arguments, kwargs = split_arguments(kwargs)
-        steering = read_steering(arguments)
+        steering = read_steering(arguments, partial(load_tokenizer, pretrained, kwargs))
         self._model_config = load_model_config(pretrained, kwargs)
         self._name = pretrained
         of_steering = {layer: len(features) for layer, features in steering.layers().items()} if steering else {}
@@ -269,6 +270,8 @@ def steered(params: SamplingParams, steering: Steering | None) -> SamplingParams
     """The same sampling parameters for a request that is steered."""
     params = copy.copy(params)
     params.extra_args = {**(params.extra_args or {}), **request_arguments(steering)} or None
+    if steering is not None and steering.word_bias is not None:
+        params.logit_bias = {**(params.logit_bias or {}), **steering.word_bias.of_tokens}
     return params
 
 

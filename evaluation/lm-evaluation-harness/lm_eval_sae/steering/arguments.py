@@ -2,14 +2,15 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm_eval_sae.errors import UserError, did_you_mean
 from lm_eval_sae.steering.files import read_intervention_file
 from lm_eval_sae.steering.scores import STATS_FILE, check_scores, read_max_activation
+from lm_eval_sae.steering.words import WordBias, read_word_bias
 
 if TYPE_CHECKING:
     from lm_eval_sae.steering.sae_rows import FeatureRow
@@ -18,7 +19,7 @@ MODES = ("set", "clamp", "add", "published", "published_clamp")
 UNITS = ("folded", "raw")
 SAE_NAMES = ("sae_path", "sae_release", "sae_id", "sae_revision")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # by model_type
-ARGUMENTS = {
+FEATURE_ARGUMENTS = {
     "sae_path": "folder of the SAE",
     "sae_release": "Hub repository of the SAE, with sae_id",
     "sae_id": "folder within that repository, e.g. blocks.19.hook_resid_post",
@@ -29,7 +30,12 @@ ARGUMENTS = {
     "sae_mode": "set (default), clamp, add, published or published_clamp",
     "sae_units": "folded (default; activations at unit decoder norm) or raw (weights as stored; the published modes')",
     "sae_stats": f"scores folder with {STATS_FILE}",
+}
+ARGUMENTS = FEATURE_ARGUMENTS | {
     "sae_intervention_path": "YAML, JSON or .pt file of several features, in place of all other sae_* arguments",
+    "sae_control_of": "feature and strength that the run is a matched control of, e.g. 46379x2; recorded",
+    "sae_word_bias": "what is added to the logits of sae_words in generated text; nothing is steered",
+    "sae_words": "JSON list of words, e.g. extraction/reason_tokens.json",
 }
 
 
@@ -77,11 +83,20 @@ class FeatureSetting:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("folder", "row")}
 
 
+class Controlled(NamedTuple):
+    """The feature that another one is a matched control of, and its strength."""
+
+    feature_idx: int
+    strength: float
+
+
 @dataclass(frozen=True)
 class Steering:
-    """One intervention: one or several features, on one or several layers."""
+    """One intervention: one or several features, on one or several layers; or a bias on words and no features."""
 
     features: tuple[FeatureSetting, ...]
+    control_of: Controlled | None = None
+    word_bias: WordBias | None = None
 
     def layers(self) -> dict[int, tuple[FeatureSetting, ...]]:
         """The features of each layer that is changed."""
@@ -92,29 +107,60 @@ class Steering:
 
     def record(self) -> dict[str, Any]:
         """Plain values for the results file."""
-        return {"features": [feature.record() for feature in self.features]}
+        return {
+            "features": [feature.record() for feature in self.features],
+            **({"control_of": self.control_of._asdict()} if self.control_of else {}),
+            **({"word_bias": self.word_bias.record()} if self.word_bias else {}),
+        }
 
 
-def read_steering(arguments: Mapping[str, Any]) -> Steering | None:
+def read_steering(arguments: Mapping[str, Any], load_tokenizer: Callable[[], Any] | None = None) -> Steering | None:
     """Checks the `sae_*` arguments and reads the features; None if there are none.
+
+    Args:
+        arguments: as the user gave them.
+        load_tokenizer: returns the model's; called for `sae_word_bias` alone.
 
     Raises UserError for whatever is missing, contradictory or of the wrong kind.
     """
     if not arguments:
         return None
+    if "sae_word_bias" in arguments or "sae_words" in arguments:
+        return _read_words(arguments, load_tokenizer)
     path = arguments.get("sae_intervention_path")
     if path is None:
-        return Steering((read_feature_setting(arguments),))
+        return Steering((read_feature_setting(arguments),), control_of=_controlled(arguments.get("sae_control_of")))
     if others := sorted(set(arguments) - {"sae_intervention_path", *SAE_NAMES}):
         raise UserError(f"both sae_intervention_path and {others[0]} are given; everything else belongs into the file")
     features = []
     sae = {name: arguments[name] for name in SAE_NAMES if name in arguments}
-    for number, entry in enumerate(read_intervention_file(Path(str(path)), known=ARGUMENTS, sae=sae), 1):
+    for number, entry in enumerate(read_intervention_file(Path(str(path)), known=FEATURE_ARGUMENTS, sae=sae), 1):
         try:
             features.append(read_feature_setting(entry))
         except UserError as error:
             raise UserError(f"{path}, feature {number}: {error}") from error
     return steering_of(features, where=str(path))
+
+
+def _read_words(arguments: Mapping[str, Any], load_tokenizer: Callable[[], Any] | None) -> Steering:
+    for name in ("sae_word_bias", "sae_words"):
+        if name not in arguments:
+            raise UserError(f"{name} is missing ({ARGUMENTS[name]})")
+    if others := sorted(set(arguments) - {"sae_word_bias", "sae_words"}):
+        raise UserError(f"both sae_word_bias and {others[0]} are given; a run of the words alone steers nothing")
+    assert load_tokenizer is not None
+    bias = _number("sae_word_bias", arguments["sae_word_bias"])
+    return Steering((), word_bias=read_word_bias(bias, Path(str(arguments["sae_words"])), load_tokenizer))
+
+
+def _controlled(value: Any) -> Controlled | None:
+    if value is None:
+        return None
+    index, _, strength = str(value).partition("x")
+    try:
+        return Controlled(int(index), float(strength))
+    except ValueError:
+        raise UserError(f"sae_control_of is {value!r}, expected feature and strength, e.g. 46379x2") from None
 
 
 def steering_of(features: Sequence[FeatureSetting], *, where: str) -> Steering:

@@ -60,8 +60,8 @@ class Served:
 
 
 def request_arguments(steering: Steering | None) -> dict[str, Any]:
-    """The `extra_args` of a request that `Served.read` reads as this intervention; {} for a baseline."""
-    if steering is None:
+    """The `extra_args` of a request that `Served.read` reads as this intervention; {} where nothing is steered."""
+    if steering is None or not steering.features:
         return {}
     rows = [
         {
