@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from engines import (
     write_local_task,
 )
 from grid.controls import control_points, match
-from grid.points import PLAIN, GridPoint, layers, read_grid, read_scores
+from grid.points import BASELINE, GridPoint, layers, read_grid, read_scores
 from report.controls import place_features
 from report.reasoning_words import WordCounter
 from report.rows import summarize
@@ -215,7 +216,7 @@ def test_a_grid_with_controls_from_the_command_line_to_the_report(
     problems = [{"problem": f"Wait, what is {i} + {i}?", "solution": "", "answer": str(2 * i)} for i in range(10)]
     name = write_local_task("math-500", tmp_path, problems)
     features = grid(scores, sae, strengths=(2,))
-    points = [PLAIN, *features, *controls(features, "ablate", "matched", "words", n_matched=2)]
+    points = [BASELINE, *features, *controls(features, "ablate", "matched", "words", n_matched=2)]
     assert len(points) == 1 + 2 + 2 + 4 + 2
     for point in points:
         arguments = {"pretrained": str(tiny_llama), "dtype": "float32", **point.arguments}
@@ -239,7 +240,7 @@ def test_a_grid_with_controls_from_the_command_line_to_the_report(
     words = WordCounter([spelling for word in ("bu", "but", "maybe") for spelling in (word, word.capitalize())])
     rows = summarize(read_runs([tmp_path / "runs"], words=words), words=words.words, n_resamples=100)
     placed = [one for one in place_features(rows) if one.effect == "reasoning_words_change"]
-    changes = {point.name: rate(point) / rate(PLAIN) - 1 for point in points}
+    changes = {point.name: rate(point) / rate(BASELINE) - 1 for point in points}
     assert len(placed) == len(features) and len(set(changes.values())) > 5
     for one, point in zip(placed, features, strict=True):
         index = point.steering.features[0].feature_idx
@@ -273,3 +274,19 @@ def test_a_control_of_nothing_is_refused(scores: Path, sae: Path) -> None:
     arguments = grid(scores, sae)[0].arguments
     with pytest.raises(UserError, match="sae_control_of is 46379, expected feature and strength, e.g. 46379x2"):
         read_steering({**arguments, "sae_control_of": 46379})
+
+
+def test_controls_are_asked_for_by_flags(
+    evaluate: ModuleType, scores: Path, sae: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_sae = [f"{flag},sae_path={sae}" if flag.startswith("pretrained") else flag for flag in flags]
+    command = [*with_sae, "--scores_dir", str(scores), "--features", "3,41", "--strengths", "2", "--n_matched", "1"]
+    command += ["--controls", "ablate,matched,words", "--word_bias", "2,5", "--output_dir", str(tmp_path), "--plan"]
+    evaluate.main(command)
+    names = [
+        line.split()[0].removeprefix("tiny-llama-quickstart_problems")
+        for line in capsys.readouterr().out.splitlines()[1:]
+    ]
+    matched = [name for name in names if "-for-" in name]
+    assert [name.partition("-for-")[2] for name in matched] == ["3-x2", "41-x2"]
+    assert names == ["", "-sae-3-x2", "-sae-41-x2", "-sae-3-x0", "-sae-41-x0", *matched, "-words-b2", "-words-b5"]
