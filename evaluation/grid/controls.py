@@ -68,7 +68,7 @@ def _ablations(points: Sequence[GridPoint]) -> list[GridPoint]:
         feature = _feature(point)
         name = f"sae-{feature.feature_idx}-x0"
         if name not in there | found.keys():
-            # In mode `set` and folded units, whatever the point's are: 0 is 0 only there.
+            # `set` whatever the point's mode is: in the others 0 does not take the feature out.
             others = {key: v for key, v in point.arguments.items() if key not in ("sae_mode", "sae_units")}
             arguments = {**others, "sae_strength": 0}
             found[name] = GridPoint(name, arguments, read_steering(arguments))
@@ -76,7 +76,7 @@ def _ablations(points: Sequence[GridPoint]) -> list[GridPoint]:
 
 
 def _matched(points: Sequence[GridPoint], n_matched: int) -> Iterator[GridPoint]:
-    features: dict[str, list[int]] = {}  # of each scores folder, in the order of the grid
+    by_scores: dict[str, list[GridPoint]] = {}
     for point in points:
         scores = point.arguments.get("sae_stats")
         if scores is None:
@@ -84,26 +84,23 @@ def _matched(points: Sequence[GridPoint], n_matched: int) -> Iterator[GridPoint]
                 f"matched controls of feature {_feature(point).feature_idx} need its scores folder: give --scores_dir, "
                 "or sae_stats with sae_max_activation: auto"
             )
-        of_scores = features.setdefault(str(scores), [])
-        if _feature(point).feature_idx not in of_scores:
-            of_scores.append(_feature(point).feature_idx)
-    statistics = {scores: _read_statistics(Path(scores)) for scores in features}
-    controls = {scores: match(*statistics[scores], features=of, n_matched=n_matched) for scores, of in features.items()}
-    for point in points:
-        feature, scores = _feature(point), str(point.arguments["sae_stats"])
-        maximum = statistics[scores][-1].double()
-        # Its mode, where it is not `set`, and its strength.
-        of_feature = point.name.removeprefix(f"sae-{feature.feature_idx}")
-        for control in controls[scores][feature.feature_idx]:
-            arguments = {
-                **point.arguments,
-                "sae_feature_idx": control,
-                # The same value in folded units, where all decoder rows have norm 1.
-                "sae_strength": feature.strength * float(maximum[feature.feature_idx] / maximum[control]),
-                "sae_control_of": f"{feature.feature_idx}x{feature.strength:g}",
-            }
-            name = f"sae-{control}-for-{feature.feature_idx}{of_feature}"
-            yield GridPoint(name, arguments, read_steering(arguments))
+        by_scores.setdefault(str(scores), []).append(point)
+    for scores, of_scores in by_scores.items():
+        score, frequency, maximum = _read_statistics(Path(scores))
+        features = list(dict.fromkeys(_feature(point).feature_idx for point in of_scores))
+        controls = match(score, frequency, maximum, features=features, n_matched=n_matched)
+        for point in of_scores:
+            index, strength = _feature(point).feature_idx, point.arguments["sae_strength"]
+            for control in controls[index]:
+                arguments = {
+                    **point.arguments,
+                    "sae_feature_idx": control,
+                    # The same value in folded units, where all decoder rows have norm 1.
+                    "sae_strength": strength * float(maximum[index]) / float(maximum[control]),
+                    "sae_control_of": f"{index}x{strength}",
+                }
+                name = point.name.replace(f"sae-{index}", f"sae-{control}-for-{index}")
+                yield GridPoint(name, arguments, read_steering(arguments))
 
 
 def match(
@@ -155,7 +152,5 @@ def _read_statistics(scores: Path) -> list[Tensor]:
 def _feature(point: GridPoint) -> FeatureSetting:
     features = point.steering.features if point.steering else ()
     if len(features) != 1:
-        raise UserError(
-            f"--controls are of single features, but {point.name or 'the baseline'} changes {len(features)}"
-        )
+        raise UserError(f"--controls are of single features, and {point.name} changes {len(features)}")
     return features[0]

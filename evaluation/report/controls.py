@@ -9,6 +9,7 @@ from typing import Any
 
 from report.paired_statistics import TINY
 from report.rows import Row
+from report.runs import Run
 
 EFFECTS = {
     "accuracy_difference": "Δ accuracy, points",
@@ -82,32 +83,37 @@ def place_features(rows: Sequence[Row]) -> list[Placed]:
     for place, row in enumerate(rows):
         if not row.compared or row.run.control or len(row.run.features or ()) != 1:
             continue
-        (feature,) = row.run.features or ()
-        same = [r for r in rows if r.compared and (r.run.task, r.pair.baseline) == (row.run.task, row.pair.baseline)]
-        matched = [r for r in same if r.run.control_of and _steered_like(r.run.features[0], feature, r.run.control_of)]
-        ablated = [r for r in same if r.run.control == "ablate" and _same(r.run.features[0], feature, *OF_FEATURE)]
-        words = {r.run.word_bias["bias"]: r for r in same if r.run.word_bias}
-        if not (matched or ablated or words):
-            continue
-        for effect in EFFECTS:
-            if (value := row.record[effect]) is None:
-                continue
-            found = Placed(
-                place, row, effect, value,
-                matched=tuple(r.record[effect] for r in matched if r.record[effect] is not None),
-                ablated=ablated[0].record[effect] if ablated else None,
-                words={bias: r.record[effect] for bias, r in sorted(words.items()) if r.record[effect] is not None},
-            )  # fmt: skip
-            placed.append(found)
-    # Stable: features stay in the order of the report within each task, model and effect.
-    who = list(dict.fromkeys((row.run.task, row.record["model"]) for row in rows))
-    order = {name: i for i, name in enumerate(EFFECTS)}
-    return sorted(placed, key=lambda one: (who.index((one.row.run.task, one.row.record["model"])), order[one.effect]))
+        (feature,) = row.run.features
+        near = [r for r in rows if r.compared and (r.run.task, r.pair.baseline) == (row.run.task, row.pair.baseline)]
+        matched = [r for r in near if r.run.control == "matched" and _is_matched(r.run, feature)]
+        ablated = [r for r in near if r.run.control == "ablate" and _same(r.run.features[0], feature, *OF_FEATURE)]
+        words = {r.run.word_bias["bias"]: r for r in near if r.run.control == "words"}
+        for effect in EFFECTS if matched or ablated or words else ():
+            if row.record[effect] is not None:
+                found = Placed(
+                    place=place,
+                    row=row,
+                    effect=effect,
+                    value=row.record[effect],
+                    matched=tuple(r.record[effect] for r in matched if r.record[effect] is not None),
+                    ablated=ablated[0].record[effect] if ablated else None,
+                    words={bias: r.record[effect] for bias, r in words.items() if r.record[effect] is not None},
+                )
+                placed.append(found)
+    effects = list(EFFECTS)
+    # Rows are in the order of task, model and revision already; within an effect features stay in the report's order.
+    return sorted(
+        placed,
+        key=lambda one: (one.row.run.task, one.row.run.model, one.row.run.revision, effects.index(one.effect)),
+    )
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], *names: str) -> bool:
     return all(one[name] == other[name] for name in names)
 
 
-def _steered_like(control: Mapping[str, Any], feature: Mapping[str, Any], control_of: Mapping[str, Any]) -> bool:
-    return _same(control, feature, *OF_SAE, "mode", "units") and _same(control_of, feature, "feature_idx", "strength")
+def _is_matched(control: Run, feature: Mapping[str, Any]) -> bool:
+    (one,) = control.features
+    return _same(one, feature, *OF_SAE, "mode", "units") and _same(
+        control.control_of, feature, "feature_idx", "strength"
+    )
