@@ -26,7 +26,7 @@ from lm_eval_sae import errors as lm_eval_errors
 from lm_eval_sae.engines.arguments import require_usable_card
 from lm_eval_sae.engines.model_files import load_model_config
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.serving.settings import Settings
+from lm_eval_sae.serving.settings import KEY_VARIABLE, Settings
 from lm_eval_sae.steering.arguments import check_model
 from lm_eval_sae.steering.requests import Served
 from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int
@@ -34,7 +34,6 @@ from transformer_lens_r1.shared.errors import run
 from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 VOCABULARY = Path(__file__).resolve().parent.parent / "extraction" / "reason_tokens.json"
-KEY_VARIABLE = "VLLM_API_KEY"
 # Compiling takes longer than a conversation on a laptop; and as long a context as the key-value cache holds.
 ON_CPU = ("--enforce-eager", "--max-model-len", "auto")
 # vLLM's flags that cannot be given, and why.
@@ -171,7 +170,6 @@ def vllm_arguments(own: Namespace, rest: Sequence[str], settings: Settings) -> N
         enable_prefix_caching=False,
         worker_cls=WORKER,
         additional_config={**args.additional_config, CONFIG_KEY: settings.served},
-        logits_processors=[*(args.logits_processors or []), "lm_eval_sae.serving.request_check:RequestCheck"],
         middleware=[*args.middleware, "lm_eval_sae.serving.site.Site"],
     )
     validate_parsed_serve_args(args)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+KEY_VARIABLE = "VLLM_API_KEY"
 VARIABLE = "LM_EVAL_SAE_SERVED"
 
 
