@@ -106,7 +106,8 @@ def check(own: Namespace) -> Settings:
     from lm_eval_sae.steering.sae_rows import find_sae, read_config
     from lm_eval_sae.steering.scores import check_scores
 
-    if (own.sae_path is None) == (own.sae_release is None or own.sae_id is None):
+    named = [value is not None for value in (own.sae_path, own.sae_release, own.sae_id)]
+    if named not in ([True, False, False], [False, True, True]):
         raise UserError("which SAE? expected --sae_path, or --sae_release with --sae_id")
     sae = find_sae(own.sae_path, release=own.sae_release, sae_id=own.sae_id).resolve()
     config = read_config(sae)

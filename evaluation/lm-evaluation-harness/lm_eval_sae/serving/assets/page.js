@@ -169,7 +169,7 @@ class Column {
         this.finish = event.choices[0]?.finish_reason ?? this.finish;
         this.frame ??= requestAnimationFrame(() => this.show("…"));
       }
-      this.show(this.finish === "length" ? "cut off at max tokens" : "done");
+      this.show(this.finish === "length" ? "cut off" : "done");
     } catch (error) {
       if (signal.aborted) this.show("stopped");
       else this.show(error.message, true);
