@@ -68,10 +68,12 @@ class Column {
     this.answer = $(".answer", this.root);
     this.steered = steered;
     $("h2", this.root).textContent = steered ? "Steered" : "Baseline";
-    $(".steering", this.root).hidden = !steered;
     $("#columns").append(this.root);
     columns.push(this);
-    if (!steered) return;
+    if (!steered) {
+      $(".steering", this.root).remove();
+      return;
+    }
     this.strength = $(".strength", this.root);
     this.mode = $(".mode", this.root);
     this.maximum = $(".maximum", this.root);
