@@ -34,8 +34,10 @@ from transformer_lens_r1.shared.errors import run
 from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 VOCABULARY = Path(__file__).resolve().parent.parent / "extraction" / "reason_tokens.json"
-# Compiling takes longer than a conversation on a laptop; and as long a context as the key-value cache holds.
-ON_CPU = ("--enforce-eager", "--max-model-len", "auto")
+# What vLLM's flags are unless they are given: as long a context as the key-value cache holds; and on a CPU nothing is
+# compiled, which takes longer than a conversation.
+DEFAULTS = ("--max-model-len", "auto")
+ON_CPU = ("--enforce-eager",)
 # vLLM's flags that cannot be given, and why.
 REFUSED = {
     "model": "give --model_path",
@@ -154,7 +156,7 @@ def vllm_arguments(own: Namespace, rest: Sequence[str], settings: Settings) -> N
     on_cpu = current_platform.is_cpu()
     require_usable_card(vllm_on_cpu=on_cpu)
     parser = make_arg_parser(FlexibleArgumentParser(allow_abbrev=False))
-    args = parser.parse_args([*(ON_CPU if on_cpu else ()), *rest])
+    args = parser.parse_args([*DEFAULTS, *(ON_CPU if on_cpu else ()), *rest])
     given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
     for name, why in REFUSED.items():
         if given.get(name):

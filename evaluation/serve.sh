@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's model to talk to: vLLM's OpenAI-compatible server on http://127.0.0.1:8000, where each request says which
 # features of the paper's SAE steer it, and a page that asks the baseline and steered variants the same question.
-# As it stands: a GPU of 24 GB or more, with the scores and dashboards that compute_score.sh and compute_dashboard.sh
+# As it stands: a GPU of 48 GB or more, with the scores and dashboards that compute_score.sh and compute_dashboard.sh
 # wrote. Every value can be set in the environment, and further flags are vLLM's:
 #
 #     MODEL=quickstart-run/model SAE_PATH=quickstart-run/sae SCORES_DIR=quickstart-run/scores \

@@ -183,7 +183,7 @@ class Column {
     this.frame = null;
     const { parts, count } = marked(this.text);
     this.answer.replaceChildren(...parts);
-    const counts = this.text ? `${this.tokens} tokens · ${count} reasoning words · ` : "";
+    const counts = this.text ? `${this.tokens} tokens · reasoning words: ${count} · ` : "";
     this.status.textContent = counts + state;
     this.status.classList.toggle("failed", failed);
   }
