@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from transformer_lens_r1.shared.files import atomic_file
+from transformer_lens_r1.shared.files import atomic_file, write_json
 
 if TYPE_CHECKING:
     from sae_dashboard.feature_data import FeatureData
@@ -246,7 +246,7 @@ def marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], peak: int) ->
 
 
 def write_index(folder: Path, rows: Sequence[tuple[FeatureFacts, Snippet]], *, title: str, about: str) -> None:
-    """Write the index.
+    """Write the index, and what it says in short for other programs (features.json).
 
     Args:
         folder: where the pages are.
@@ -257,3 +257,11 @@ def write_index(folder: Path, rows: Sequence[tuple[FeatureFacts, Snippet]], *, t
     words = ", ".join(word for word, _ in rows[0][0].word_means)
     page = _fill("index.html", title=title, about=about, words=words, rows=rows)
     (folder / "index.html").write_text(page, encoding="utf-8")
+    features = [
+        {
+            "feature": facts.feature, "rank": facts.rank, "score": facts.score, "max_activation": facts.max_activation,
+            "snippet": snippet, "page": facts.page,
+        }
+        for facts, snippet in rows
+    ]  # fmt: skip
+    write_json(folder / "features.json", features)

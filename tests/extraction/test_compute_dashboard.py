@@ -1,5 +1,6 @@
 """compute_dashboard.py: pages for the features asked for, which open without a network, and an index of them."""
 
+import html
 import json
 import math
 import re
@@ -80,6 +81,11 @@ def test_the_best_features_get_pages_and_an_index_from_one_pass_up_to_the_hook(
     assert index.index("feature_49.html") < index.index("feature_0.html")
     assert "<mark>" in index and "<b>hmm" not in index
     assert index.count('class="interval"') == 1 and "[4.5, 5.5]" in index
+    listed = json.loads((folder / "features.json").read_text())
+    assert [(one["feature"], one["rank"], one["page"]) for one in listed] == [
+        (49, 1, "feature_49.html"), (0, 2, "feature_0.html")
+    ]  # fmt: skip
+    assert all(one["snippet"][1] and html.escape(one["snippet"][1]) in index for one in listed)
     record = json.loads((folder / "dashboards.json").read_text())
     assert record["row_rule"] == "stream" and record["rope_original_context"] is None
     licences = [path.read_text() for path in sorted((folder / "assets").glob("LICENSE.*"))]

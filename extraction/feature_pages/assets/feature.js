@@ -1,4 +1,4 @@
-// Copying the steering arguments, and the arrow keys.
+// Copying the steering arguments, the arrow keys, and the way to the model if evaluation/serve.sh serves this page.
 "use strict";
 
 const button = document.querySelector("#copy");
@@ -26,3 +26,8 @@ document.addEventListener("keydown", (event) => {
   const link = relation && document.querySelector(`a[rel=${relation}]`);
   if (link) link.click();
 });
+
+// A page from the disk asks nobody.
+if (location.protocol !== "file:") {
+  fetch("../sae/info", { method: "HEAD" }).then((response) => (document.querySelector("#try").hidden = !response.ok));
+}

@@ -1,7 +1,6 @@
 """From the `sae_*` model arguments to an intervention that was checked against the SAE and the model."""
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 MODES = ("set", "clamp", "add", "published", "published_clamp")
 UNITS = ("folded", "raw")
 SAE_NAMES = ("sae_path", "sae_release", "sae_id", "sae_revision")
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32, which the changes are computed in
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # by model_type
 FEATURE_ARGUMENTS = {
     "sae_path": "folder of the SAE",
@@ -248,7 +248,7 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
         feature_idx=feature_idx,
         strength=strength,
         max_activation=max_activation,
-        value=strength * max_activation,
+        value=_number("sae_strength × sae_max_activation", strength * max_activation),
         mode=mode,
         units=units,
         max_activation_from=max_activation_from,
@@ -282,8 +282,8 @@ def check_model(steering: Steering, config: Any, *, name: str) -> None:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{name} is {value!r}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise UserError(f"{name} is {value!r}, expected a number that float32 holds")
     return float(value)
 
 

@@ -4,8 +4,12 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lm_eval_sae.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STATS_FILE = "feature_stats.safetensors"
 RUN_FILE = "run.json"
@@ -13,6 +17,14 @@ RUN_FILE = "run.json"
 
 def read_max_activation(scores: Path, feature_idx: int, *, d_sae: int) -> float:
     """Maximal activation of a feature, in folded units, from the statistics that compute_score.py wrote."""
+    value = float(read_max_activations(scores, d_sae=d_sae)[feature_idx])
+    if not value > 0:
+        raise UserError(f"feature {feature_idx} never fired in the scored text: there is no maximum to scale")
+    return value
+
+
+def read_max_activations(scores: Path, *, d_sae: int) -> "Tensor":
+    """Those of all features, [d_sae]; 0 if one never fired."""
     from safetensors import SafetensorError, safe_open
 
     file = scores.expanduser() / STATS_FILE
@@ -27,10 +39,7 @@ def read_max_activation(scores: Path, feature_idx: int, *, d_sae: int) -> float:
         raise UserError(f"{file} cannot be read: {error}") from error
     if values.shape != (d_sae,):
         raise UserError(f"{file} is of {values.numel()} features, the SAE has {d_sae}; expected scores of this SAE")
-    value = float(values[feature_idx])
-    if not value > 0:
-        raise UserError(f"feature {feature_idx} never fired in the scored text: there is no maximum to scale")
-    return value
+    return values
 
 
 def check_scores(scores: Path, sae: Path, *, hook_name: str) -> None:
