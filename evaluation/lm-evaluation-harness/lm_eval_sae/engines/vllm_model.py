@@ -28,6 +28,7 @@ from lm_eval_sae.engines.vllm_engine import (
     split_cores,
     steering_arguments,
 )
+from lm_eval_sae.errors import UserError
 from lm_eval_sae.grading.completion import Completion, count_reasoning
 from lm_eval_sae.steering.arguments import Steering, check_model, read_steering, split_arguments
 from lm_eval_sae.steering.requests import Served, request_arguments
@@ -87,6 +88,8 @@ class VLLMSAE(VLLM):
         self.set_intervention(steering)
         self._arguments = dict(kwargs)
         if self._served.layers:
+            if kwargs.get("speculative_config") is not None:
+                raise UserError("steering does not work with speculative decoding; leave out speculative_config")
             kwargs |= steering_arguments(self._served.layers, kwargs.get("additional_config"))
         self._suit_platform(kwargs)
         with in_one_line("--model_args"):
