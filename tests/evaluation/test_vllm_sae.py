@@ -19,13 +19,13 @@ from engines import (
     assert_agree,
     assert_all_differ,
     assert_mixed_batch_equals,
+    comparable,
     generate_mixed,
     generations,
     interventions,
     loglikelihoods,
     start_hf,
     start_vllm,
-    texts_of,
 )
 
 from lm_eval_sae.engines import vllm_engine
@@ -86,7 +86,7 @@ def test_the_prefix_cache_of_an_intervention_is_its_own(
     def cached(*names: str) -> dict[str, bool]:
         chosen = {name: steerings[name] for name in names}
         outputs = {name: of[0] for name, of in generate_mixed(eager, [prompt], chosen).items()}
-        assert {name: texts_of([of]) for name, of in outputs.items()} == alone(hf, [prompt], chosen)
+        assert {name: [comparable(of.outputs[0].text)] for name, of in outputs.items()} == alone(hf, [prompt], chosen)
         return {name: of.num_cached_tokens > 0 for name, of in outputs.items()}
 
     assert cached("set") == {"set": False}
@@ -102,19 +102,21 @@ def test_in_bfloat16_other_requests_change_a_steered_one_no_more_than_a_baseline
     """Rounding may depend on the batch, for a baseline as well; on most CPUs it does not, and all is equal."""
     model = start_vllm(tiny_llama, layers=PLACES, dtype="bfloat16")
 
-    def logprobs(outputs: list[Any]) -> list[list[float]]:
-        chosen = [zip(of.prompt_token_ids[1:], of.prompt_logprobs[1:], strict=True) for of in outputs]
-        return [[at[token].logprob for token, at in of] for of in chosen]
-
     def ask(prompts: list[str], chosen: dict[str, Steering | None]) -> dict[str, list[list[float]]]:
-        return {name: logprobs(of) for name, of in generate_mixed(model, prompts, chosen, prompt_logprobs=1).items()}
+        """The log-probabilities of each prompt."""
+        outputs = generate_mixed(model, prompts, chosen, prompt_logprobs=1)
+        return {
+            name: [
+                [at[token].logprob for token, at in zip(of.prompt_token_ids[1:], of.prompt_logprobs[1:], strict=True)]
+                for of in of_name
+            ]
+            for name, of_name in outputs.items()
+        }
 
-    mixed = ask(MIXED_PROMPTS, mild_steerings)
-    apart = {}
+    mixed, apart = ask(MIXED_PROMPTS, mild_steerings), {}
     for name, steering in mild_steerings.items():
         single = [ask([prompt], {name: steering})[name][0] for prompt in MIXED_PROMPTS]
-        differences = (torch.tensor(a) - torch.tensor(b) for a, b in zip(mixed[name], single, strict=True))
-        apart[name] = max(difference.abs().max().item() for difference in differences)
+        apart[name] = max(abs(a - b) for a, b in zip(sum(mixed[name], []), sum(single, []), strict=True))
     model.close()
     assert max(apart.values()) <= 10 * apart["nothing"] < 1, apart
 
