@@ -29,7 +29,8 @@ def run_job(**engine_arguments: Any) -> dict[str, Any]:
     job = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(
         job["model"], dtype="float32", max_model_len=256, max_num_seqs=3, skip_tokenizer_init=True,
-        kv_cache_memory_bytes=2**25, num_gpu_blocks_override=4, **engine_arguments, **steering_arguments({job["layer"]: 1}),
+        kv_cache_memory_bytes=2**25, num_gpu_blocks_override=4, **engine_arguments,
+        **steering_arguments({job["layer"]: 1}),
     )  # fmt: skip
     engine = Engine(llm)
     before = asdict(compilation_counter)
