@@ -2,15 +2,15 @@
 
     python benchmarks/steering.py --model_path quickstart-run/model --layer 19
 
-Every variant is an engine of its own; those of one kind are started together and generate the same number of tokens
-from the same prompts in turn, several rounds, each round beginning with another one. They do so through lm-eval's
-`generate_until`, so that what a run does besides (counting positions, measuring lengths) is in it. The SAE has random
-weights. Printed for each number of sequences: tokens/s (median of the rounds), the ratio to the baseline engine of the
-same kind (median, least and greatest of the rounds' ratios), and the peak resident memory of the engine's processes
-(Linux; on a GPU it is the host's).
+The engines of one kind are started together and generate the same number of tokens from the same prompts in turn,
+several rounds, each round beginning with another one. The SAE has random weights. Printed for each number of
+sequences: tokens/s (median of the rounds), the ratio to the baseline engine of the same kind (median, least and
+greatest of the rounds' ratios), and the peak resident memory of the engine's processes (Linux; on a GPU it is the
+host's).
 
-    baseline   `vllm-sae` without sae arguments, which is lm-eval's own
-    steered    one feature set, by one column and one row of the SAE
+    baseline   an engine that cannot steer
+    unsteered  an engine that can, none of its requests steered
+    steered    the same engine, each request with one of 32 interventions (a feature and a strength of its own)
     full SAE   the layer's output encoded and decoded with all features, one of them set, the error added back
 """
 
@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ sys.path.insert(0, str(HERE))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
+import psutil  # noqa: E402
+
 from lm_eval_sae.errors import UserError, run  # noqa: E402
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int  # noqa: E402
 
@@ -37,8 +40,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from lm_eval_sae.engines.vllm_model import VLLMSAE
+    from lm_eval_sae.steering.arguments import Steering
 
-VARIANTS = ("baseline", "steered", "full SAE")
+INTERVENTIONS = 32
 KV_CACHE_BYTES = 2**30  # of each engine
 GPU_SHARE = 0.3  # of a GPU's memory for each engine: three run side by side
 
@@ -61,55 +65,65 @@ def save_random_sae(folder: Path, *, d_in: int, d_sae: int, layer: int) -> None:
     (folder / "cfg.json").write_text(json.dumps(cfg))
 
 
+def start(args: Namespace, *, eager: bool, **arguments: Any) -> tuple[VLLMSAE, set[psutil.Process]]:
+    """An engine, and its processes."""
+    import torch
+
+    from lm_eval_sae.engines.vllm_model import VLLMSAE
+
+    if torch.cuda.is_available():
+        arguments["gpu_memory_utilization"] = GPU_SHARE
+    before = set(psutil.Process().children(recursive=True))
+    model = VLLMSAE(
+        args.model_path, dtype=args.dtype, max_model_len=512, max_num_seqs=max(args.sequences), enforce_eager=eager,
+        kv_cache_memory_bytes=KV_CACHE_BYTES, **arguments,
+    )  # fmt: skip
+    return model, set(psutil.Process().children(recursive=True)) - before
+
+
+def start_variants(args: Namespace, sae: Path, *, eager: bool) -> list[Variant]:
+    """All of one kind."""
+    from lm_eval_sae.steering.arguments import read_steering
+
+    one = {"sae_path": str(sae), "sae_max_activation": 1.0}
+    steerings = [read_steering({**one, "sae_feature_idx": i, "sae_strength": 1 + i / 8}) for i in range(INTERVENTIONS)]
+    full = {"path": str(sae), "layer": args.layer, "feature": 7, "value": 1.0}
+    baseline = start(args, eager=eager)
+    steered = start(args, eager=eager, layers={args.layer: 1})
+    every_feature = start(
+        args, eager=eager, worker_cls="full_sae_worker.FullSAEWorker", additional_config={"full_sae": full}
+    )
+    return [
+        Variant("baseline", *baseline, [None]),
+        Variant("unsteered", *steered, [None]),
+        Variant("steered", *steered, steerings),
+        Variant("full SAE", *every_feature, [None]),
+    ]
+
+
+@dataclass
 class Variant:
-    """A running engine, and what was measured of it."""
+    """A running engine, what its requests ask for in turn, and what was measured of it."""
 
-    def __init__(self, name: str, args: Namespace, sae: Path, *, eager: bool) -> None:
-        import psutil
-        import torch
-
-        from lm_eval_sae.engines.vllm_model import VLLMSAE
-
-        arguments: dict[str, Any] = {
-            "dtype": args.dtype, "max_model_len": 512, "max_num_seqs": max(args.sequences), "enforce_eager": eager,
-            "kv_cache_memory_bytes": KV_CACHE_BYTES,
-        }  # fmt: skip
-        if torch.cuda.is_available():
-            arguments["gpu_memory_utilization"] = GPU_SHARE
-        if name == "steered":
-            arguments |= {
-                "sae_path": str(sae), "sae_feature_idx": 7, "sae_strength": 1.0, "sae_max_activation": 1.0,
-            }  # fmt: skip
-        elif name == "full SAE":
-            arguments |= {
-                "worker_cls": "full_sae_worker.FullSAEWorker",
-                "additional_config": {"full_sae": {"path": str(sae), "layer": args.layer, "feature": 7, "value": 1.0}},
-            }
-        before = set(psutil.Process().children(recursive=True))
-        started = time.perf_counter()
-        self.model: VLLMSAE = VLLMSAE(args.model_path, **arguments)
-        self.start_seconds = time.perf_counter() - started
-        self.processes = set(psutil.Process().children(recursive=True)) - before
-        self.name, self.eager = name, eager
-        self.seconds: dict[int, list[float]] = {}
+    name: str
+    model: VLLMSAE
+    processes: set[psutil.Process]
+    steerings: list[Steering | None]
+    seconds: dict[int, list[float]] = field(default_factory=dict)
 
     def generate(self, sequences: int, *, tokens: int) -> None:
         """Times one batch of greedy completions of exactly `tokens` tokens each."""
-        from lm_eval.api.instance import Instance
+        from lm_eval_sae.engines.vllm_model import SamplingParams, steered
 
-        gen_kwargs = {"max_gen_toks": tokens, "min_tokens": tokens, "ignore_eos": True, "do_sample": False, "until": []}
+        greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        params = [steered(greedy, self.steerings[i % len(self.steerings)]) for i in range(sequences)]
         prompts = [
             f"Question {i}. Wait, let me think about this again: what is {i} + {i * i}?" for i in range(sequences)
         ]
-        requests = [
-            Instance("generate_until", {}, (prompt, dict(gen_kwargs)), i, metadata=("benchmark", i, 1))
-            for i, prompt in enumerate(prompts)
-        ]
+        ids = self.model.tok_encode(prompts)
         started = time.perf_counter()
-        completions = self.model.generate_until(requests, disable_tqdm=True)
+        self.model.engine.generate(ids, params, progress=False)
         self.seconds.setdefault(sequences, []).append(time.perf_counter() - started)
-        if any(completion.completion_tokens != tokens for completion in completions):
-            raise RuntimeError(f"{self.name}: not all completions have {tokens} tokens")
 
     def peak_mib(self) -> float:
         """Peak resident memory of the engine's processes, added up."""
@@ -134,19 +148,17 @@ def measure(variants: list[Variant], sequences: int, *, tokens: int, rounds: int
             variant.generate(sequences, tokens=tokens)
 
 
-def report(variants: list[Variant], sequences: int, *, tokens: int) -> None:
-    """Prints one table, the baseline engine of the same kind being the measure."""
+def report(variants: list[Variant], sequences: int, *, tokens: int, kind: str) -> None:
+    """Prints one table; the first variant, the baseline, is the measure."""
     print(f"\n{sequences} sequences of {tokens} tokens, {len(variants[0].seconds[sequences])} rounds")
     for variant in variants:
-        (baseline,) = (other for other in variants if other.name == "baseline")
         seconds = variant.seconds[sequences]
-        ratios = [a / b for a, b in zip(baseline.seconds[sequences], seconds, strict=True)]
+        ratios = [a / b for a, b in zip(variants[0].seconds[sequences], seconds, strict=True)]
         speed = sequences * tokens / statistics.median(seconds)
-        kind = "eager" if variant.eager else "compiled"
         print(
-            f"  {kind:<9}{variant.name:<9}{speed:8.0f} tokens/s   {statistics.median(ratios):.3f} of baseline "
-            f"({min(ratios):.3f} to {max(ratios):.3f})   peak {variant.peak_mib():6.0f} MiB   "
-            f"start {variant.start_seconds:.0f} s"
+            f"  {kind:<9}{variant.name:<10}{speed:8.0f} tokens/s   {statistics.median(ratios):.3f} of baseline "
+            f"({min(ratios):.3f} to {max(ratios):.3f})   peak {variant.peak_mib():6.0f} MiB",
+            flush=True,
         )
 
 
@@ -172,12 +184,12 @@ def main() -> None:
         sae = Path(folder)
         save_random_sae(sae, d_in=config.hidden_size, d_sae=args.expansion * config.hidden_size, layer=args.layer)
         for kind in kinds:
-            variants = [Variant(name, args, sae, eager=kind == "eager") for name in VARIANTS]
+            variants = start_variants(args, sae, eager=kind == "eager")
             for sequences in args.sequences:
                 measure(variants, sequences, tokens=args.tokens, rounds=args.rounds)
-                report(variants, sequences, tokens=args.tokens)
-            for variant in variants:
-                variant.model.close()
+                report(variants, sequences, tokens=args.tokens, kind=kind)
+            for model in {id(variant.model): variant.model for variant in variants}.values():
+                model.close()
 
 
 if __name__ == "__main__":

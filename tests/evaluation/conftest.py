@@ -106,10 +106,29 @@ def benchmark_facts(fixtures_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def steerings(make_sae: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Interventions (`engines.interventions`) by SAEs at layers 1 and 2 of the tiny models."""
+def make_steerings(make_sae: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Makes interventions (`engines.interventions`) by SAEs at layers 1 and 2 of the tiny models."""
     from engines import interventions
 
-    first = make_sae("jumprelu")
-    second = make_sae("standard", hook_name="blocks.2.hook_resid_post")
-    return interventions(first, second, tmp_path_factory.mktemp("interventions"))
+    saes = make_sae("jumprelu"), make_sae("standard", hook_name="blocks.2.hook_resid_post")
+    return lambda strength: interventions(*saes, tmp_path_factory.mktemp("interventions"), strength=strength)
+
+
+@pytest.fixture(scope="session")
+def steerings(make_steerings: Callable[..., Any]) -> dict[str, Any]:
+    """Interventions whose effect on log-likelihoods is large."""
+    return make_steerings(2.0)
+
+
+@pytest.fixture(scope="session")
+def mild_steerings(make_steerings: Callable[..., Any]) -> dict[str, Any]:
+    """Interventions that leave texts varied."""
+    return make_steerings(0.5)
+
+
+@pytest.fixture(scope="session")
+def texts_of_transformers(mild_steerings: dict[str, Any]) -> Callable[[Path], dict[str, list[str]]]:
+    """A function: what transformers generates for `engines.MIXED_PROMPTS` under each of `mild_steerings`."""
+    from engines import MIXED_PROMPTS, alone, start_hf
+
+    return functools.cache(lambda model: alone(start_hf(model), MIXED_PROMPTS, mild_steerings))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from lm_eval_sae import TASKS_DIR
 from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.steering.arguments import Steering, read_steering
+from lm_eval_sae.steering.requests import intervention_key, request_arguments
 
 if TYPE_CHECKING:
     from lm_eval_sae.engines.vllm_model import VLLMSAE
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 PROMPTS = ["What is 2 + 2?", "Wait, let me think about this again. However, 7 times 6", "So", "What is 2 + 2?"]
 # Longer than a block of vLLM's prefix cache, and all alike at the start.
 LONG_PROMPTS = ["Wait, let me think about this again. " * 24 + end for end in PROMPTS]
+MIXED_PROMPTS = ["What is 2 + 2?", "Wait, let me think", "So", "7", "x = y, but", "However", *LONG_PROMPTS[:2]]
+MIXED_TOKENS = 20
 PLACES = {1: 2, 2: 1}  # features by layer, of the interventions below on SAEs at layers 1 and 2
 
 # One row of each benchmark in its own schema.
@@ -71,7 +75,7 @@ def generations(prompts: Sequence[str], **gen_kwargs: Any) -> list[Instance]:
 
 
 def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE":
-    """A small engine in float32. Skips the test if it is to be spread over more GPUs than there are."""
+    """A small engine, in float32 by default. Skips the test if it is to be spread over more GPUs than there are."""
     from vllm.platforms import current_platform
 
     sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -80,8 +84,8 @@ def start_vllm(model: Path, *, eager: bool = True, **arguments: Any) -> "VLLMSAE
         pytest.skip(f"needs {needed} GPUs; there {'is' if gpus == 1 else 'are'} {gpus}")
     from lm_eval_sae.engines.vllm_model import VLLMSAE
 
-    arguments = {"kv_cache_memory_bytes": 2**27} | arguments
-    return VLLMSAE(str(model), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=eager, **arguments)
+    small = {"dtype": "float32", "max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 2**27}
+    return VLLMSAE(str(model), enforce_eager=eager, **(small | arguments))
 
 
 def full_sae_change(sae: SAE, values: Mapping[int, float]) -> Callable[[Tensor], Tensor]:
@@ -102,16 +106,16 @@ def start_hf(model: Path) -> HFSAE:
     return HFSAE(str(model), dtype="float32", device="cpu", batch_size=4)
 
 
-def steering_of(folder: Path, name: str, entries: Sequence[dict[str, Any]]) -> Steering:
+def steering_of(folder: Path, name: str, entries: Sequence[dict[str, Any]], *, strength: float = 2.0) -> Steering:
     """An intervention as a file of several describes it."""
     file = folder / f"{name}.json"
-    file.write_text(json.dumps({"sae_strength": 2.0, "features": list(entries)}))
+    file.write_text(json.dumps({"sae_strength": strength, "features": list(entries)}))
     steering = read_steering({"sae_intervention_path": str(file)})
     assert steering is not None
     return steering
 
 
-def interventions(first: Path, second: Path, folder: Path) -> dict[str, Steering | None]:
+def interventions(first: Path, second: Path, folder: Path, *, strength: float = 2.0) -> dict[str, Steering | None]:
     """Of two SAEs at different layers: one feature, another, every other mode, several at once, nothing."""
 
     def entry(sae: Path, index: int, maximum: float, **more: Any) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def interventions(first: Path, second: Path, folder: Path) -> dict[str, Steering
         "published clamps": [entry(first, i, 4.0, sae_mode="published_clamp") for i in (3, 9)],
         "several": [entry(first, 3, 4.0), entry(first, 9, 2.0, sae_mode="add"), entry(second, 5, 3.0)],
     }
-    read = {name: steering_of(folder, name, entries) for name, entries in kinds.items()}
+    read = {name: steering_of(folder, name, entries, strength=strength) for name, entries in kinds.items()}
     return {"set": read["set"], **read, "nothing": None}
 
 
@@ -148,6 +152,71 @@ def assert_agree(vllm: "VLLMSAE", hf: HFSAE, steering: Steering | None, *, long:
             assert getattr(a, attribute) == getattr(b, attribute)
         assert a.rstrip("\ufffd") == b.rstrip("\ufffd")  # vLLM leaves out a character whose bytes are not complete
     return ours
+
+
+def generate_mixed(
+    model: "VLLMSAE", prompts: Sequence[str], steerings: Mapping[str, Steering | None], **params: Any
+) -> dict[str, list[Any]]:
+    """vLLM's outputs for each prompt under every intervention, greedy, in one batch in which neighbours differ.
+
+    Fails where the positions that an engine counted for an intervention are not exactly those that it went through.
+    """
+    from vllm import SamplingParams
+
+    from lm_eval_sae.engines.vllm_engine import positions_of
+    from lm_eval_sae.engines.vllm_model import steered
+
+    greedy = SamplingParams(**{"temperature": 0, "max_tokens": MIXED_TOKENS, **params})
+    ids = model.tok_encode(list(prompts))
+    keys = {name: intervention_key(request_arguments(steering)) for name, steering in steerings.items()}
+    before = steered_positions(model, list(keys.values()))
+    outputs = model.engine.generate(
+        [one for one in ids for _ in steerings],
+        [steered(greedy, steering) for _ in ids for steering in steerings.values()],
+        progress=False,
+    )
+    of_name = {name: outputs[i :: len(steerings)] for i, name in enumerate(steerings)}
+    after = steered_positions(model, list(keys.values()))
+    for name, key in keys.items():
+        if key:
+            assert after[key] - before[key] == sum(map(positions_of, of_name[name])), name
+    return of_name
+
+
+def steered_positions(model: "VLLMSAE", keys: Sequence[str]) -> dict[str, int]:
+    """`Engine.steered_positions`, of all replicas together."""
+    from lm_eval_sae.engines.vllm_engine import Replicas
+
+    if not isinstance(model.engine, Replicas):
+        return model.engine.steered_positions(keys)
+    counts = model.engine._ray.get([actor.steered_positions.remote(keys) for actor in model.engine.actors])
+    return {key: sum(count[key] for count in counts) for key in keys}
+
+
+def comparable(text: str) -> str:
+    """Without what only one back end shows: special tokens, and a character at the end whose bytes are not complete."""
+    return re.sub("<｜[^｜]*｜>", "", text).rstrip("\ufffd")
+
+
+def alone(
+    model: "VLLMSAE | HFSAE", prompts: Sequence[str], steerings: Mapping[str, Steering | None]
+) -> dict[str, list[str]]:
+    """The greedy completions under every intervention, one intervention after another."""
+    texts = {}
+    for name, steering in steerings.items():
+        model.set_intervention(steering)
+        completions = model.generate_until(generations(prompts, max_gen_toks=MIXED_TOKENS), disable_tqdm=True)
+        texts[name] = [comparable(text) for text in completions]
+    return texts
+
+
+def assert_mixed_batch_equals(
+    model: "VLLMSAE", expected: Mapping[str, list[str]], steerings: Mapping[str, Steering | None]
+) -> None:
+    """One batch of MIXED_PROMPTS under every intervention has the texts of `alone`."""
+    mixed = generate_mixed(model, MIXED_PROMPTS, steerings)
+    found = {name: [comparable(output.outputs[0].text) for output in outputs] for name, outputs in mixed.items()}
+    assert found == expected and len(set(map(tuple, expected.values()))) == len(steerings)
 
 
 def assert_all_differ(values: Sequence[Sequence[float]]) -> None:

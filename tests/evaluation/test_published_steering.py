@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.steering.arguments import read_steering
-from lm_eval_sae.steering.intervention import FeatureIntervention, slot_values
+from lm_eval_sae.steering.intervention import FeatureIntervention
 
 
 @pytest.mark.parametrize("kind", SAES)
@@ -125,25 +125,23 @@ def test_a_layer_of_vllm_is_changed_in_the_half_that_is_the_mlp_output(
     m, residual = torch.randn(2, 300, 256, generator=generator)
     one = read_steering(one_feature(folder, sae_feature_idx=7, sae_mode="published"))
     several = read_steering({"sae_path": str(folder), "sae_intervention_path": str(file)})
-    intervention = FeatureIntervention(256, 5)  # more slots than features
-    layer = SteeredLayer(lambda *_: (m, residual), intervention)
+    table = FeatureIntervention(256, 5, rows=3)  # more places than features
+    table.load(one.features, 1)
+    table.load(several.features, 2)
+    rows = torch.randint(3, (300,), generator=generator)
+    layer = SteeredLayer(lambda *_: (m, residual), table, rows)
 
-    intervention.load(slot_values(one.features, d_in=256, slots=5))
     changed, kept = layer()
+    assert kept is residual and layer.positions.tolist() == rows.bincount().tolist()
+    assert torch.equal(changed[rows == 0], m[rows == 0])
     with torch.no_grad():
         expected = full_sae_change(sae, {7: STRENGTH * MAX_ACTIVATION})(m)
-    torch.testing.assert_close(changed, expected, atol=1e-4, rtol=0)
-    assert kept is residual and int(intervention.positions) == 300
-
-    intervention.load(slot_values(several.features, d_in=256, slots=5))
+    torch.testing.assert_close(changed[rows == 1], expected[rows == 1], atol=1e-4, rtol=0)
     expected = m
     for feature, value in values.items():
         d_hat = decoder[feature] / decoder[feature].norm()
         expected = expected + (value - expected @ d_hat)[:, None] * d_hat
-    torch.testing.assert_close(layer()[0], expected, atol=1e-4, rtol=0)
-
-    intervention.load(slot_values([], d_in=256, slots=5))
-    assert torch.equal(layer()[0], m), "and back"
+    torch.testing.assert_close(changed[rows == 2], expected[rows == 2], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["published", "published_clamp"])

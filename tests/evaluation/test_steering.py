@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.steering.arguments import read_steering
-from lm_eval_sae.steering.intervention import FeatureIntervention, make_intervention, slot_values
+from lm_eval_sae.steering.arguments import Steering, read_steering
+from lm_eval_sae.steering.intervention import FeatureIntervention, make_intervention
 from lm_eval_sae.steering.sae_rows import read_config
 
 STRENGTH, MAX_ACTIVATION = 1.5, 4.0
@@ -170,11 +170,23 @@ def test_several_features_on_two_layers_at_once(
     assert (plain - steered).abs().max() > 0.01 and lm.get_model_info()["sae"] is None
 
 
-def test_an_empty_slot_changes_nothing() -> None:
-    x = torch.randn(7, 16, generator=torch.Generator().manual_seed(0)) * 100
-    intervention = FeatureIntervention(16, 3)
-    intervention.load(slot_values([], d_in=16, slots=3))
-    assert torch.equal(intervention(x), x)
+def test_every_position_has_the_change_of_its_own_row(steerings: dict[str, Steering | None]) -> None:
+    changes = [steering.layers().get(1, ()) if steering else () for steering in steerings.values()]
+    table = FeatureIntervention(256, 2, rows=len(changes))
+    for row, features in reversed(list(enumerate(changes))):
+        table.load(changes[0], row)  # what was in a row before leaves nothing behind
+        table.load(features, row)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 256, generator=generator) * 3
+    rows = torch.randint(len(changes), (50,), generator=generator)
+    changed = x + table.change(x, rows)
+    for one, row, result in zip(x, rows, changed, strict=True):
+        if features := changes[row]:
+            torch.testing.assert_close(result, make_intervention(features)(one), atol=1e-5, rtol=1e-6)
+            assert not torch.equal(result, one)
+        else:
+            assert torch.equal(result, one), "an empty row changes nothing"
+    assert table.reads_residual[:, 0].tolist() == [not any(f.on_mlp_output for f in features) for features in changes]
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json", ".pt"])

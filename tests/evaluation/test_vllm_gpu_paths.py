@@ -19,21 +19,27 @@ from engines import full_sae_change, steering_of
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM
 
-from lm_eval_sae.engines.vllm_engine import as_lists
-from lm_eval_sae.steering.intervention import slot_values
+from lm_eval_sae.steering.intervention import BUFFERS
+from lm_eval_sae.steering.requests import request_arguments
 
 pytestmark = pytest.mark.needs_vllm
 
 SCRIPTS = Path(__file__).resolve().parent / "gpu_paths"
 LAYER, FEATURE = 2, 17  # of the fixture's SAE; the feature is active at most positions
-# How and to what the feature is set, one after another; None leaves it alone.
-STEPS = [None, ("set", 2.0), ("set", -2.0), ("set", 0.0), ("published", 2.0), None]
+# How and to what the feature is set; None leaves it alone. More than requests run at once.
+STEPS = [None, ("set", 2.0), ("set", -2.0), ("set", 0.0), ("published", 2.0)]
 REQUESTS = [
     {"prompt": list(range(5, 42)), "params": {"temperature": 0, "max_tokens": 6}},
     {"prompt": list(range(50, 61)), "params": {"temperature": 1, "seed": 7, "max_tokens": 9}},
     {"prompt": list(range(50, 140)), "params": {"temperature": 0, "max_tokens": 4, "prompt_logprobs": 1}},
 ]
-POSITIONS = sum(len(one["prompt"]) + one["params"]["max_tokens"] - 1 for one in REQUESTS)
+# Three of them fill the key-value cache, and none finishes in the block that it has then.
+LONG_REQUEST = {"prompt": list(range(5, 125)), "params": {"temperature": 0, "max_tokens": 16}}
+# Each with its step: neighbours differ.
+BATCHES = [
+    [(request, step) for request in REQUESTS for step in STEPS],
+    [(LONG_REQUEST, step) for step in STEPS[:3]],
+]
 TOLERANCE = 2e-4  # of a sum of log-probabilities; the worst that was seen is 3e-5, of the 89 of a prompt
 
 
@@ -48,19 +54,19 @@ def cpu_build() -> None:
 
 @pytest.fixture(scope="module")
 def job(tiny_llama: Path, legacy_sae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The requests under each of STEPS, as `gpu_paths/steered_job.py` reads them."""
+    """BATCHES as `gpu_paths/steered_job.py` reads them."""
     folder = tmp_path_factory.mktemp("job")
-    interventions = []
-    for step in STEPS:
-        features = []
-        if step is not None:
-            entry = {"sae_path": str(legacy_sae), "sae_feature_idx": FEATURE, "sae_max_activation": 1.0}
-            entry |= dict(zip(("sae_mode", "sae_strength"), step, strict=True))
-            features = steering_of(folder, "one", [entry]).layers()[LAYER]
-        interventions.append(as_lists({LAYER: slot_values(features, d_in=256, slots=1)}))
+
+    def steered(request: dict[str, Any], step: tuple[str, float] | None) -> dict[str, Any]:
+        if step is None:
+            return request
+        entry = {"sae_path": str(legacy_sae), "sae_feature_idx": FEATURE, "sae_max_activation": 1.0}
+        steering = steering_of(folder, "one", [{**entry, "sae_mode": step[0], "sae_strength": step[1]}])
+        return {**request, "params": {**request["params"], "extra_args": request_arguments(steering)}}
+
+    batches = [[steered(*one) for one in batch] for batch in BATCHES]
     file = folder / "job.json"
-    content = {"model": str(tiny_llama), "layer": LAYER, "interventions": interventions, "requests": REQUESTS}
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps({"model": str(tiny_llama), "layer": LAYER, "batches": batches}))
     return file
 
 
@@ -110,29 +116,30 @@ def run(script: str, job: Path, folder: Path) -> dict[str, Any]:
     return json.loads(result.read_text())
 
 
-def assert_steered(runs: Sequence[dict[str, Any]], expected: Reference) -> None:
-    """Each run is the reference's under its step, every position it needed was steered once, and it is reversible."""
-    for step, of in zip(STEPS, runs, strict=True):
-        assert of["steered_positions"] == {str(LAYER): POSITIONS} and of["needed_positions"] == POSITIONS
-        for place, request in enumerate(REQUESTS):
-            prompt, tokens = request["prompt"], torch.tensor(of["tokens"][place])
-            logprobs = expected.logprobs([*prompt, *of["tokens"][place]], step)
-            generated = logprobs[len(prompt) - 1 :]
+def assert_steered(batches: Sequence[dict[str, Any]], expected: Reference) -> None:
+    """Each request is the reference's under its own step, and every position that it needed was steered once."""
+    mixed, crowded = batches
+    assert mixed["preempted"] == 0 and mixed["steered"] == mixed["needed"] and len(mixed["steered"]) == len(STEPS)
+    # What was preempted is computed again.
+    assert crowded["preempted"] > 0
+    assert all(crowded["steered"][key] >= needed for key, needed in crowded["needed"].items())
+    logprobs: dict[tuple[int, Any], float] = {}
+    for requests, batch in zip(BATCHES, batches, strict=True):
+        for (request, step), found in zip(requests, batch["outputs"], strict=True):
+            prompt, tokens = request["prompt"], torch.tensor(found["tokens"])
+            reference = expected.logprobs([*prompt, *found["tokens"]], step)
+            generated = reference[len(prompt) - 1 :]
             if request["params"]["temperature"] == 0:
                 assert torch.equal(generated.argmax(-1), tokens)
             total = generated.gather(1, tokens[:, None]).sum().item()
-            assert of["logprobs"][place] == pytest.approx(total, abs=TOLERANCE)
+            assert found["logprob"] == pytest.approx(total, abs=TOLERANCE)
             if request["params"].get("prompt_logprobs"):
-                of_prompt = logprobs[: len(prompt) - 1].gather(1, torch.tensor(prompt[1:])[:, None]).sum().item()
-                assert sum(of["prompt_logprobs"][place]) == pytest.approx(of_prompt, abs=TOLERANCE)
-    plain, high, low, without, published, again = runs
-    assert again == plain
-    for request in (0, 2):  # the greedy ones
-        assert len({tuple(of["tokens"][request]) for of in (plain, high, low)}) == 3
+                of_prompt = reference[: len(prompt) - 1].gather(1, torch.tensor(prompt[1:])[:, None]).sum().item()
+                assert found["prompt_logprob"] == pytest.approx(of_prompt, abs=TOLERANCE)
+            logprobs[len(prompt), step] = found["logprob"]
     # The comparison can tell: as small a change as taking away the feature's own activation is far more than it allows.
-    assert abs(without["logprobs"][0] - plain["logprobs"][0]) > 20 * TOLERANCE
-    for other in (plain, high):
-        assert abs(published["logprobs"][0] - other["logprobs"][0]) > 20 * TOLERANCE
+    of_first = [logprobs[len(REQUESTS[0]["prompt"]), step] for step in STEPS]
+    assert min(abs(a - b) for i, a in enumerate(of_first) for b in of_first[:i]) > 20 * TOLERANCE
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton's interpreter; triton is not installed here")
@@ -141,7 +148,7 @@ def test_the_second_model_runner_steers(job: Path, expected: Reference, tmp_path
     for name, scheduler in (("synchronous", "Scheduler"), ("asynchronous", "AsyncScheduler")):
         result = results[name]
         assert (result["runner"], result["scheduler"]) == ("vllm.v1.worker.cpu.model_runner", scheduler)
-        assert_steered(result["runs"], expected)
+        assert_steered(result["batches"], expected)
 
 
 @pytest.fixture(scope="module")
@@ -165,21 +172,21 @@ def test_the_piecewise_graph_has_steering_in_one_of_its_pieces(cold: dict[str, A
     pieces = cold["pieces"]
     assert [piece["splitting"] for piece in pieces] == [False, True] * 4 + [False]  # split at 4 layers' attention
     # What follows the attention of the steered layer, to that of the next.
-    buffers = ["bias", "direction", "encoder", "positions", "reads_residual", "threshold", "value"]
-    assert [place for place, piece in enumerate(pieces) if piece["intervention"]] == [2 * LAYER + 2]
-    assert pieces[2 * LAYER + 2]["intervention"] == buffers
+    buffers = sorted(["rows", "positions", *BUFFERS])
+    assert [place for place, piece in enumerate(pieces) if piece["steering"]] == [2 * LAYER + 2]
+    assert pieces[2 * LAYER + 2]["steering"] == buffers
 
 
-def test_the_piecewise_graph_follows_the_values_without_compiling_again(
+def test_the_piecewise_graph_follows_every_request_without_compiling_again(
     cold: dict[str, Any], expected: Reference
 ) -> None:
-    assert_steered(cold["runs"], expected)
+    assert_steered(cold["batches"], expected)
     before, after = cold["compiled"]
     assert before == after and before["num_inductor_compiles"] > 0
 
 
 def test_a_second_start_takes_the_piecewise_graph_from_the_cache(cold: dict[str, Any], warm: dict[str, Any]) -> None:
-    assert warm["runs"] == cold["runs"]
+    assert warm["batches"] == cold["batches"]
     names = ("num_graphs_seen", "num_inductor_compiles", "num_aot_artifacts_loaded")
     assert [cold["compiled"][1][name] for name in names] == [1, 5, 0]
     assert [warm["compiled"][1][name] for name in names] == [0, 0, 1]

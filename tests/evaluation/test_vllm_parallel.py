@@ -1,54 +1,79 @@
-"""Steering on every rank: tensor and data parallel engines (vLLM's CPU build, real Ray)."""
+"""Steering on every rank: tensor, pipeline and data parallel engines (vLLM's CPU build, real Ray)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engines import PLACES, PROMPTS, assert_agree, assert_all_differ, generations, start_hf, start_vllm
+from engines import (
+    PLACES,
+    PROMPTS,
+    assert_mixed_batch_equals,
+    generations,
+    start_vllm,
+    steered_positions,
+)
 
 from lm_eval_sae.engines.kept_completions import FOLDER, kept_in
 from lm_eval_sae.engines.vllm_engine import split_cores
 from lm_eval_sae.steering.arguments import Steering
+from lm_eval_sae.steering.requests import intervention_key, request_arguments
+
+TextsOf = Callable[[Path], dict[str, list[str]]]
+Steerings = dict[str, Steering | None]
+
+
+def key_of(steering: Steering | None) -> str:
+    return intervention_key(request_arguments(steering))
 
 
 @pytest.mark.needs_vllm
-def test_tensor_parallel_ranks_all_steer(tiny_qwen2: Path, steerings: dict[str, Steering | None]) -> None:
-    reference = start_hf(tiny_qwen2)
+def test_tensor_parallel_ranks_all_steer(
+    tiny_qwen2: Path, mild_steerings: Steerings, texts_of_transformers: TextsOf
+) -> None:
     model = start_vllm(tiny_qwen2, layers=PLACES, tensor_parallel_size=2)
-    assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "published")])
-    workers = model.model.collective_rpc("steered_positions")
+    assert_mixed_batch_equals(model, texts_of_transformers(tiny_qwen2), mild_steerings)
+    keys = [key_of(steering) for steering in mild_steerings.values()]
+    workers = model.model.collective_rpc("steered_positions", args=(keys,))
     model.close()
-    assert len(workers) == 2 and workers[0] == workers[1] and workers[0]["1"] > 0
+    assert len(workers) == 2 and workers[0] == workers[1] and workers[0].keys() == PLACES.keys()
 
 
 @pytest.mark.needs_vllm
-def test_the_pipeline_rank_that_owns_a_layer_steers_it(tiny_llama: Path, steerings: dict[str, Steering | None]) -> None:
-    reference = start_hf(tiny_llama)
+def test_the_pipeline_rank_that_owns_a_layer_steers_it(
+    tiny_llama: Path, mild_steerings: Steerings, texts_of_transformers: TextsOf
+) -> None:
     # Compiled: vLLM's CPU worker skips the warm-up of an eager engine, and without it a pipeline fails, steered or not.
     model = start_vllm(tiny_llama, eager=False, layers=PLACES, pipeline_parallel_size=2)
-    assert_all_differ([assert_agree(model, reference, steerings[name]) for name in ("several", "nothing", "published")])
-    assert [list(counts) for counts in model.model.collective_rpc("steered_positions")] == [["1"], ["2"]]
+    assert_mixed_batch_equals(model, texts_of_transformers(tiny_llama), mild_steerings)
+    workers = model.model.collective_rpc("steered_positions", args=([key_of(mild_steerings["set"])],))
     model.close()
+    assert [list(counts) for counts in workers] == [[1], [2]]
 
 
 @pytest.mark.needs_vllm
 def test_data_parallel_replicas_all_steer(
-    tiny_llama: Path, steerings: dict[str, Steering | None], tmp_path: Path
+    tiny_llama: Path, mild_steerings: Steerings, texts_of_transformers: TextsOf, tmp_path: Path
 ) -> None:
-    hf = start_hf(tiny_llama)
     model = start_vllm(tiny_llama, layers=PLACES, data_parallel_size=2)
-    assert_all_differ([assert_agree(model, hf, steerings[name]) for name in ("several", "nothing", "published")])
-    counts = model.engine._ray.get([actor.steered_positions.remote() for actor in model.engine.actors])
-    assert model.steered_positions == sum(count["1"] for count in counts) and all(count["1"] > 0 for count in counts)
+    # An odd number of interventions: each goes to both replicas.
+    seven = {name: steering for name, steering in mild_steerings.items() if name != "set another"}
+    expected = {name: texts for name, texts in texts_of_transformers(tiny_llama).items() if name in seven}
+    assert_mixed_batch_equals(model, expected, seven)
+    key = key_of(mild_steerings["set"])
+    counts = model.engine._ray.get([actor.steered_positions.remote([key]) for actor in model.engine.actors])
+    assert all(count[key] > 0 for count in counts)
 
+    model.set_intervention(mild_steerings["set"])
     texts = model.generate_until(generations(PROMPTS), disable_tqdm=True)
     with pytest.raises(KeyboardInterrupt), kept_in(str(tmp_path)):
         assert model.generate_until(generations(PROMPTS), disable_tqdm=True) == texts
         files = list((tmp_path / FOLDER).iterdir())
         assert [len(file.read_text().splitlines()) for file in files] == [2, 2], "each replica keeps its own"
         files[0].unlink()
-        before = model.engine.steered_positions()["1"]
+        before = steered_positions(model, [key])[key]
         assert model.generate_until(generations(PROMPTS), disable_tqdm=True) == texts
-        assert 0 < model.engine.steered_positions()["1"] - before <= sum(map(len, model.tok_encode(PROMPTS))) + 2 * 11
+        new = steered_positions(model, [key])[key] - before
+        assert 0 < new <= sum(map(len, model.tok_encode(PROMPTS))) + 2 * 11
         raise KeyboardInterrupt
     model.close()
 

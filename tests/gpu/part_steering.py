@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from measure import Machine, Rows, run_part
 
 if TYPE_CHECKING:
     from lm_eval_sae.engines.vllm_model import VLLMSAE
+    from lm_eval_sae.steering.arguments import Steering
 
 LIMITS = {"cuda": {"float32": 3e-3, "bfloat16": 5e-2}, "cpu": {"float32": 1e-3}}
 """Of differences over the effect of steering. In float32, vLLM's attention on a GPU rounds to TF32."""
@@ -33,9 +35,16 @@ def engine_arguments(machine: Machine, work: Path, **arguments: Any) -> dict[str
     return {"kv_cache_memory_bytes": 4 * 2**30, "gpu_memory_utilization": 0.6, **arguments}
 
 
-def time_engine(rows: Rows, name: str, model: VLLMSAE, sequences: int, dtype: str) -> None:
-    """Speed of reading prompts and of greedy generation; memory is all that is in use on the GPU."""
+def time_engine(
+    rows: Rows, name: str, model: VLLMSAE, sequences: int, dtype: str, *, mixed: Sequence[Steering | None] = (None,)
+) -> None:
+    """Speed of reading prompts and of greedy generation; memory is all that is in use on the GPU.
+
+    The requests of a batch take the interventions of `mixed` in turn.
+    """
     from steered import sampling
+
+    from lm_eval_sae.engines.vllm_model import steered
 
     machine, sizes = rows.machine, sizes_for(rows.machine)
     in_use = None
@@ -45,7 +54,8 @@ def time_engine(rows: Rows, name: str, model: VLLMSAE, sequences: int, dtype: st
     for what, length, new in (("prompts", sizes.context, 1), ("generation", 32, 128 if machine.is_cuda else 16)):
         prompts = sizes.tokens(4 * sequences, seed=3 + new)[:, :length].tolist()
         batches = (prompts[i * sequences : (i + 1) * sequences] for i in range(4))  # not what the prefix cache holds
-        ask = partial(model.engine.generate, params=[sampling(new, logprobs=None)] * sequences, progress=False)
+        params = [steered(sampling(new, logprobs=None), mixed[i % len(mixed)]) for i in range(sequences)]
+        ask = partial(model.engine.generate, params=params, progress=False)
         seconds = machine.seconds(lambda ask=ask, batches=batches: ask(next(batches)))
         tokens = sequences * (length if new == 1 else new)
         flops = sizes.forward_flops(sizes.layers, context=length) / length
@@ -72,13 +82,13 @@ def part(rows: Rows, work: Path) -> None:
             rows.note(f"{dtype} engine", described)
         compare(rows, dtype, model, question, limit=limit)
         if dtype == list(LIMITS[machine.device])[-1]:
-            model.set_intervention(question.cases[-1].steering)
-            time_engine(rows, f"two features set, {sequences} sequences", model, sequences, dtype)
+            mixed = [case.steering for case in question.cases]
+            time_engine(rows, f"interventions mixed, {sequences} sequences", model, sequences, dtype, mixed=mixed)
         model.close()
     if not machine.is_cuda:
         rows.note(f"vLLM alone, {sequences} sequences", "timed only on CUDA")
         return
-    model = start(material, slots=False, **arguments)
+    model = start(material, can_steer=False, **arguments)
     time_engine(rows, f"vLLM alone, {sequences} sequences", model, sequences, dtype)
     model.close()
 

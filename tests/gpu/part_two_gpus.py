@@ -65,8 +65,9 @@ def check_tensor_parallel(rows: Rows, work: Path) -> None:
     material = make_material(work, rows.machine)
     arguments = engine_arguments(rows.machine, work, dtype="bfloat16", max_num_seqs=8, tensor_parallel_size=2)
     model = start(material, **arguments)
-    compare(rows, "tensor parallel 2", model, Question(material), limit=LIMITS["cuda"]["bfloat16"])
-    counts = model.model.collective_rpc("steered_positions")
+    question = Question(material)
+    compare(rows, "tensor parallel 2", model, question, limit=LIMITS["cuda"]["bfloat16"])
+    counts = model.model.collective_rpc("steered_positions", args=([case.key for case in question.cases],))
     rows.equal("tensor parallel 2: ranks that count the same", len({str(count) for count in counts}), 1)
     model.close()
 

@@ -13,8 +13,9 @@ from reference import Reference
 from vllm import SamplingParams
 
 from lm_eval_sae.engines.vllm_engine import positions_of
-from lm_eval_sae.engines.vllm_model import VLLMSAE
+from lm_eval_sae.engines.vllm_model import VLLMSAE, steered
 from lm_eval_sae.steering.arguments import Steering, read_steering
+from lm_eval_sae.steering.requests import intervention_key, request_arguments
 
 STRENGTH = 2.0
 NEW_TOKENS = 16
@@ -29,6 +30,11 @@ class Case(NamedTuple):
     """What each feature is set to, in folded units."""
     steering: Steering | None
     """The same for the engine."""
+
+    @property
+    def key(self) -> str:
+        """By which the engine counts its positions."""
+        return intervention_key(request_arguments(self.steering))
 
 
 class Question:
@@ -58,10 +64,10 @@ class Question:
             self.cases.append(Case(name, values, read_steering({"sae_intervention_path": str(file)})))
 
 
-def start(material: Material, *, slots: bool = True, **arguments: Any) -> VLLMSAE:
+def start(material: Material, *, can_steer: bool = True, **arguments: Any) -> VLLMSAE:
     """A compiled engine with room for two features at the SAE's layer, or vLLM's own."""
-    arguments |= {"max_model_len": 2 * material.sizes.context, "slots": {material.sizes.layer: 2} if slots else None}
-    return VLLMSAE(str(material.checkpoint), **arguments)
+    layers = {material.sizes.layer: 2} if can_steer else None
+    return VLLMSAE(str(material.checkpoint), max_model_len=2 * material.sizes.context, layers=layers, **arguments)
 
 
 def sampling(tokens: int, *, logprobs: int | None) -> SamplingParams:
@@ -84,18 +90,13 @@ def compare(rows: Rows, name: str, model: VLLMSAE, question: Question, *, limit:
     expect, prompts = question.reference.log_likelihood, question.prompts
     halves = [(prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in prompts]
     requests = [((f"prompt {i}", "its rest"), *parts) for i, parts in enumerate(halves)]
-    greedy = [sampling(NEW_TOKENS, logprobs=1)] * len(prompts)
     found: list[tuple[str, str, list[float], list[float]]] = []  # case, what was asked for, answers, expected ones
     effects = {"log-likelihoods": 0.0, "greedy completions": 0.0}
+    completions = _complete_mixed(rows, name, model, question)
     for case in question.cases:
         model.set_intervention(case.steering)
         likelihoods = [value for value, _ in model._loglikelihood_tokens(requests, disable_tqdm=True)]
-        before = model.steered_positions
-        outputs = model.engine.generate(prompts, greedy, progress=False)
-        if case.values:
-            needed, counted = sum(map(positions_of, outputs)), model.steered_positions - before
-            # A captured graph counts the padding of its batch too.
-            rows.check(f"{name}, {case.name}: steered positions", counted, f"≥ {needed}", counted >= needed)
+        outputs = completions[case.name]
         of_completions = [output.outputs[0].cumulative_logprob for output in outputs]
         completed = [(prompt, output.outputs[0].token_ids) for prompt, output in zip(prompts, outputs, strict=True)]
         for kind, texts, answers in zip(effects, (halves, completed), (likelihoods, of_completions), strict=True):
@@ -107,6 +108,23 @@ def compare(rows: Rows, name: str, model: VLLMSAE, question: Question, *, limit:
     for case_name, kind, answers, expected in found:
         worst = largest_difference(answers, expected) / effects[kind]
         rows.at_most(f"{name}, {case_name}: {kind}, difference over effect", worst, limit)
+
+
+def _complete_mixed(rows: Rows, name: str, model: VLLMSAE, question: Question) -> dict[str, list[Any]]:
+    """Greedy completions of every prompt under every case, by case, all in one batch; a row for counted positions."""
+    cases, greedy = question.cases, sampling(NEW_TOKENS, logprobs=1)
+    keys = [case.key for case in cases if case.key]
+    before = model.engine.steered_positions(keys)
+    params = [steered(greedy, case.steering) for case in cases] * len(question.prompts)
+    outputs = model.engine.generate([prompt for prompt in question.prompts for _ in cases], params, progress=False)
+    after = model.engine.steered_positions(keys)
+    of_case = {case.name: outputs[i :: len(cases)] for i, case in enumerate(cases)}
+    for case in cases:
+        if case.key:
+            needed, counted = sum(map(positions_of, of_case[case.name])), after[case.key] - before[case.key]
+            # An asynchronous scheduler may run a request one step too far.
+            rows.check(f"{name}, {case.name}: steered positions", counted, f"≥ {needed}", counted >= needed)
+    return of_case
 
 
 def largest_difference(some: Sequence[float], others: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
 vLLM's CPU platform compiles the model in one piece; here it keeps the mode VLLM_COMPILE, and what that mode expects of
 a GPU is left out. The result has one more entry, "pieces": for each piece of a graph that was split in this process,
-whether it is one of the operations it was split at, and the buffers of the intervention that it reads or writes.
+whether it is one of the operations it was split at, and the buffers of steering that it reads or writes.
 """
 
 import os
@@ -17,6 +17,8 @@ from vllm.compilation.passes.utility.fix_functionalization import FixFunctionali
 from vllm.compilation.piecewise_backend import PiecewiseBackend  # noqa: E402
 from vllm.config import CompilationMode, VllmConfig  # noqa: E402
 from vllm.platforms.cpu import CpuPlatform  # noqa: E402
+
+from lm_eval_sae.steering.intervention import BUFFERS  # noqa: E402
 
 check_and_update_config = CpuPlatform.check_and_update_config.__func__
 find_range_for_shape = PiecewiseBackend._find_range_for_shape
@@ -41,12 +43,13 @@ def find_range(self: PiecewiseBackend, shape: int) -> Any:
 
 
 def split_and_look(graph: GraphModule, *args: Any, **kwargs: Any) -> tuple[GraphModule, list[Any]]:
-    """vLLM's own, noting what each piece holds of the intervention."""
+    """vLLM's own, noting what each piece holds of steering."""
     split, items = split_graph(graph, *args, **kwargs)
     for item in items:
         names = [node.name for node in item.graph.graph.nodes if node.op == "placeholder"]
-        buffers = sorted(name.split("_buffers_")[-1].strip("_") for name in names if "_intervention_" in name)
-        pieces.append({"splitting": item.is_splitting_graph, "intervention": buffers})
+        buffers = {name.split("_buffers_")[-1].strip("_") for name in names if "_buffers_" in name}
+        steering = sorted(buffers & {"rows", "positions", *BUFFERS})
+        pieces.append({"splitting": item.is_splitting_graph, "steering": steering})
     return split, items
 
 

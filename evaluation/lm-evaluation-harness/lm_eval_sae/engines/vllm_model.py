@@ -17,7 +17,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_sae.engines.arguments import in_one_line
+from lm_eval_sae.engines.arguments import in_one_line, refuse_for_steering
 from lm_eval_sae.engines.kept_completions import digest, model_files, unfinished_of
 from lm_eval_sae.engines.model_files import load_model_config, load_tokenizer
 from lm_eval_sae.engines.requests import number_repeats, request_seed, require_room, split_cutoff, with_arguments
@@ -89,6 +89,7 @@ class VLLMSAE(VLLM):
         self.set_intervention(steering)
         self._arguments = dict(kwargs)
         if self._served.layers:
+            refuse_for_steering(kwargs)
             kwargs |= steering_arguments(self._served.layers, kwargs.get("additional_config"))
         self._suit_platform(kwargs)
         with in_one_line("--model_args"):

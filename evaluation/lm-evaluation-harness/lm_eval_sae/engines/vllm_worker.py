@@ -109,9 +109,9 @@ class SteeringWorker(PlatformWorker):
     """The platform's own worker, with the layers of `Served` wrapped before anything is traced."""
 
     def load_model(self, **kwargs: Any) -> None:
+        self._require_tokens_in_order()
         super().load_model(**kwargs)
         config = self.vllm_config
-        self._require_tokens_in_order()
         served = Served.of(config.additional_config[CONFIG_KEY])
         self.rows = torch.zeros(config.scheduler_config.max_num_batched_tokens, dtype=torch.int64, device=self.device)
         layers, steered = self.get_model().model.layers, {}
