@@ -274,7 +274,7 @@ def test_without_sae_arguments_it_is_stock_lm_eval(
 
 
 def test_speculative_decoding_is_refused_in_words(tiny_llama: Path) -> None:
-    with pytest.raises(UserError, match="steering does not work with speculative decoding; leave out"):
+    with pytest.raises(UserError, match="steering does not work with the model argument speculative_config; leave it out"):
         start_vllm(tiny_llama, layers=PLACES, speculative_config={"method": "ngram", "num_speculative_tokens": 2})
 
 
