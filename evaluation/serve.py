@@ -156,6 +156,7 @@ def vllm_arguments(own: Namespace, rest: Sequence[str], settings: Settings) -> N
     on_cpu = current_platform.is_cpu()
     require_usable_card(vllm_on_cpu=on_cpu)
     parser = make_arg_parser(FlexibleArgumentParser(allow_abbrev=False))
+    parser.error = ArgumentParser().error  # one line
     args = parser.parse_args([*DEFAULTS, *(ON_CPU if on_cpu else ()), *rest])
     given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
     for name, why in REFUSED.items():

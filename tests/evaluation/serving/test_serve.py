@@ -266,10 +266,17 @@ def test_a_mistake_ends_it_before_anything_starts(
 
 
 def test_the_script_says_in_one_line_what_is_wrong(inputs: dict[str, Path], repository: Path) -> None:
-    settings = {name: str(path) for name, path in inputs.items()} | {"HOST": "0.0.0.0", "PYTHON": sys.executable}
+    settings = {name: str(path) for name, path in inputs.items()} | {"PORT": "0", "PYTHON": sys.executable}
     env = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"} | settings
-    ended = subprocess.run(["bash", str(repository / "evaluation/serve.sh")], env=env, capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "VLLM_API_KEY" in ended.stderr
+    for flags, change, sentence in (
+        ([], {"HOST": "0.0.0.0"}, "set VLLM_API_KEY"),
+        (["--max-model-lengthy", "5"], {}, "--max-model-lengthy"),
+    ):
+        command = ["bash", str(repository / "evaluation" / "serve.sh"), *flags]
+        ended = subprocess.run(command, env=env | change, capture_output=True, text=True)
+        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        assert ended.returncode == 2 and sentence in ended.stderr.splitlines()[-1] and len(errors) == 1
+        assert "usage" not in ended.stderr and "Traceback" not in ended.stderr
 
 
 @pytest.fixture
