@@ -32,9 +32,6 @@ from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, posit
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lm_eval_sae.engines.vllm_model import VLLMSAE
-    from lm_eval_sae.steering.arguments import Steering
-
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 SIGMA = 0.8  # of the logarithm of lengths
 
@@ -105,10 +102,22 @@ def compute() -> None:
                 )
 
 
-def measure(model: VLLMSAE, steerings: Sequence[Steering | None], args: Namespace) -> None:
-    """Prints the wall times of both ways."""
+def measure(args: Namespace, sae: Path) -> None:
+    """Prints the wall times of both ways, with an SAE of random weights that it makes in a folder."""
+    import transformers
+
     from lm_eval_sae.engines.vllm_engine import positions_of
-    from lm_eval_sae.engines.vllm_model import SamplingParams, steered
+    from lm_eval_sae.engines.vllm_model import VLLMSAE, SamplingParams, steered
+    from lm_eval_sae.steering.arguments import read_steering
+
+    config = transformers.AutoConfig.from_pretrained(args.model_path)
+    save_random_sae(sae, d_in=config.hidden_size, d_sae=config.hidden_size, layer=args.layer)
+    one = {"sae_path": str(sae), "sae_max_activation": 1.0, "sae_strength": 2.0}
+    steerings = [None, *(read_steering({**one, "sae_feature_idx": i}) for i in range(1, args.points))]
+    model = VLLMSAE(
+        args.model_path, dtype=args.dtype, max_model_len=512, max_num_seqs=args.max_num_seqs,
+        enforce_eager=args.eager, kv_cache_memory_bytes=KV_CACHE_BYTES, layers={args.layer: 1},
+    )  # fmt: skip
 
     def generate(prompts: list[list[int]], jobs: list[tuple[int, int, int]]) -> int:
         """Runs (point, question, tokens) in one batch; returns how many positions were steered."""
@@ -144,6 +153,7 @@ def measure(model: VLLMSAE, steerings: Sequence[Steering | None], args: Namespac
             f"one after another {apart:6.1f} s, one batch {together:6.1f} s: {apart / together:.2f} x",
             flush=True,
         )
+    model.close()
 
 
 def main() -> None:
@@ -160,22 +170,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive_int, default=1, help="times that each way is timed")
     args = parser.parse_args()
     if args.model_path:
-        import transformers
-
-        from lm_eval_sae.engines.vllm_model import VLLMSAE
-        from lm_eval_sae.steering.arguments import read_steering
-
-        config = transformers.AutoConfig.from_pretrained(args.model_path)
         with tempfile.TemporaryDirectory() as folder:
-            save_random_sae(Path(folder), d_in=config.hidden_size, d_sae=config.hidden_size, layer=args.layer)
-            one = {"sae_path": folder, "sae_max_activation": 1.0}
-            points = [read_steering({**one, "sae_feature_idx": i, "sae_strength": 2.0}) for i in range(1, args.points)]
-        model = VLLMSAE(
-            args.model_path, dtype=args.dtype, max_model_len=512, max_num_seqs=args.max_num_seqs,
-            enforce_eager=args.eager, kv_cache_memory_bytes=KV_CACHE_BYTES, layers={args.layer: 1},
-        )  # fmt: skip
-        measure(model, [None, *points], args)
-        model.close()
+            measure(args, Path(folder))
     compute()
 
 
