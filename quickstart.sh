@@ -187,4 +187,6 @@ Done in $((SECONDS - STARTED)) s after the installation. Places to look:
   SAE          $RUN/sae, its quality in training_summary.json, W&B's offline run in $RUN/wandb
   answers      $RUN/evaluation/*/*/samples_*.jsonl, and how many positions were steered for them in run.json of each
   report       $RUN/report/report.html   (table, figures, and every answer beside its baseline; needs no network)
+To talk to the steered model (with vLLM), then open http://127.0.0.1:8000:
+  MODEL=$MODEL SAE_PATH=$RUN/sae SCORES_DIR=$RUN/scores DASHBOARDS=$RUN/dashboards bash evaluation/serve.sh
 END

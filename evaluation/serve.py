@@ -151,7 +151,7 @@ def vllm_arguments(own: Namespace, rest: Sequence[str], settings: Settings) -> N
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from lm_eval_sae.engines.vllm_engine import CONFIG_KEY, WORKER
-    from lm_eval_sae.engines.vllm_model import VLLMSAE
+    from lm_eval_sae.engines.vllm_model import suit_platform
 
     on_cpu = current_platform.is_cpu()
     require_usable_card(vllm_on_cpu=on_cpu)
@@ -164,7 +164,7 @@ def vllm_arguments(own: Namespace, rest: Sequence[str], settings: Settings) -> N
             raise UserError(f"--{name.replace('_', '-')} cannot be given: {why}")
     a_feature = Served.of(settings.served).read({"sae_feature_idx": 0, "sae_strength": 1, "sae_max_activation": 1})
     check_model(a_feature, load_model_config(own.model_path, given), name=own.model_path)
-    VLLMSAE._suit_platform(given)
+    suit_platform(given)
     vars(args).update(
         given,
         model=own.model_path,

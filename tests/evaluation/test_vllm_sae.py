@@ -37,7 +37,7 @@ from lm_eval_sae.steering.intervention import FeatureIntervention
 from lm_eval_sae.steering.requests import intervention_key, request_arguments
 
 if importlib.util.find_spec("vllm"):
-    from lm_eval_sae.engines.vllm_model import VLLM, VLLMSAE, SamplingParams, steered
+    from lm_eval_sae.engines.vllm_model import VLLM, VLLMSAE, SamplingParams, steered, suit_platform
 
 pytestmark = pytest.mark.needs_vllm
 
@@ -253,7 +253,7 @@ def test_without_sae_arguments_it_is_stock_lm_eval(
     assert ours.get_model_info()["sae"] is None
     monkeypatch.setattr(vllm_causallms, "LLM", lambda **arguments: (made.append(arguments), ours.model)[1])
     of_platform = {"kv_cache_memory_bytes": 2**27}
-    VLLMSAE._suit_platform(of_platform)
+    suit_platform(of_platform)
     stock = VLLM(
         str(tiny_llama), dtype="float32", max_model_len=1024, max_num_seqs=8, enforce_eager=True, **of_platform
     )
@@ -274,7 +274,9 @@ def test_without_sae_arguments_it_is_stock_lm_eval(
 
 
 def test_speculative_decoding_is_refused_in_words(tiny_llama: Path) -> None:
-    with pytest.raises(UserError, match="steering does not work with the model argument speculative_config; leave it out"):
+    with pytest.raises(
+        UserError, match="steering does not work with the model argument speculative_config; leave it out"
+    ):
         start_vllm(tiny_llama, layers=PLACES, speculative_config={"method": "ngram", "num_speculative_tokens": 2})
 
 
@@ -285,7 +287,7 @@ def test_a_gpu_of_which_little_is_free_is_enough_for_a_cache_of_a_given_size(mon
     monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
 
     def arguments(**given: Any) -> dict[str, Any]:
-        VLLMSAE._suit_platform(given)
+        suit_platform(given)
         return given
 
     sized = arguments(kv_cache_memory_bytes=2**27)

@@ -91,7 +91,7 @@ class VLLMSAE(VLLM):
         if self._served.layers:
             refuse_for_steering(kwargs)
             kwargs |= steering_arguments(self._served.layers, kwargs.get("additional_config"))
-        self._suit_platform(kwargs)
+        suit_platform(kwargs)
         with in_one_line("--model_args"):
             super().__init__(pretrained, **kwargs)
 
@@ -244,27 +244,27 @@ class VLLMSAE(VLLM):
             "vllm": _vllm_version(),
         }
 
-    @staticmethod
-    def _suit_platform(kwargs: dict[str, Any]) -> None:
-        """Without a GPU: a key-value cache that leaves room for others, cores of its own for every rank, and prompts
-        in one piece: after a part of a prompt vLLM winds back the request's random generator, which only CUDA's can.
-        On a GPU: no more of the card than is needed, if the size of the key-value cache is given.
-        """
-        from vllm.platforms import current_platform
 
-        if not current_platform.is_cpu():
-            if kwargs.get("kv_cache_memory_bytes") is not None:
-                # vLLM then reads the share only to refuse a card of which less is free: its default, 0.92, would keep
-                # a second process off a card that has room for both.
-                kwargs.setdefault("gpu_memory_utilization", 0.01)
-            return
-        kwargs.setdefault("enable_chunked_prefill", False)
-        sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
-        if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            kwargs["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-        ranks = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
-        if ranks > 1 and int(kwargs.get("data_parallel_size", 1)) == 1 and CORES_VARIABLE not in os.environ:
-            os.environ[CORES_VARIABLE] = split_cores(1, ranks)[0]
+def suit_platform(kwargs: dict[str, Any]) -> None:
+    """Without a GPU: a key-value cache that leaves room for others, cores of its own for every rank, and prompts
+    in one piece: after a part of a prompt vLLM winds back the request's random generator, which only CUDA's can.
+    On a GPU: no more of the card than is needed, if the size of the key-value cache is given.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        if kwargs.get("kv_cache_memory_bytes") is not None:
+            # vLLM then reads the share only to refuse a card of which less is free: its default, 0.92, would keep
+            # a second process off a card that has room for both.
+            kwargs.setdefault("gpu_memory_utilization", 0.01)
+        return
+    kwargs.setdefault("enable_chunked_prefill", False)
+    sized = kwargs.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
+    if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        kwargs["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+    ranks = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
+    if ranks > 1 and int(kwargs.get("data_parallel_size", 1)) == 1 and CORES_VARIABLE not in os.environ:
+        os.environ[CORES_VARIABLE] = split_cores(1, ranks)[0]
 
 
 def steered(params: SamplingParams, steering: Steering | None) -> SamplingParams:
