@@ -8,15 +8,16 @@ from statistics import median
 from typing import Any
 
 from report.paired_statistics import TINY
-from report.rows import Row
+from report.rows import RATES, Row
 from report.runs import Run
 
+WORD_RATE = "reasoning_words_per_1000_tokens_difference"
 EFFECTS = {
     "accuracy_difference": "Δ accuracy, points",
     "completion_tokens_change": "Δ tokens, %",
-    "reasoning_words_change": "Δ reasoning words per token, %",
+    WORD_RATE: "Δ reasoning words per 1,000 tokens",  # not relative: a baseline may use none
 }
-"""What is compared, by its name in summary.csv, and what tables call it."""
+"""What is compared, and what tables call it."""
 OF_SAE = ("sae", "hook_name")
 OF_FEATURE = (*OF_SAE, "feature_idx")
 CONTROLS_METHOD = (
@@ -31,7 +32,7 @@ CONTROLS_METHOD = (
 
 @dataclass(frozen=True)
 class Placed:
-    """One effect of a steered feature among the same effect of its controls; shares, not per cent."""
+    """One effect of a steered feature among the same effect of its controls; shares, not per cent, and word rates."""
 
     place: int
     """Of its row in the report."""
@@ -89,15 +90,15 @@ def place_features(rows: Sequence[Row]) -> list[Placed]:
         ablated = [r for r in near if r.run.control == "ablate" and _same(r.run.features[0], feature, *OF_FEATURE)]
         words = {r.run.word_bias["bias"]: r for r in near if r.run.control == "words"}
         for effect in EFFECTS if matched or ablated or words else ():
-            if row.record[effect] is not None:
+            if (value := _effect(row, effect)) is not None:
                 found = Placed(
                     place=place,
                     row=row,
                     effect=effect,
-                    value=row.record[effect],
-                    matched=tuple(r.record[effect] for r in matched if r.record[effect] is not None),
-                    ablated=ablated[0].record[effect] if ablated else None,
-                    words={bias: r.record[effect] for bias, r in words.items() if r.record[effect] is not None},
+                    value=value,
+                    matched=tuple(other for r in matched if (other := _effect(r, effect)) is not None),
+                    ablated=_effect(ablated[0], effect) if ablated else None,
+                    words={bias: other for bias, r in words.items() if (other := _effect(r, effect)) is not None},
                 )
                 placed.append(found)
     effects = list(EFFECTS)
@@ -106,6 +107,12 @@ def place_features(rows: Sequence[Row]) -> list[Placed]:
         placed,
         key=lambda one: (one.row.run.task, one.row.run.model, one.row.run.revision, effects.index(one.effect)),
     )
+
+
+def _effect(row: Row, effect: str) -> float | None:
+    if effect != WORD_RATE:
+        return row.record[effect]
+    return row.words[0][RATES[1]] - row.words[0][RATES[0]] if row.words else None
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], *names: str) -> bool:

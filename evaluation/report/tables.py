@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from report.controls import CONTROLS_METHOD, EFFECTS, Placed
+from report.controls import CONTROLS_METHOD, EFFECTS, WORD_RATE, Placed
 from report.paired_statistics import MIN_DISCORDANT, MIN_NOT_ZERO, MIN_QUESTIONS
 from report.rows import BY_K, RATES, Row
 
@@ -116,16 +116,18 @@ def control_cells(placed: Sequence[Placed]) -> pd.DataFrame:
     """The effects of each feature beside those of its controls; empty without any."""
     biases = sorted({bias for one in placed for bias in one.words})
 
-    def shown(value: float | None) -> str:
-        return NOTHING if value is None else f"{100 * value:+.1f}"
-
     def cells(one: Placed) -> Record:
+        def shown(value: float | None) -> str:
+            return NOTHING if value is None else f"{value:+.2f}" if one.effect == WORD_RATE else f"{100 * value:+.1f}"
+
         record = one.record()
         spread = f" [{shown(record['matched_min'])}, {shown(record['matched_max'])}]" if one.matched else ""
         return {
             **{name: record[name] for name in WHO},
             "effect": EFFECTS[one.effect],
-            "steered [95 %]": with_interval(one.row.record, one.effect),
+            "steered [95 %]": with_interval(one.row.record, one.effect)
+            if one.effect != WORD_RATE
+            else shown(one.value),
             "matched: median [range]": shown(record["matched_median"]) + spread,
             "at least as large": f"{one.as_large} of {len(one.matched)}" if one.matched else NOTHING,
             "p (matched)": _p_value(record, "matched_p"),

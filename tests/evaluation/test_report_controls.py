@@ -9,7 +9,7 @@ import pytest
 import summarize
 from planted_runs import TASK, feature, setting, write_run
 from playwright.sync_api import Page
-from report.controls import EFFECTS, Placed, place_features
+from report.controls import EFFECTS, WORD_RATE, Placed, place_features
 from report.reasoning_words import WordCounter
 from report.rows import Row
 
@@ -73,9 +73,9 @@ def test_a_feature_stands_in_the_distribution_of_its_matched_controls(runs: Path
     assert accuracy.words == pytest.approx({2.0: 1 / N, 4.0: 4 / N})
     length = placed["completion_tokens_change", 2.0]
     assert length.value == pytest.approx(0.5) and (length.as_large, length.p) == (0, pytest.approx(1 / 6))
-    rate = placed["reasoning_words_change", 2.0]
-    assert rate.value == pytest.approx((6 / 150) / (2 / 100) - 1)
-    assert rate.words[2.0] == pytest.approx((9 / 110) / (2 / 100) - 1)
+    rate = placed[WORD_RATE, 2.0]
+    assert rate.value == pytest.approx(1000 * (6 / 150 - 2 / 100))
+    assert rate.words[2.0] == pytest.approx(1000 * (9 / 110 - 2 / 100))
     stronger = placed["accuracy_difference", 4.0]
     assert stronger.matched == () and stronger.p is None, "controls of other strengths are not its own"
     assert stronger.ablated == accuracy.ablated and stronger.words == accuracy.words

@@ -22,7 +22,7 @@ from engines import (
 )
 from grid.controls import control_points, match
 from grid.points import BASELINE, GridPoint, layers, read_grid, read_scores
-from report.controls import place_features
+from report.controls import WORD_RATE, place_features
 from report.reasoning_words import WordCounter
 from report.rows import summarize
 from report.runs import read_runs
@@ -239,8 +239,8 @@ def test_a_grid_with_controls_from_the_command_line_to_the_report(
 
     words = WordCounter([spelling for word in ("bu", "but", "maybe") for spelling in (word, word.capitalize())])
     rows = summarize(read_runs([tmp_path / "runs"], words=words), words=words.words, n_resamples=100)
-    placed = [one for one in place_features(rows) if one.effect == "reasoning_words_change"]
-    changes = {point.name: rate(point) / rate(BASELINE) - 1 for point in points}
+    placed = [one for one in place_features(rows) if one.effect == WORD_RATE]
+    changes = {point.name: 1000 * (rate(point) - rate(BASELINE)) for point in points}
     assert len(placed) == len(features) and len(set(changes.values())) > 5
     for one, point in zip(placed, features, strict=True):
         index = point.steering.features[0].feature_idx
