@@ -74,7 +74,7 @@ settings+=" DASHBOARD_SAMPLES=$DASHBOARD_SAMPLES TOPK=$TOPK STEERED=$STEERED STR
 settings+=" DTYPE=$DTYPE"
 if [ -n "${FRESH:-}" ]; then
   for part in model data tokens-lmsys tokens-openthoughts tokens checkpoints sae sample scores scores.unfinished dashboards \
-    dashboards.partial evaluation report wandb; do
+    dashboards.partial evaluation wandb; do
     rm -rf "${RUN:?}/$part"
   done
   rm -f "$RUN/timings.txt" "$RUN/settings"
@@ -155,10 +155,10 @@ if [ "$BACKEND" = vllm ]; then
   flags=(--apply_chat_template --batch_size auto)
 fi
 if [ -n "$LIMIT" ]; then flags+=(--limit "$LIMIT"); fi
-stage 8 "answers of the baseline, and of the $STEERED best features × strengths $STRENGTHS ($BACKEND)" "$RUN/report" \
+stage 8 "answers of the baseline, and of the $STEERED best features × strengths $STRENGTHS ($BACKEND)" "$RUN/evaluation/report" \
   env QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" \
   "$PYTHON" evaluation/evaluate.py --scores_dir "$RUN/scores" --topk "$STEERED" --strengths "$STRENGTHS" \
-  --output_dir "$RUN/evaluation" --report_dir "$RUN/report" --tasks quickstart_problems \
+  --output_dir "$RUN/evaluation" --tasks quickstart_problems \
   --model "$BACKEND" --model_args "pretrained=$MODEL,sae_path=$RUN/sae,$engine" "${flags[@]}"
 
 echo
@@ -174,8 +174,8 @@ for row in rows:
     print(f'{row["rank"]:>4} {row["feature"]:>8} {score:>12.3e} {maximum:>9.3f} {fires:>7.2%}  {row["best_word"]}')
 PYTHON
 echo
-echo "── baseline and steered ($RUN/report/summary.md)"
-cat "$RUN/report/summary.md"
+echo "── baseline and steered ($RUN/evaluation/report/summary.md)"
+cat "$RUN/evaluation/report/summary.md"
 echo
 echo "── what each stage took ($RUN/timings.txt)"
 cat "$RUN/timings.txt"
@@ -186,7 +186,7 @@ Done in $((SECONDS - STARTED)) s after the installation. Places to look:
   scores       $RUN/scores/top_features.csv, and run.json beside it for how they were made
   SAE          $RUN/sae, its quality in training_summary.json, W&B's offline run in $RUN/wandb
   answers      $RUN/evaluation/*/*/samples_*.jsonl, and how many positions were steered for them in run.json of each
-  report       $RUN/report/report.html   (table, figures, and every answer beside its baseline; needs no network)
+  report       $RUN/evaluation/report/report.html   (table, figures, and every answer beside its baseline; needs no network)
 To talk to the steered model (with vLLM), then open http://127.0.0.1:8000:
   MODEL=$MODEL SAE_PATH=$RUN/sae SCORES_DIR=$RUN/scores DASHBOARDS=$RUN/dashboards bash evaluation/serve.sh
 END

@@ -58,7 +58,7 @@ from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, posit
 from transformer_lens_r1.shared.errors import run
 from transformer_lens_r1.shared.locks import locked
 
-LOG = "evaluate.log"
+LOG, REPORT = "evaluate.log", "report"  # in --output_dir
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stack.enter_context(locked(planned.folder))
         if left:
             evaluate(left, args, log=own.output_dir / LOG)
-    summarize.main(["--results", str(own.output_dir), "--output_dir", str(report_dir(own))])
+    summarize.main(["--results", str(own.output_dir), "--output_dir", str(own.output_dir / REPORT)])
     if stopped := [planned.folder.name for planned in runs if planned.record["judge_stopped"]]:
         print(
             f"error: the judge stopped answering in {', '.join(stopped)}; the same command asks it again, and "
@@ -100,8 +100,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--n_matched", type=positive_int, default=5, help="matched controls of each feature")
     parser.add_argument("--word_bias", type=number_list, default=[2], metavar="X,Y", help="of the controls words")
     parser.add_argument("--only", choices=("baseline", "steered"), help="leave out the other")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--report_dir", type=Path, help="folder for the report (default: <output_dir>/report)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs and their report")
     parser.add_argument("--plan", action="store_true", help="check and list the runs, and load nothing")
     parser.add_argument(
         "--as_published", action="store_true", help="sae_mode=published, and JUDGE=published if a judge is set"
@@ -123,11 +122,6 @@ def kind_list(text: str) -> list[str]:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise argparse.ArgumentTypeError(f"unknown control {unknown[0]!r}, expected some of {','.join(KINDS)}")
     return kinds
-
-
-def report_dir(own: Namespace) -> Path:
-    """Where the report goes."""
-    return own.report_dir or own.output_dir / "report"
 
 
 def read_points(own: Namespace, args: Namespace) -> list[GridPoint]:
@@ -208,13 +202,8 @@ def check(own: Namespace, args: Namespace, points: Sequence[GridPoint]) -> list[
     runs = plan_runs(points, tasks, config, own.output_dir)
     for planned in runs:
         _ = planned.record  # refuses another run's folder
-    if own.output_dir.resolve().is_relative_to(report_dir(own).resolve()):
-        raise UserError(
-            f"--report_dir {report_dir(own)} holds the runs of --output_dir {own.output_dir}, and a report "
-            "replaces its folder as a whole; name another"
-        )
     if not own.plan:  # it makes a folder to see that it can
-        summarize.check_report_folder(report_dir(own), name="--report_dir")
+        summarize.check_report_folder(own.output_dir / REPORT)
     return runs
 
 
@@ -243,7 +232,7 @@ def evaluate(runs: Sequence[PlannedRun], args: Namespace, *, log: Path) -> None:
     begun, failures = time.perf_counter(), []
     with printed_to(log) as console:
         model = start_model(args, layers=layers(planned.point for planned in runs))
-        print(f"model started in {duration(time.perf_counter() - begun)}", file=console, flush=True)
+        print(f"model started in {time.perf_counter() - begun:.0f} s", file=console, flush=True)
         try:
             with instead_of_a_start(model):
                 if hasattr(model, "generate_ahead"):
@@ -279,13 +268,6 @@ def printed_to(log: Path) -> Iterator[TextIO]:
             for descriptor, before in zip((1, 2), kept, strict=True):
                 os.dup2(before, descriptor)
                 os.close(before)
-
-
-def duration(seconds: float) -> str:
-    """E.g. "50 s", "7 min", "3.2 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":

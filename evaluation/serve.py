@@ -23,7 +23,7 @@ from pathlib import Path
 from report.reasoning_words import WordCounter
 
 from lm_eval_sae import errors as lm_eval_errors
-from lm_eval_sae.engines.arguments import require_usable_card
+from lm_eval_sae.engines.arguments import refuse_for_steering, require_usable_card
 from lm_eval_sae.engines.model_files import load_model_config
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.serving.settings import KEY_VARIABLE, Settings
@@ -42,9 +42,7 @@ ON_CPU = ("--enforce-eager",)
 REFUSED = {
     "model": "give --model_path",
     "api_key": f"others can read a command line; set {KEY_VARIABLE} in the environment",
-    "worker_cls": "steering has a worker class of its own",
     "enable_prefix_caching": "what one intervention computed would be taken for another",
-    "speculative_config": "steering does not work with speculative decoding",
     "allowed_origins": "pages of other origins are refused",
     "uds": "a socket file has no address that a browser could open",
 }
@@ -159,6 +157,7 @@ def vllm_arguments(own: Namespace, rest: Sequence[str], settings: Settings) -> N
     parser.error = ArgumentParser().error  # one line
     args = parser.parse_args([*DEFAULTS, *(ON_CPU if on_cpu else ()), *rest])
     given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
+    refuse_for_steering(given)
     for name, why in REFUSED.items():
         if given.get(name):
             raise UserError(f"--{name.replace('_', '-')} cannot be given: {why}")

@@ -67,7 +67,7 @@ def test_every_stage_runs_and_is_linked_to_the_next(
     assert steered.count(None) == 1 and all(count is None or count > 0 for count in steered)
     for rank in top:
         assert f" {rank} " in finished.stdout
-    assert "Accuracy and length against strength" in (run / "report" / "report.html").read_text()
+    assert "Accuracy and length against strength" in (run / "evaluation" / "report" / "report.html").read_text()
     assert "summary.md" in finished.stdout
 
 

@@ -81,7 +81,6 @@ def test_mistakes_in_a_grid(
         (["--scores_dir", "{scores}", "--topk", "3"], "feature 7 never fired"),
         (["--scores_dir", "{scores}", "--features", "4", "--topk", "1"], "both --topk and --features"),
         (["--scores_dir", "/nowhere"], "no scores folder at /nowhere"),
-        (["--grid", "{grid}", "--report_dir", "{tmp}/out"], "holds the runs of --output_dir"),
     ],
 )
 def test_mistakes_in_flags(

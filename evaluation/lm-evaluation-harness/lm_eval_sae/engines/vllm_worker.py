@@ -109,7 +109,6 @@ class SteeringWorker(PlatformWorker):
     """The platform's own worker, with the layers of `Served` wrapped before anything is traced."""
 
     def load_model(self, **kwargs: Any) -> None:
-        self._require_tokens_in_order()
         super().load_model(**kwargs)
         config = self.vllm_config
         served = Served.of(config.additional_config[CONFIG_KEY])
@@ -125,17 +124,6 @@ class SteeringWorker(PlatformWorker):
         self.table = Rows(steered, served)
         self.interventions: dict[str, tuple[str, Any]] = {}  # of each request: the key, and what `Rows.of` reads
         self._place_rows_before_each_step()
-
-    def _require_tokens_in_order(self) -> None:
-        """Raises ValueError for what gives a rank other tokens than those of the batch, in their order."""
-        parallel = self.vllm_config.parallel_config
-        for wanted, what in (
-            (self.vllm_config.speculative_config is not None, "speculative decoding"),
-            (parallel.use_ubatching, "micro-batches (enable_dbo, ubatch_size)"),
-            (parallel.prefill_context_parallel_size > 1, "prefill_context_parallel_size above 1"),
-        ):
-            if wanted:
-                raise ValueError(f"steering does not work with {what}: start the engine without")
 
     def _place_rows_before_each_step(self) -> None:
         runner = self.model_runner
