@@ -45,22 +45,21 @@ OWN_FILES = (
 """All that a report's folder can hold."""
 
 
-def check_report_folder(path: Path, *, name: str = "--output_dir") -> None:
+def check_report_folder(path: Path) -> None:
     """Make sure that a report can be written to the folder ``path`` and replaces nothing but an earlier report.
 
     Args:
         path: where the report is to go.
-        name: what the user calls the folder.
 
     Raises:
         UserError: it is a file, holds anything that is not a report's, or lies where nothing can be written.
     """
-    check_output_folder(path, REPORT, name=name, own=OWN_FILES)
+    check_output_folder(path, REPORT, name="--output_dir", own=OWN_FILES)
     # Another program's report may have the same names, but not the page's first lines.
     if (path / REPORT).is_file():
         with (path / REPORT).open(encoding="utf-8", errors="replace") as page:
             if TITLE_END not in page.read(1000):
-                raise UserError(f"{name} {path} holds another program's {REPORT}; name another folder")
+                raise UserError(f"--output_dir {path} holds another program's {REPORT}; name another folder")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
