@@ -29,7 +29,8 @@ FIXTURES = REPOSITORY / "tests" / "fixtures"
 # Files that start engines or whole pipelines: minutes each, which would be left over at the end on one core.
 LONG = (
     "test_vllm_gpu_paths.py", "test_vllm_compiled.py", "test_vllm_parallel.py", "test_vllm_sae.py",
-    "test_gpu_report.py", "test_quickstart.py", "test_compute_score.py",
+    "test_gpu_report.py", "test_quickstart.py", "test_serve.py", "test_controls.py", "test_evaluate.py",
+    "test_compute_score.py",
 )  # fmt: skip
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 WITHOUT_VLLM = "needs vLLM, which is not installed here"
