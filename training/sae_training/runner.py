@@ -320,8 +320,8 @@ class Runner(LanguageModelSAETrainingRunner):
             self.stream.rows_read += min(int(read_tensor(file, "rows_read")) for file in files)
             if self.ranks.is_first:
                 print(
-                    f"{checkpoint} is of {saved} rank{'s' * (saved > 1)}, and now there are {self.ranks.size}: the "
-                    "buffers begin anew, where those stood in the rows",
+                    f"{checkpoint} is of {saved} rank{'s' * (saved > 1)}, and this run has {self.ranks.size}: the "
+                    "buffers begin anew, from the first row that was not read",
                     file=sys.stderr,
                 )
             return

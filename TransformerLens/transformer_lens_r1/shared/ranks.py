@@ -241,7 +241,10 @@ def _say_who_died(ranks: Ranks, advice: str) -> None:
         time.sleep(0.05)
     for rank in sorted(others):
         process = ranks.store.get(f"process of rank {rank}").decode()
-        print(f"error: rank {rank} ({process}) died, and the others were ended; {advice}", file=sys.stderr, flush=True)
+        # A progress bar may stand in the line.
+        print(
+            f"\nerror: rank {rank} ({process}) died, and the others were ended; {advice}", file=sys.stderr, flush=True
+        )
     ranks.store.set("death said", "")
 
 
