@@ -166,7 +166,7 @@ def test_sigterm_ends_both_ranks_after_the_same_step_and_they_continue_bit_for_b
     assert process.returncode == 0, errors
     first, second = (load_file(folder / "sae" / "sae_weights.safetensors") for folder in (tmp_path / "run", whole))
     assert all(first[name].equal(weight) for name, weight in second.items())
-    assert [path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")] == []
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "sae"}
 
 
 def test_a_rank_that_is_killed_ends_the_other_and_one_line_names_it(
