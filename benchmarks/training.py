@@ -7,11 +7,14 @@ of the shapes that the run uses. What the run adds (reading tokens, the shuffled
 Rounds of the run, of the floor and of SAELens alternate in one process, so that a machine that is busy at times is so
 for all of them; medians over rounds are printed. The norm estimate and the evaluation come apart: they are no part of a
 step. Tokens are random, which changes no time.
+
+With `--ranks` several processes share out each batch, and the step of the floor holds the averaging of gradients.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import sys
@@ -26,6 +29,7 @@ from typing import Any
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int, resolve_device
 from transformer_lens_r1.shared.errors import run
+from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
@@ -42,14 +46,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive_int, default=8, help="rounds that are timed of each kind")
     parser.add_argument("--dtype", default="bfloat16", help="number format of the model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes that torchrun starts, a GPU each")
     parser.add_argument("--without_saelens", action="store_true", help="leave SAELens' own loop out")
     parser.add_argument("--cpu_time", action="store_true", help="count this process's CPU seconds: for a busy machine")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE: other settings, as for train_sae.py")
     args = parser.parse_args()
-    args.device = resolve_device(args.device)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    if args.ranks > 1 and "RANK" not in os.environ:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.ranks)]
+        os.execv(sys.executable, [*launch, *sys.argv])
+    with joined_ranks() as ranks, tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Benchmark(args, Path(folder)).run()
+        args.device = resolve_device(ranks.device(args.device))
+        ranks.connect(args.device)
+        Benchmark(args, Path(folder), ranks).run()
 
 
 class Enough(Exception):
@@ -59,7 +68,7 @@ class Enough(Exception):
 class Benchmark:
     """Times a real `Trainer.fit`, from between its steps."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, args: argparse.Namespace, folder: Path, ranks: Ranks) -> None:
         import torch
         import yaml
         from datasets import Dataset
@@ -96,13 +105,14 @@ class Benchmark:
         config.write_text(yaml.safe_dump(values))
         values = read_config(config, args.set)
         self.args, self.cfg, extra = args, build_config(values), extra_settings(values)
+        self.ranks, self.share = ranks, args.batch_size // ranks.size
         n_rows = 4 * args.buffer_rows + 2 * args.rows_per_pass
         tokens = torch.randint(0, model_config.vocab_size, (n_rows, args.context_size))
         rows = Dataset.from_dict({"tokens": tokens.numpy()})
         n_layers = None if extra["evaluate_cross_entropy"] else min(args.layer + 2, model_config.num_hidden_layers)
         model = load_model(args.model_path, device=args.device, dtype=model_dtype(self.cfg), n_layers=n_layers)
         held_out = rows.select(range(args.rows_per_pass))
-        self.runner = Runner(self.cfg, model, rows, held_out, extra)
+        self.runner = Runner(self.cfg, model, rows, held_out, extra, ranks)
         self.stream, self.source = self.runner.stream, self.runner.stream.source
         self.tokens = tokens[: args.rows_per_pass]
         self.seconds: dict[str, list[float]] = defaultdict(list)
@@ -120,13 +130,15 @@ class Benchmark:
             cfg=self.cfg.to_sae_trainer_config(),
             between_steps=self.between_steps,
             save_snapshot=lambda trainer: None,
+            ranks=self.ranks,
         )
         self.spent, self.rounds, self.at_round = 0.0, -1, 0  # the first round fills the buffer and is not counted
         self.resumed = self.now()
         with suppress(Enough):
             self.trainer.fit()
         self.evaluate()
-        self.report()
+        if self.ranks.is_first:
+            self.report()
 
     def between_steps(self, trainer: Any) -> None:
         """Add the step that has just ended to its round; where the round is over, time the others."""
@@ -141,7 +153,7 @@ class Benchmark:
             if self.rounds > 0:
                 self.seconds["run"].append(self.spent / self.steps_in_round)
                 self.time_floor(trainer)
-                if not self.args.without_saelens:
+                if self.ranks.size == 1 and not self.args.without_saelens:
                     self.time_saelens()
             self.spent = 0.0
             if self.rounds == self.args.rounds:
@@ -155,8 +167,8 @@ class Benchmark:
         from transformer_lens_r1.loading import residual_stream
 
         ids = self.source.to_model(self.tokens)
-        batch = torch.randn(self.args.batch_size, self.cfg.sae.d_in, device=self.cfg.device)
-        passes = self.steps_in_round * self.args.batch_size / self.tokens_per_pass()
+        batch = torch.randn(self.share, self.cfg.sae.d_in, device=self.cfg.device)
+        passes = self.steps_in_round * self.share / self.tokens_per_pass()
         for _ in range(max(1, round(passes))):
             with torch.no_grad(), self.source.precision(), self.timed("forward"):
                 residual_stream(self.source.model, ids, self.cfg.hook_name)
@@ -198,7 +210,7 @@ class Benchmark:
         """Print medians over rounds."""
         args, median = self.args, {name: statistics.median(values) for name, values in self.seconds.items()}
         batch, per_pass = args.batch_size, self.tokens_per_pass()
-        forward = median["forward"] * batch / per_pass
+        forward = median["forward"] * self.share / per_pass
         floor, whole = forward + median["step"], median["run"]
         # Each round has its own ratio: what slows the machine for a while slows both.
         steps, passes = len(self.seconds["step"]) // args.rounds, len(self.seconds["forward"]) // args.rounds
@@ -208,7 +220,7 @@ class Benchmark:
                 statistics.mean(self.seconds[name][index * n : (index + 1) * n])
                 for name, n in (("forward", passes), ("step", steps))
             ]
-            ratios.append((of_round[0] * batch / per_pass + of_round[1]) / seconds)
+            ratios.append((of_round[0] * self.share / per_pass + of_round[1]) / seconds)
         ratio = statistics.median(ratios)
         lines = [
             ("forward to the hook", forward, ""),
@@ -223,6 +235,7 @@ class Benchmark:
             lines.append(("SAELens' own loop", median["saelens"], note))
         clock = "CPU seconds" if args.cpu_time else "seconds"
         sizes = f"{batch:,} tokens, {self.cfg.sae.d_sae:,} features"
+        sizes += f" on {self.ranks.size} ranks" if self.ranks.size > 1 else ""
         print(f"\n{clock} per step of {sizes}; medians of {args.rounds} rounds")
         for name, seconds, note in lines:
             print(f"  {name:<38}{seconds:>9.4f}  {note}")

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load_inputs, load_weights
-from reasonscore.ranks import Ranks, joined_ranks
 from reasonscore.sae import SaeSource
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
@@ -44,6 +43,7 @@ from transformer_lens_r1.shared.arguments import (
 from transformer_lens_r1.shared.errors import UserError, run
 from transformer_lens_r1.shared.files import check_output_folder, hash_file
 from transformer_lens_r1.shared.locks import locked
+from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
 from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:

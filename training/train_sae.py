@@ -11,13 +11,19 @@ training_summary.json, which holds the SAE's quality on rows that it was not tra
 Ctrl-C and SIGTERM save a checkpoint and stop; others are saved every `checkpoint_every_minutes`. The same command
 with `--resume` continues from the newest one, in the same folder and W&B run, to the same SAE as without the
 interruption. It starts from the first step if there is none, so a job that is queued again can always say --resume.
+
+    torchrun --nproc_per_node 4 training/train_sae.py training/configs/r1-distill-llama-8b.yaml
+
+trains on four GPUs, which share out every batch.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +34,11 @@ from transformer_lens_r1.shared.arguments import ArgumentParser
 from transformer_lens_r1.shared.errors import run
 from transformer_lens_r1.shared.files import check_output_folder
 from transformer_lens_r1.shared.locks import locked
+from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
 
 if TYPE_CHECKING:
+    import argparse
+
     from sae_lens import LanguageModelSAERunnerConfig
 
 
@@ -42,33 +51,60 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run from its newest checkpoint, if any")
     add_plan_arguments(parser)
     args = parser.parse_args(argv)
+    with joined_ranks("give the same command with --resume") as ranks, said_once(ranks):
+        run_config(args, ranks, sys.argv[1:] if argv is None else argv)
 
+
+@contextmanager
+def said_once(ranks: Ranks) -> Iterator[None]:
+    """Leave notes and progress bars to the first rank."""
+    if ranks.is_first:
+        yield
+        return
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def run_config(args: argparse.Namespace, ranks: Ranks, argv: Sequence[str]) -> None:
+    """Plan the run of a config file, or do it."""
     from sae_training import checks
     from sae_training.config import build_config, extra_settings, read_config
 
     values = read_config(args.config, args.set)
     if not args.plan:  # a plan may be for another machine
-        checks.resolve_devices(values)
+        checks.resolve_devices(values, ranks)
     cfg, extra = build_config(values), extra_settings(values)
     checks.fit_rope_context(cfg, extra)
     if args.plan:
         model_config = checks.check_model(cfg)
-        plan = make_plan(cfg, model_config, extra=extra, gpu=GPUS[args.gpu], utilisation=args.utilisation)
+        plan = make_plan(
+            cfg, model_config, extra=extra, gpu=GPUS[args.gpu], n_gpus=args.gpus, utilisation=args.utilisation
+        )
         print(render(plan, args.config.name))
         return
-    check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
-    with locked(str(cfg.output_path)):
-        train(cfg, extra, resume=args.resume, argv=sys.argv[1:] if argv is None else argv)
+    checks.check_shares(cfg, ranks)
+    ranks.connect(cfg.device)
+    if ranks.is_first:
+        check_output_folder(Path(str(cfg.output_path)), SAE_CONFIG, name="output_path")
+    with locked(str(cfg.output_path)) if ranks.is_first else nullcontext():
+        train(cfg, extra, ranks, resume=args.resume, argv=argv)
 
 
 def train(
-    cfg: LanguageModelSAERunnerConfig[Any], extra: Mapping[str, Any], *, resume: bool, argv: Sequence[str]
+    cfg: LanguageModelSAERunnerConfig[Any],
+    extra: Mapping[str, Any],
+    ranks: Ranks,
+    *,
+    resume: bool,
+    argv: Sequence[str],
 ) -> None:
     """Start or continue the run of a config, and print its figures.
 
     Args:
         cfg: what `build_config` made.
         extra: the values of `config.EXTRA_KEYS`.
+        ranks: that train together.
         resume: whether to continue from the newest checkpoint, if there is one.
         argv: the command line, for the message of a run that was stopped.
     """
@@ -85,7 +121,8 @@ def train(
             return
         if found.checkpoint is None and not found.is_trained:
             print("no checkpoint to resume from: starting from the first step")
-    checks.check_wandb(cfg)
+    if ranks.is_first:
+        checks.check_wandb(cfg)
     model_config = checks.check_model(cfg)
     train_rows, held_out_rows = checks.checked_rows(cfg)
 
@@ -101,23 +138,30 @@ def train(
         rope_original_context=extra["rope_original_context"],
         **checks.hub_arguments(cfg),
     )
-    runner = Runner(cfg, model, train_rows, held_out_rows, extra)
+    ranks.wait()  # all have looked at what there is: from here on the first one changes it
+    runner = Runner(cfg, model, train_rows, held_out_rows, extra, ranks)
     try:
         if resume and found.is_trained:
             summary = runner.measure_only()
         else:
             summary = runner.run(found.checkpoint if resume else None)
     except Stopped as stop:
-        print(f"{stop}{how_to_resume(argv)}", file=sys.stderr)
+        print(f"{stop}{how_to_resume(argv, ranks)}", file=sys.stderr)
         sys.exit(128 + stop.signum)
+    if not ranks.is_first:
+        return
     print(f"wrote the SAE to {cfg.output_path}")
     print(table(summary, cfg.dead_feature_window))
 
 
-def how_to_resume(argv: Sequence[str]) -> str:
-    """The command that continues this run."""
+def how_to_resume(argv: Sequence[str], ranks: Ranks) -> str:
+    """The command that continues this run; on several nodes, without what says where they meet."""
     arguments = [*argv, *(["--resume"] if "--resume" not in argv else [])]
-    return shlex.join(["python", sys.argv[0], *arguments])
+    launcher = ["python"]
+    if ranks.size > 1:
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
+        launcher = ["torchrun", "--nnodes", str(ranks.size // per_node), "--nproc_per_node", str(per_node)]
+    return shlex.join([*launcher, sys.argv[0], *arguments])
 
 
 def table(summary: Mapping[str, Any], dead_feature_window: int) -> str:

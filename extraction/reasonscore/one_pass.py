@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from reasonscore.chunks import PassState
-    from reasonscore.ranks import Ranks
+    from transformer_lens_r1.shared.ranks import Ranks
 
 
 def sum_activations(

@@ -8,7 +8,8 @@ from brute_force import reason_scores, sets_of_positions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reasonscore import score as core
-from reasonscore.ranks import Ranks
+
+from transformer_lens_r1.shared.ranks import Ranks
 
 GROUPS = {"ab": [(1, 2), (2,)], "aba": [(1, 2, 1)], "c": [(3,)], "never": [(9, 9)]}
 

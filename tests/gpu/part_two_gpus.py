@@ -17,7 +17,8 @@ from part_scores import load, one_pass
 from part_steering import LIMITS, engine_arguments, with_vllm
 from reasonscore.chunks import load_sums, save_sums
 from reasonscore.one_pass import add_over_ranks
-from reasonscore.ranks import joined_ranks
+
+from transformer_lens_r1.shared.ranks import joined_ranks
 
 N_ROWS = 32
 RANK = "rank"

@@ -27,6 +27,7 @@ from train_sae import main
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from transformer_lens_r1.loading import load_model, residual_stream
+from transformer_lens_r1.shared.ranks import Ranks
 
 
 class LiveMemory(TorchDispatchMode):
@@ -76,7 +77,15 @@ def checkpoint(request: pytest.FixtureRequest, tiny_llama: Path, tiny_qwen: Path
 def make_trainer() -> Callable[..., Any]:
     """A trainer of train_sae.py, after its first step."""
 
-    def call(d_in: int, d_sae: int, batch: int, *, apply_b_dec_to_input: bool = False, autocast: bool = False) -> Any:
+    def call(
+        d_in: int,
+        d_sae: int,
+        batch: int,
+        *,
+        apply_b_dec_to_input: bool = False,
+        autocast: bool = False,
+        ranks: Ranks = Ranks(),  # noqa: B008
+    ) -> Any:
         sae = StandardTrainingSAE(
             StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=apply_b_dec_to_input)
         )
@@ -87,7 +96,7 @@ def make_trainer() -> Callable[..., Any]:
 
         trainer = Trainer(
             SAETrainerConfig(10 * batch, batch, lr_end=1e-5, autocast=autocast), sae, batches(),
-            between_steps=lambda _: None, save_snapshot=lambda _: None,
+            between_steps=lambda _: None, save_snapshot=lambda _: None, ranks=ranks,
         )  # fmt: skip
         trainer.activation_scaler.scaling_factor = 2.0
         trainer.step(torch.randn(batch, d_in))
@@ -191,6 +200,23 @@ def test_a_training_step_takes_the_memory_that_the_plan_says(
     assert expected == pytest.approx(memory.peak, rel=0.005)
 
 
+@pytest.mark.parametrize(("d_in", "d_sae", "batch"), [(64, 512, 16), (32, 512, 128)])
+def test_a_step_of_one_of_several_ranks_takes_no_more_memory_than_the_plan_says(
+    make_trainer: Callable[..., Any], d_in: int, d_sae: int, batch: int
+) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        trainer = make_trainer(d_in, d_sae, batch, ranks=Ranks(0, 2))
+        trainer.step(x := torch.randn(batch, d_in))  # DDP finds the order of its gradients in the first step
+        with LiveMemory() as memory:
+            trainer.step(x)
+    finally:
+        torch.distributed.destroy_process_group()
+    # Beside the averaged gradients, which stay: the plan counts them apart.
+    bound = plan_memory.step_peak_bytes(d_in, d_sae, batch, autocast=False)
+    assert 0.75 * bound < memory.peak <= 1.005 * bound
+
+
 @pytest.mark.parametrize("loss", [False, True])
 def test_measuring_held_out_rows_takes_no_more_memory_than_the_plan_says(
     make_trainer: Callable[..., Any], tiny_llama: Path, loss: bool
@@ -243,11 +269,11 @@ def test_the_buffer_a_checkpoint_and_a_snapshot_are_as_large_as_the_plan_says(
 def papers_plan(repository: Path) -> Callable[..., Any]:
     """The plan of the paper's run, with overrides."""
 
-    def call(*overrides: str, gpu: str = "h100", utilisation: float = 0.4) -> Any:
+    def call(*overrides: str, gpu: str = "h100", n_gpus: int = 1, utilisation: float = 0.4) -> Any:
         values = config.read_config(repository / "training/configs/r1-distill-llama-8b.yaml", overrides)
         return plan.make_plan(
             config.build_config(values), AutoConfig.for_model(**LLAMA_8B), extra=config.extra_settings(values),
-            gpu=plan.GPUS[gpu], utilisation=utilisation,
+            gpu=plan.GPUS[gpu], n_gpus=n_gpus, utilisation=utilisation,
         )  # fmt: skip
 
     return call
@@ -304,6 +330,28 @@ def test_the_plan_follows_the_config(papers_plan: Callable[..., Any]) -> None:
     exact = papers_plan("float32_matmul_precision=highest")
     assert plain.total_hours == pytest.approx(exact.alternatives["float32_matmul_precision: high"])
     assert exact.hours["SAE, training"] == pytest.approx(plain.hours["SAE, training"] * 494.7 / 66.9)
+
+
+def test_ranks_share_the_work_but_not_the_weights(papers_plan: Callable[..., Any]) -> None:
+    one, four = papers_plan(), papers_plan(n_gpus=4)
+    assert (four.steps, four.tokens, four.work) == (one.steps, one.tokens, one.work)
+    assert four.hours["model, training"] == pytest.approx(one.hours["model, training"] / 4)
+    gradients = 4 * four.sae_parameters
+    assert four.reduced_bytes == 1.5 * gradients  # 3 of 4 parts, once to add up and once to hand out
+    assert four.communication_hours == pytest.approx(200_000 * 1.5 * gradients / 450e9 / 3600)
+    assert four.communication_hours / 2 <= four.hours["waiting for gradients"] < four.communication_hours
+    assert one.total_hours / 4 < four.total_hours < one.total_hours / 2
+    assert "waiting for gradients" not in one.hours
+    # A second copy of the gradients, and a fourth of the features.
+    assert four.memory["SAE"] == one.memory["SAE"] and four.peak["cuda"] == one.peak["cuda"] + gradients
+    assert four.memory["SAE step, beside its gradients"] < one.memory["SAE step, beside its gradients"]
+    assert papers_plan(n_gpus=16).total_hours > papers_plan(n_gpus=8).total_hours, "slower links between nodes"
+
+
+def test_an_sae_of_262144_features_fits_80_gb_with_whole_optimiser_states(papers_plan: Callable[..., Any]) -> None:
+    settings = ("sae.d_sae=262144", "eval_batch_size_prompts=4")
+    assert [papers_plan(*settings, n_gpus=n).fits for n in (2, 4, 8)] == [False, True, True]
+    assert papers_plan(*settings, "evaluate_cross_entropy=false", n_gpus=2).fits
 
 
 def test_two_gpus_share_the_memory_and_the_time(papers_plan: Callable[..., Any]) -> None:

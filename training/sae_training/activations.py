@@ -26,11 +26,20 @@ if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig
     from transformer_lens.model_bridge import TransformerBridge
 
+    from transformer_lens_r1.shared.ranks import Ranks
+
 
 def read_tokens(rows: Dataset, start: int, stop: int) -> torch.Tensor:
     """Ids [rows, context] of a range of rows with equal lengths, as int64 on the CPU."""
     column = rows.with_format("arrow")[start:stop]["tokens"].combine_chunks()
     return torch.tensor(column.flatten().to_numpy(zero_copy_only=False), dtype=torch.int64).view(stop - start, -1)
+
+
+def without_waiting(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor`, which is on the CPU, on `device`; a GPU is not waited for."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -78,9 +87,7 @@ class ActivationSource:
 
     def to_model(self, tokens: torch.Tensor) -> torch.Tensor:
         """`tokens` on the model's device, without waiting for a GPU."""
-        if self.device.type == "cuda":
-            tokens = tokens.pin_memory()
-        return tokens.to(self.device, non_blocking=True)
+        return without_waiting(tokens, self.device)
 
     @torch.no_grad()
     def activations(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -106,7 +113,8 @@ class ActivationStream(Iterator[torch.Tensor]):
     """Endless batches [batch_size, d_in] of activations, mixed across rows.
 
     A round fills the buffer with passes of the model over the next rows, shuffles it, and serves all but
-    `mix_fraction` of it; the rest is mixed with what the next round reads. After the last row comes the first.
+    `mix_fraction` of it; the rest is mixed with what the next round reads. After the last row comes the first. Several
+    ranks take turns at the rows, a pass of the model each.
     """
 
     def __init__(
@@ -122,6 +130,8 @@ class ActivationStream(Iterator[torch.Tensor]):
         device: torch.device | str = "cpu",
         pin: bool = False,
         remember: int = 0,
+        rank: int = 0,
+        n_ranks: int = 1,
     ) -> None:
         """
         Args:
@@ -135,12 +145,14 @@ class ActivationStream(Iterator[torch.Tensor]):
             device: where the buffer is.
             pin: serve batches from pinned memory, for a buffer on the CPU and an SAE on a GPU.
             remember: how many of the last batches to keep for `state_dict` (what a prefetching queue may hold).
+            rank: of this process, among
+            n_ranks: that read the same rows, each with a stream of its own.
         """
         self.source, self.rows, self.device, self.pin = source, rows, torch.device(device), pin
         self.rows_per_pass, self.batch_size, self.buffer_size = rows_per_pass, batch_size, buffer_size
-        self.mix_fraction = mix_fraction
-        self.generator = torch.Generator().manual_seed(seed)
-        self.rows_read = 0
+        self.mix_fraction, self.n_ranks = mix_fraction, n_ranks
+        self.generator = torch.Generator().manual_seed(seed + (rank << 32))  # no neighbour of another run's seed
+        self.rows_read = rank * rows_per_pass  # by all ranks, before the turn of this one
         self.produced = 0  # batches
         self.recent: deque[torch.Tensor] = deque(maxlen=remember)
         self.again: deque[torch.Tensor] = deque()  # batches that were produced before an interruption, but not used
@@ -151,15 +163,15 @@ class ActivationStream(Iterator[torch.Tensor]):
 
     @classmethod
     def of_config(
-        cls, cfg: LanguageModelSAERunnerConfig[Any], source: ActivationSource, rows: Dataset
+        cls, cfg: LanguageModelSAERunnerConfig[Any], source: ActivationSource, rows: Dataset, ranks: Ranks
     ) -> ActivationStream:
-        """The stream that a run's configuration asks for."""
+        """The stream that a run's configuration asks for: this rank's share of each batch."""
         context = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
         return cls(
             source,
             rows,
             rows_per_pass=cfg.store_batch_size_prompts,
-            batch_size=cfg.train_batch_size_tokens,
+            batch_size=cfg.train_batch_size_tokens // ranks.size,
             buffer_size=cfg.n_batches_in_buffer * context,
             mix_fraction=cfg.activations_mixing_fraction,
             seed=cfg.seed,
@@ -167,6 +179,8 @@ class ActivationStream(Iterator[torch.Tensor]):
             pin=cfg.act_store_device == "cpu" and cfg.device.startswith("cuda"),
             # The queue, the batch that waits for a place in it, and one that is being taken out.
             remember=int(cfg.prefetch_llm_batches) + 2 if cfg.prefetch_llm_batches else 0,
+            rank=ranks.rank,
+            n_ranks=ranks.size,
         )
 
     def __next__(self) -> torch.Tensor:
@@ -202,7 +216,7 @@ class ActivationStream(Iterator[torch.Tensor]):
                 )
         if self.mix_fraction > 0:
             self.order = self.order[torch.randperm(len(self.order), generator=self.generator)]
-        self.slots = self.order.to(self.device)
+        self.slots = without_waiting(self.order, self.device)
         self.left = max(1, (len(self.order) - kept) // self.batch_size) * self.batch_size
 
     def _put(self, new: torch.Tensor) -> None:
@@ -215,7 +229,7 @@ class ActivationStream(Iterator[torch.Tensor]):
         free = torch.ones(len(self.buffer), dtype=torch.bool)
         free[self.order] = False
         slots = free.nonzero().squeeze(1)[: len(new)]
-        self.buffer.index_copy_(0, slots.to(self.device), new)
+        self.buffer.index_copy_(0, without_waiting(slots, self.device), new)
         self.order = torch.cat([self.order, slots])
 
     def _next_rows(self) -> torch.Tensor:
@@ -225,7 +239,7 @@ class ActivationStream(Iterator[torch.Tensor]):
             parts.append(read_tokens(self.rows, start, stop))
             missing -= stop - start
             start = 0
-        self.rows_read += self.rows_per_pass
+        self.rows_read += self.n_ranks * self.rows_per_pass
         return torch.cat(parts)
 
     def state_dict(self, *, unused: int = 0) -> dict[str, torch.Tensor]:

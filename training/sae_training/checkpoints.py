@@ -104,6 +104,11 @@ def name_of(steps: int, norm_batches: int = 0) -> str:
     return f"step-{steps:09d}" + (f"-norm-{norm_batches:09d}" if steps == 0 else "")
 
 
+def stream_file(rank: int) -> str:
+    """The file of a checkpoint with the activation stream of a rank."""
+    return "activations.safetensors" if rank == 0 else f"activations-rank-{rank}.safetensors"
+
+
 def write(folder: Path, name: str, save: Callable[[Path], None], manifest: Mapping[str, Any], *, keep: int = 2) -> Path:
     """Write a checkpoint, unless it is there, and drop all but the last `keep`.
 

@@ -13,23 +13,39 @@ if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig
     from transformers import PretrainedConfig
 
+    from transformer_lens_r1.shared.ranks import Ranks
+
 # At most this part of the rows is held out, however many `n_eval_batches` asks for.
 MAX_HELD_OUT = 0.1
 # Values of sae.normalize_activations for which `n_batches_for_norm_estimate` batches are read before the first step.
 ESTIMATED = ("expected_average_only_in", "covariance_whitening")
 
 
-def resolve_devices(values: dict[str, Any]) -> None:
+def resolve_devices(values: dict[str, Any], ranks: Ranks) -> None:
     """Replace `auto` in a config's device keys, in place, and check that this machine has the devices.
 
     Raises:
-        UserError: a device that does not exist, or not here.
+        UserError: a device that does not exist, or not here, or one GPU for several ranks.
     """
     from transformer_lens_r1.shared.arguments import resolve_device
 
     for key in ("device", "llm_device", "act_store_device"):
         if isinstance(values.get(key), str) and values[key] != "with_model":
-            values[key] = resolve_device(values[key])
+            values[key] = resolve_device(ranks.device(values[key]))
+
+
+def check_shares(cfg: LanguageModelSAERunnerConfig[Any], ranks: Ranks) -> None:
+    """Raise `UserError` if several ranks could not train as one."""
+    if cfg.train_batch_size_tokens % ranks.size:
+        raise UserError(
+            f"train_batch_size_tokens is {cfg.train_batch_size_tokens}, which {ranks.size} ranks cannot share out "
+            "equally; change one of the two"
+        )
+    if ranks.size > 1 and cfg.sae.normalize_activations == "covariance_whitening":
+        raise UserError(
+            "sae.normalize_activations is covariance_whitening, which SAELens estimates in one process; start one, or "
+            "use another value"
+        )
 
 
 def check_wandb(cfg: LanguageModelSAERunnerConfig[Any]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_training.activations import ActivationSource, read_tokens
+from transformer_lens_r1.shared.ranks import Ranks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,26 +49,31 @@ class Quality:
 class Sums:
     """What the figures of an SAE are made of, added up over batches of activations."""
 
-    def __init__(self) -> None:
+    def __init__(self, d_in: int, d_sae: int, device: torch.device | str) -> None:
         self.tokens, self.active, self.error = 0, 0.0, 0.0
-        self.total = self.square = self.fired = torch.zeros(0)
+        self.total = torch.zeros(d_in, dtype=torch.float64, device=device)
+        self.square = torch.zeros_like(self.total)
+        self.fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def add(self, x: torch.Tensor, features: torch.Tensor, reconstruction: torch.Tensor) -> None:
         """Count in activations [n, d_in], their features [n, d_sae] and their reconstruction [n, d_in]."""
         if features.is_sparse:
             features = features.to_dense()
-        if self.tokens == 0:
-            self.total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-            self.square = torch.zeros_like(self.total)
-            self.fired = torch.zeros(features.shape[1], dtype=torch.bool, device=x.device)
         on = features > 0
         self.tokens += len(x)
         self.active += on.sum().item()
         self.error += (x - reconstruction).double().square().sum().item()
         self.total += x.double().sum(0)
         self.square += x.double().square().sum(0)
-        self.fired |= on.any(0)
+        self.fired += on.sum(0)
+
+    def add_ranks(self, ranks: Ranks) -> None:
+        """Count in what the other ranks have added up, as they do with this one's."""
+        sums = torch.tensor([self.tokens, self.active, self.error], dtype=torch.float64)
+        for tensor in (sums, self.total, self.square, self.fired):
+            ranks.add_everywhere(tensor)
+        self.tokens, self.active, self.error = int(sums[0]), *sums[1:].tolist()
 
     def quality(self, **losses: float) -> Quality:
         """The figures, with cross-entropies that were measured beside them."""
@@ -78,7 +84,7 @@ class Sums:
             tokens=self.tokens,
             l0=self.active / self.tokens,
             explained_variance=1 - self.error / variance,
-            silent_features=int((~self.fired).sum().item()),
+            silent_features=int((self.fired == 0).sum().item()),
             **losses,
         )
 
@@ -87,7 +93,13 @@ class HeldOutEvaluator:
     """Takes the place of SAELens' evaluator, which reads the training rows."""
 
     def __init__(
-        self, source: ActivationSource, rows: Dataset, *, batch_size: int, cross_entropy: bool = False
+        self,
+        source: ActivationSource,
+        rows: Dataset,
+        *,
+        batch_size: int,
+        cross_entropy: bool = False,
+        ranks: Ranks = Ranks(),  # noqa: B008 - one process, and frozen
     ) -> None:
         """
         Args:
@@ -96,8 +108,10 @@ class HeldOutEvaluator:
             batch_size: rows in one pass of the model.
             cross_entropy: whether to measure the model's loss too: a pass through all layers for each evaluation, and
                 two more, whose result is kept, for the first.
+            ranks: among which the rows are shared out; each gets the figures of all rows.
         """
-        self.source, self.rows, self.batch_size = source, rows, batch_size
+        self.source, self.batch_size, self.ranks = source, batch_size, ranks
+        self.rows = rows if ranks.size == 1 else rows.select(ranks.rows(len(rows)))
         self.cross_entropy = cross_entropy
         self.bounds: tuple[float, float] | None = None  # CE and CE_zero, which are the same for every SAE
 
@@ -128,7 +142,9 @@ class HeldOutEvaluator:
                 losses = torch.nn.functional.cross_entropy(predicted[:-1].float(), row[1:], reduction="none")
                 total += losses[here[:-1]].double().sum().item()
                 count += int(here[:-1].sum().item())
-        return total / count
+        sums = torch.tensor([total, count], dtype=torch.float64)
+        self.ranks.add_everywhere(sums)
+        return (sums[0] / sums[1]).item()
 
     @torch.no_grad()
     def quality(self, sae: SAE[Any] | TrainingSAE[Any], scaler: ActivationScaler | None = None) -> Quality:
@@ -138,7 +154,7 @@ class HeldOutEvaluator:
             sae: takes activations as the model gives them, or as `scaler` scales them.
             scaler: of an SAE in training.
         """
-        sums = Sums()
+        sums = Sums(sae.cfg.d_in, sae.cfg.d_sae, sae.device)
 
         def reconstruct(activations: torch.Tensor) -> torch.Tensor:
             # The SAE works in its own number format, whatever the model runs in.
@@ -154,11 +170,13 @@ class HeldOutEvaluator:
         if not self.cross_entropy:
             for tokens in self.batches():
                 reconstruct(self.source.activations(tokens))
+            sums.add_ranks(self.ranks)
             return sums.quality()
         if self.bounds is None:
             self.bounds = self.loss(None), self.loss(torch.zeros_like)
         clean, zero = self.bounds
         with_sae = self.loss(reconstruct)
+        sums.add_ranks(self.ranks)
         return sums.quality(
             ce_loss=clean,
             ce_loss_with_sae=with_sae,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sae_training import plan_memory
 from sae_training.plan_memory import BYTES, ModelSize
 from transformer_lens_r1.loading import hook_layer
-from transformer_lens_r1.shared.arguments import ArgumentParser, fraction
+from transformer_lens_r1.shared.arguments import ArgumentParser, fraction, positive_int
 from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,25 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peak rates of matrix products in FLOP/s, without sparsity, and memory in bytes."""
+    """Peak rates of matrix products in FLOP/s, without sparsity; memory in bytes; bandwidths in bytes/s."""
 
     name: str
     bfloat16: float
     tf32: float
     float32: float
     memory: float
+    memory_bandwidth: float
+    link: float  # to another GPU of its node, each way
 
 
 # From NVIDIA's data sheets: H100 and H200 Tensor Core GPU (SXM), A100 80GB Tensor Core GPU (SXM), L40S, and the
 # whitepaper of the Ada GPU architecture for the GeForce RTX 4090 (16-bit rate with float32 accumulation). The sheets of
-# H100, H200 and L40S give rates with sparsity, which are twice these.
+# H100, H200 and L40S give rates with sparsity, twice these. Links are NVLink, for which the sheets add up both
+# ways, or PCIe 4.0 x16.
 GPUS = {
-    "h100": Gpu("H100 SXM", 989.4e12, 494.7e12, 66.9e12, 80e9),
-    "h200": Gpu("H200 SXM", 989.4e12, 494.7e12, 66.9e12, 141e9),
-    "a100": Gpu("A100 SXM", 312e12, 156e12, 19.5e12, 80e9),
-    "l40s": Gpu("L40S", 362.1e12, 183.2e12, 91.6e12, 48e9),
-    "rtx-4090": Gpu("GeForce RTX 4090", 165.2e12, 82.6e12, 82.6e12, 24e9),
+    "h100": Gpu("H100 SXM", 989.4e12, 494.7e12, 66.9e12, 80e9, 3.35e12, 450e9),
+    "h200": Gpu("H200 SXM", 989.4e12, 494.7e12, 66.9e12, 141e9, 4.8e12, 450e9),
+    "a100": Gpu("A100 SXM", 312e12, 156e12, 19.5e12, 80e9, 2.04e12, 300e9),
+    "l40s": Gpu("L40S", 362.1e12, 183.2e12, 91.6e12, 48e9, 864e9, 32e9),
+    "rtx-4090": Gpu("GeForce RTX 4090", 165.2e12, 82.6e12, 82.6e12, 24e9, 1.01e12, 32e9),
 }
+GPUS_OF_A_NODE = 8
+NODE_LINK = 50e9  # bytes/s of a GPU to other nodes, each way: InfiniBand NDR, 400 Gbit/s for each GPU
 # Part of a GPU's peak rate that is reached. A guess: a large product alone reaches 0.7 on an H100, and attention, norms
 # and Adam, which are bound by memory, run while no product does.
 UTILISATION = 0.4
@@ -66,6 +71,8 @@ class Plan:
     peak: dict[str, int]  # of each device
     work: dict[str, float]
     overlap: bool  # model and SAE work at the same time
+    n_gpus: int  # that share out each batch
+    reduced_bytes: float  # that a GPU sends, and receives, in a step: gradients in float32
     hours: dict[str, float] = field(default_factory=dict)
     alternatives: dict[str, float] = field(default_factory=dict)  # total hours in other number formats
     checkpoints: int = 0
@@ -78,6 +85,31 @@ class Plan:
     def tokens(self) -> int:
         """Tokens that the SAE is trained on."""
         return self.steps * self.batch
+
+    @property
+    def link(self) -> float:
+        """Bytes/s between neighbours in the ring of GPUs, at its slowest place."""
+        return self.gpu.link if self.n_gpus <= GPUS_OF_A_NODE else NODE_LINK
+
+    @property
+    def communication_hours(self) -> float:
+        """Of averaging gradients, the part that is hidden behind the backward pass included."""
+        return self.steps * self.reduced_bytes / self.link / 3600
+
+    def waiting_hours(self, sae_hours: float) -> float:
+        """Of `communication_hours`, those in which nothing else is done.
+
+        The decoder's gradient, half of all, is there first. It is averaged during the encoder's, which is one of the
+        five matrix products of a step.
+        """
+        half = self.communication_hours / 2
+        return half + max(0.0, half - sae_hours / 5)
+
+    @property
+    def update_hours(self) -> float:
+        """Of what several GPUs do not share: clipping and Adam, which read or write 10 numbers for each weight."""
+        moved = 10 * self.memory["SAE"]
+        return (1 - 1 / self.n_gpus) * self.steps * moved / self.gpu.memory_bandwidth / 3600
 
     @property
     def total_hours(self) -> float:
@@ -96,13 +128,19 @@ class Plan:
         return all(peak <= (1 - RESERVE) * self.gpu.memory for peak in self.peak.values())
 
     def hours_at(self, model_rate: float, sae_rate: float) -> dict[str, float]:
-        """Hours of each part of the work, at peak rates in FLOP/s."""
+        """Hours of each part of the work, shared out, at peak rates in FLOP/s; and of what comes with sharing."""
         rates = {name: model_rate if name.startswith("model") else sae_rate for name in self.work}
-        return {name: flops / (rates[name] * self.utilisation) / 3600 for name, flops in self.work.items()}
+        reached = {name: rate * self.utilisation * self.n_gpus for name, rate in rates.items()}
+        hours = {name: flops / reached[name] / 3600 for name, flops in self.work.items()}
+        if self.n_gpus > 1:
+            hours["update, not shared"] = self.update_hours
+            hours["waiting for gradients"] = self.waiting_hours(hours["SAE, training"])
+        return hours
 
     def total(self, hours: Mapping[str, float]) -> float:
         """Hours of the whole run."""
-        training = [hours["model, training"], hours["SAE, training"]]
+        sharing = hours.get("update, not shared", 0.0) + hours.get("waiting for gradients", 0.0)
+        training = [hours["model, training"], hours["SAE, training"] + sharing]
         together = max(training) if self.overlap else sum(training)
         return together + hours["model, evaluations"] + hours["SAE, evaluations"]
 
@@ -113,6 +151,7 @@ def make_plan(
     *,
     extra: Mapping[str, Any],
     gpu: Gpu,
+    n_gpus: int = 1,
     utilisation: float = UTILISATION,
 ) -> Plan:
     """The plan of a run.
@@ -122,6 +161,7 @@ def make_plan(
         model_config: the model's config.json.
         extra: what `extra_settings` gave.
         gpu: that the run is planned for.
+        n_gpus: that share out each batch, one rank each.
         utilisation: part of its peak rate that is reached.
 
     Raises:
@@ -137,6 +177,7 @@ def make_plan(
             "(--set sae.architecture=standard) for an estimate"
         )
     d_in, d_sae, context, batch = cfg.sae.d_in, cfg.sae.d_sae, cfg.context_size, cfg.train_batch_size_tokens
+    share = batch // n_gpus
     rows, used, all_layers = cfg.store_batch_size_prompts, hook_layer(cfg.hook_name) + 1, model_config.num_hidden_layers
     size, dtype = ModelSize.of_config(model_config), model_dtype(cfg)
     model = ModelWork.of_config(model_config, context=context)
@@ -152,7 +193,7 @@ def make_plan(
     sae_bytes = BYTES[cfg.dtype] * plan_memory.sae_parameters(d_in, d_sae)
     in_buffer = plan_memory.buffer_tokens(
         buffer=cfg.n_batches_in_buffer * row_tokens,
-        batch=batch,
+        batch=share,
         pass_tokens=rows * context,
         mix_fraction=cfg.activations_mixing_fraction,
     )
@@ -168,7 +209,7 @@ def make_plan(
         "Adam's moments": 2 * sae_bytes,
         "activation buffer": BYTES[dtype] * d_in * in_buffer,
         "forward pass, at its peak": forward,
-        "SAE step, beside its gradients": plan_memory.step_peak_bytes(d_in, d_sae, batch, autocast=cfg.autocast)
+        "SAE step, beside its gradients": plan_memory.step_peak_bytes(d_in, d_sae, share, autocast=cfg.autocast)
         - sae_bytes,
         "an evaluation, at most": sum(evaluation),
     }
@@ -198,15 +239,18 @@ def make_plan(
         evaluations=evaluations,
         evaluation_tokens=evaluated_rows * context,
         memory=memory,
-        peak=_peaks(cfg, memory, evaluation),
+        peak=_peaks(cfg, memory, evaluation, n_gpus=n_gpus),
         work=work,
         overlap=bool(cfg.prefetch_llm_batches) and cfg.llm_device != cfg.device,
+        n_gpus=n_gpus,
+        # Around a ring, first parts of the sum and then the sums.
+        reduced_bytes=2 * (n_gpus - 1) / n_gpus * 4 * plan_memory.sae_parameters(d_in, d_sae),
     )
     _set_hours(plan, cfg, exact=extra["float32_matmul_precision"] == "highest", model_16_bit=dtype != "float32")
     if cfg.checkpoint_path is not None:
         minutes = extra["checkpoint_every_minutes"]
         plan.checkpoints = int(60 * plan.total_hours / minutes) if minutes else 0
-        plan.checkpoint_bytes = plan_memory.checkpoint_bytes(d_in, d_sae, buffer=memory["activation buffer"])
+        plan.checkpoint_bytes = plan_memory.checkpoint_bytes(d_in, d_sae, buffer=n_gpus * memory["activation buffer"])
         plan.kept = extra["checkpoints_kept"]
         plan.snapshots = cfg.n_checkpoints
         plan.snapshot_bytes = plan_memory.snapshot_bytes(d_in, d_sae)
@@ -230,12 +274,14 @@ def _set_hours(plan: Plan, cfg: LanguageModelSAERunnerConfig[Any], *, exact: boo
 
 
 def _peaks(
-    cfg: LanguageModelSAERunnerConfig[Any], memory: Mapping[str, int], evaluation: tuple[int, int]
+    cfg: LanguageModelSAERunnerConfig[Any], memory: Mapping[str, int], evaluation: tuple[int, int], *, n_gpus: int
 ) -> dict[str, int]:
     """Most memory of each device: what stays there, and the larger of what takes turns there."""
     llm, act, sae = cfg.llm_device or cfg.device, cfg.act_store_device or cfg.device, cfg.device
     stays = [(llm, memory["model"]), (act, memory["activation buffer"])]
     stays += [(sae, memory["SAE"] + memory["Adam's moments"])]
+    if n_gpus > 1:
+        stays += [(sae, memory["gradients"])]  # averaged where they lie, beside those that a backward pass gives
     forward = (llm, memory["forward pass, at its peak"])
     step = (sae, memory["gradients"] + memory["SAE step, beside its gradients"])
     turns = [[forward, step]] if cfg.prefetch_llm_batches else [[forward], [step]]
@@ -250,7 +296,8 @@ def _peaks(
 
 def render(plan: Plan, name: str) -> str:
     """The plan as text for a terminal."""
-    lines = [f"plan of {name} for {plan.gpu.name}, at {plan.utilisation:g} of its peak rate", ""]
+    gpus = plan.gpu.name if plan.n_gpus == 1 else f"{plan.n_gpus} × {plan.gpu.name}"
+    lines = [f"plan of {name} for {gpus}, at {plan.utilisation:g} of its peak rate", ""]
     lines.append("parameters")
     layers = f"{plan.loaded_layers} of {plan.all_layers} layers loaded, {plan.used_layers} run"
     lines.append(_row("model", _count(plan.model_parameters), layers))
@@ -259,7 +306,7 @@ def render(plan: Plan, name: str) -> str:
     lines.append(_row("training", _count(plan.tokens), f"{plan.steps:,} steps of {plan.batch:,}"))
     lines.append(_row("norm estimate", _count(plan.norm_tokens), "read before the first step"))
     lines.append(_row("evaluations", _count(plan.evaluation_tokens), f"held-out rows, {plan.evaluations:,} times"))
-    lines += ["", "memory"]
+    lines += ["", "memory" if plan.n_gpus == 1 else "memory of each GPU"]
     lines += [_row(part, _bytes(size)) for part, size in plan.memory.items()]
     for device, peak in plan.peak.items():
         if device == "cpu":
@@ -270,6 +317,12 @@ def render(plan: Plan, name: str) -> str:
         lines.append(_row(f"peak on {device}", _bytes(peak), room))
     lines += ["", "work"]
     lines += [_row(part, f"{flops:.3g} FLOP", f"{_time(plan.hours[part])}") for part, flops in plan.work.items()]
+    if plan.n_gpus > 1:
+        lines.append(_row("update, not shared", "", _time(plan.hours["update, not shared"])))
+        waiting = plan.hours["waiting for gradients"]
+        each = f"{_time(waiting)}, {waiting / plan.total_hours:.0%} of all; {_time(plan.communication_hours)} at "
+        each += f"{plan.link / 1e9:.0f} GB/s, of it the rest during the backward pass"
+        lines.append(_row("gradients sent in a step", _bytes(plan.reduced_bytes), each))
     turns = "model and SAE at the same time" if plan.overlap else "one after the other"
     lines.append(_row("total", f"{sum(plan.work.values()):.3g} FLOP", f"{_time(plan.total_hours)}, {turns}"))
     lines += [_row("", "", f"{_time(hours)} with {how}") for how, hours in plan.alternatives.items()]
@@ -289,6 +342,7 @@ def add_plan_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("plan")
     group.add_argument("--plan", action="store_true", help="say what the run will take; no weights are loaded")
     group.add_argument("--gpu", choices=GPUS, default="h100", help="the GPU to plan for, each one that the run uses")
+    group.add_argument("--gpus", type=positive_int, default=1, help="how many ranks torchrun would start, a GPU each")
     group.add_argument(
         "--utilisation", type=fraction, default=UTILISATION, help="part of the GPU's peak rate to count on"
     )

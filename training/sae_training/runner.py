@@ -6,14 +6,13 @@ import copy
 import hashlib
 import json
 import logging
-import signal
+import shutil
+import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,17 +20,19 @@ import wandb
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.constants import SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.training.prefetch import PrefetchingIterator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from sae_training import checkpoints
 from sae_training.activations import ActivationSource, ActivationStream, Prefetched, read_tokens
 from sae_training.checkpoints import RUN_CONFIG, SAE_CONFIG, SUMMARY, recorded_settings
 from sae_training.held_out import HeldOutEvaluator
+from sae_training.stopping import Stopped, stop_signals
 from sae_training.trainer import Trainer
 from transformer_lens_r1.loading import quiet, rope_context_of
 from transformer_lens_r1.shared.errors import UserError, first_line
 from transformer_lens_r1.shared.files import atomic_directory, write_json
+from transformer_lens_r1.shared.ranks import Agreement, Ranks
 from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
@@ -39,39 +40,9 @@ if TYPE_CHECKING:
     from sae_lens import LanguageModelSAERunnerConfig
     from sae_lens.saes.sae import TrainingSAE
 
-STREAM_STATE = "activations.safetensors"
 SAVING_FAILS = (OSError, RuntimeError, SafetensorError)  # a full disk, as the three libraries that write report it
 
 logger = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and did."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        """Args: the signal, and what is left of the run: a sentence that the command to resume completes."""
-        super().__init__(message)
-        self.signum = signum
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Yield a list that Ctrl-C and SIGTERM are noted in; a second one ends the process at once."""
-    received: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        restore()
 
 
 class Runner(LanguageModelSAETrainingRunner):
@@ -84,6 +55,7 @@ class Runner(LanguageModelSAETrainingRunner):
         train_rows: Dataset,
         held_out_rows: Dataset,
         extra: Mapping[str, Any],
+        ranks: Ranks = Ranks(),  # noqa: B008 - one process, and frozen
     ) -> None:
         """
         Args:
@@ -92,6 +64,7 @@ class Runner(LanguageModelSAETrainingRunner):
             train_rows: column `tokens`, rows of `cfg.context_size` ids.
             held_out_rows: the same, for the figures in the summary.
             extra: the values of `config.EXTRA_KEYS`.
+            ranks: that train together; the first one alone writes the SAE and logs.
         """
         torch.set_float32_matmul_precision(extra["float32_matmul_precision"])
         # SAELens draws the initial weights from torch's global generator, which it never seeds.
@@ -102,17 +75,19 @@ class Runner(LanguageModelSAETrainingRunner):
             super().__init__(cfg, override_model=model, override_dataset=train_rows)
         if extra["decoder_init"] == "published" and cfg.from_pretrained_path is None:
             start_as_published(self.sae)
-        self.extra = extra
+        self.extra, self.ranks, self.agreement = extra, ranks, Agreement(ranks)
         self.folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path)
         source = ActivationSource.of_config(cfg, self.model)
-        self.stream = ActivationStream.of_config(cfg, source, train_rows)
+        self.stream = ActivationStream.of_config(cfg, source, train_rows, ranks)
         self.evaluator = HeldOutEvaluator(
             source,
             held_out_rows,
             batch_size=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts,
             cross_entropy=extra["evaluate_cross_entropy"],
+            ranks=ranks,
         )
         self.manifest: dict[str, Any] = {
+            "ranks": ranks.size,
             "config": checkpoints.run_settings(cfg, extra),
             "rows": len(train_rows),
             "rows_sha256": hash_rows(train_rows, held_out_rows),
@@ -134,12 +109,13 @@ class Runner(LanguageModelSAETrainingRunner):
         """
         cfg = self.cfg
         self.started = self.last_saved = time.monotonic()
+        cfg.save_final_checkpoint = cfg.save_final_checkpoint and self.ranks.is_first
         self._set_sae_metadata()
         self.sae.cfg.metadata.rope_original_context = rope_context_of(self.model.original_model.config)
         if checkpoint is not None:
             self._check_rows(checkpoint)
         self._start_wandb()
-        if self.folder is not None:
+        if self.folder is not None and self.ranks.is_first:
             checkpoints.begin(self.folder, Path(str(cfg.output_path)), keep=checkpoint is not None)
         self.trainer = Trainer(
             sae=self.sae,
@@ -148,6 +124,7 @@ class Runner(LanguageModelSAETrainingRunner):
             cfg=cfg.to_sae_trainer_config(),
             between_steps=self._between_steps,
             save_snapshot=self._save_snapshot,
+            ranks=self.ranks,
         )
         if checkpoint is not None:
             self._load(checkpoint)
@@ -157,13 +134,14 @@ class Runner(LanguageModelSAETrainingRunner):
             self.provider = Prefetched(self.stream, int(cfg.prefetch_llm_batches))
             self.trainer.data_provider = self.provider
         try:
-            with stop_signals() as self.signals, warnings.catch_warnings():
+            with stop_signals(self.ranks) as self.signals, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="To copy construct from a tensor")
                 sae = self.trainer.fit()
-                self.save_final_sae(sae, str(cfg.output_path), self.trainer.log_feature_sparsity)
-                if self.signals:
+                if self.ranks.is_first:
+                    self.save_final_sae(sae, str(cfg.output_path), self.trainer.log_feature_sparsity)
+                if signum := self.ranks.highest(self._signum()):
                     message = f"stopped after the last step; the SAE is {cfg.output_path}; measure it with: "
-                    raise Stopped(self.signals[0], message)
+                    raise Stopped(signum, message)
         except Stopped as stop:
             if cfg.logger.log_to_wandb:
                 wandb.finish(exit_code=128 + stop.signum)
@@ -181,6 +159,8 @@ class Runner(LanguageModelSAETrainingRunner):
     def _measure(self, sae: Any) -> dict[str, Any]:
         """Add the held-out figures to the summary beside the SAE, and remove the checkpoints, no longer needed."""
         figures = self.evaluator.quality(sae).figures()
+        if not self.ranks.is_first:
+            return {}
         path = Path(str(self.cfg.output_path)) / SUMMARY
         summary = {**json.loads(path.read_text(encoding="utf-8")), "held_out": figures}
         if wandb.run is not None:
@@ -229,6 +209,9 @@ class Runner(LanguageModelSAETrainingRunner):
     def _start_wandb(self) -> None:
         if not self.cfg.logger.log_to_wandb:
             return
+        if not self.ranks.is_first:
+            wandb.init(mode="disabled")  # what this rank logs goes nowhere
+            return
         settings = self.cfg.logger
         self.manifest["wandb_id"] = self.manifest["wandb_id"] or uuid.uuid4().hex[:8]
         offline = wandb.setup().settings.mode == "offline"
@@ -243,19 +226,30 @@ class Runner(LanguageModelSAETrainingRunner):
         )
 
     def _between_steps(self, trainer: Trainer) -> None:
-        every = self.extra["checkpoint_every_minutes"]
+        """Save or stop if any rank wishes to: all of them after the same step."""
         finished = trainer.n_training_samples >= self.cfg.total_training_tokens
-        if self.signals and not finished:
-            raise Stopped(self.signals[0], self._stop_message())
-        if self.folder is None or every is None or finished:
+        signum, due = self.agreement.reached(self._wishes())
+        if finished:
             return
-        if time.monotonic() - self.last_saved >= 60 * every:
+        if signum:
+            raise Stopped(signum, self._stop_message())
+        if due:
             try:
                 self._save()
             except SAVING_FAILS as error:
                 # A full disk must not end a run of days; the last checkpoints are still there.
                 logger.warning("no checkpoint at step %d: %s", trainer.n_training_steps, first_line(error))
             self.last_saved = time.monotonic()
+        self.agreement.ask(self._wishes())
+
+    def _signum(self) -> int:
+        return self.signals[0] if self.signals else 0
+
+    def _wishes(self) -> tuple[int, bool]:
+        """The signal that this rank was sent, or 0, and whether it is time for a checkpoint."""
+        every = self.extra["checkpoint_every_minutes"]
+        can_save = self.folder is not None and every is not None
+        return self._signum(), can_save and time.monotonic() - self.last_saved >= 60 * every
 
     def _stop_message(self) -> str:
         """Save if there is a place for it, and say what is left."""
@@ -272,16 +266,24 @@ class Runner(LanguageModelSAETrainingRunner):
         return self.manifest["seconds"] + time.monotonic() - self.started
 
     def _save(self) -> Path:
+        """Save a checkpoint: every rank its stream, and when all streams are there the first rank the rest."""
         trainer = self.trainer
         assert self.folder is not None
+        name = checkpoints.name_of(trainer.n_training_steps, trainer.norm_batches)
+        streams = self.folder / f".{name}.streams"
+
+        def save_stream() -> None:
+            streams.mkdir(parents=True, exist_ok=True)
+            state = {**self.provider.state_dict(), "torch_rng": torch.get_rng_state()}
+            state = {name: tensor.contiguous() for name, tensor in state.items()}
+            save_file(state, streams / checkpoints.stream_file(self.ranks.rank))
 
         def save(folder: Path) -> None:
+            for file in map(checkpoints.stream_file, range(self.ranks.size)):
+                (streams / file).replace(folder / file)
             self.sae.save_model(folder)
             trainer.save_trainer_state(folder)
-            state = {**self.provider.state_dict(), "torch_rng": torch.get_rng_state()}
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / STREAM_STATE)
 
-        name = checkpoints.name_of(trainer.n_training_steps, trainer.norm_batches)
         manifest = {
             **self.manifest,
             "seconds": self._seconds(),
@@ -289,7 +291,18 @@ class Runner(LanguageModelSAETrainingRunner):
             "tokens": trainer.n_training_samples,
             "trainer": trainer.state(),
         }
-        return checkpoints.write(self.folder, name, save, manifest, keep=self.extra["checkpoints_kept"])
+
+        def write() -> None:
+            if self.ranks.is_first:
+                checkpoints.write(self.folder, name, save, manifest, keep=self.extra["checkpoints_kept"])
+
+        try:
+            self.ranks.all_or_none(save_stream, SAVING_FAILS)
+            self.ranks.all_or_none(write, SAVING_FAILS)
+        finally:
+            if self.ranks.is_first:
+                shutil.rmtree(streams, ignore_errors=True)
+        return self.folder / name
 
     def _check_rows(self, checkpoint: Path) -> None:
         saved = checkpoints.read_manifest(checkpoint)
@@ -298,16 +311,28 @@ class Runner(LanguageModelSAETrainingRunner):
         self.manifest |= {name: saved[name] for name in ("wandb_id", "seconds")}
 
     def _load(self, checkpoint: Path) -> None:
-        self.trainer.load(checkpoint, checkpoints.read_manifest(checkpoint)["trainer"])
+        manifest = checkpoints.read_manifest(checkpoint)
+        self.trainer.load(checkpoint, manifest["trainer"])
         self.sae.load_weights_from_checkpoint(checkpoint)
-        state = load_file(checkpoint / STREAM_STATE)
+        if (saved := manifest.get("ranks", 1)) != self.ranks.size:
+            files = [checkpoint / checkpoints.stream_file(rank) for rank in range(saved)]
+            # The first row that no rank has read.
+            self.stream.rows_read += min(int(read_tensor(file, "rows_read")) for file in files)
+            if self.ranks.is_first:
+                print(
+                    f"{checkpoint} is of {saved} rank{'s' * (saved > 1)}, and this run has {self.ranks.size}: the "
+                    "buffers begin anew, from the first row that was not read",
+                    file=sys.stderr,
+                )
+            return
+        state = load_file(checkpoint / checkpoints.stream_file(self.ranks.rank))
         torch.set_rng_state(state.pop("torch_rng"))
         self.stream.load_state_dict(state)
 
     @torch.no_grad()
     def _save_snapshot(self, trainer: Trainer) -> None:
         """The SAE as it would be if the run ended here, in `<checkpoint folder>/<tokens>`, as SAELens names them."""
-        if self.folder is None:
+        if self.folder is None or not self.ranks.is_first:
             return
         folder = self.folder / str(trainer.n_training_samples)
         sae, scaler = copy.deepcopy(trainer.sae), trainer.activation_scaler
@@ -342,6 +367,12 @@ def start_as_published(sae: TrainingSAE[Any]) -> None:
         rows = torch.rand_like(sae.W_dec)
         sae.W_dec.copy_(norm * rows / rows.norm(dim=1, keepdim=True))
         sae.W_enc.copy_(sae.W_dec.T)
+
+
+def read_tensor(file: Path, name: str) -> torch.Tensor:
+    """One tensor of a safetensors file."""
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_tensor(name)
 
 
 def hash_rows(*parts: Dataset) -> str:

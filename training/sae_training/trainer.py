@@ -1,4 +1,4 @@
-"""SAELens' trainer, made to stop and continue at any step, and to do no work that changes nothing."""
+"""SAELens' trainer, made to stop and continue at any step, to share a batch among ranks, and to do no needless work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torch
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.saes.standard_sae import StandardTrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
+
+from transformer_lens_r1.shared.ranks import Ranks
 
 NORM_ESTIMATED = "expected_average_only_in"
 
@@ -48,37 +51,60 @@ def _l1_loss(
     return {"l1_loss": (step_input.coefficients["l1"] * penalty).mean()}
 
 
+class TrainingForward(torch.nn.Module):
+    """SAELens' forward pass as that of a module: DDP averages no gradients of what runs past its module's `forward`."""
+
+    def __init__(self, sae: TrainingSAE[Any]) -> None:
+        super().__init__()
+        self.sae = sae
+
+    def forward(self, step_input: TrainStepInput) -> TrainStepOutput:
+        return self.sae.training_forward_pass(step_input=step_input)
+
+
 class Trainer(SAETrainer[TrainingSAE[Any], Any]):
-    """Calls `between_steps` after each step, and after each batch of the norm estimate."""
+    """Calls `between_steps` after each step, and after each batch of the norm estimate.
+
+    Of several ranks each is given its share of a batch. Losses are means over tokens and shares are equal, so the mean
+    of the ranks' gradients is the gradient of the batch. Tokens, firing counts and norms are those of the whole batch.
+    """
 
     def __init__(
         self,
         *args: Any,
         between_steps: Callable[[Trainer], None],
         save_snapshot: Callable[[Trainer], None],
+        ranks: Ranks = Ranks(),  # noqa: B008 - one process, and frozen
         **kwargs: Any,
     ) -> None:
         """
         Args:
             between_steps: may save a checkpoint; what it raises ends the training.
             save_snapshot: is called as often as `n_checkpoints` says.
+            ranks: that train together; all start with the first one's weights.
         """
         super().__init__(*args, **kwargs)
-        self.between_steps, self.save_snapshot = between_steps, save_snapshot
-        self.norm_batches, self.norm_sum, self.norm_count = 0, 0.0, 0
+        self.between_steps, self.save_snapshot, self.ranks = between_steps, save_snapshot, ranks
+        self.norm_batches, self.norm_count = 0, 0
+        self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.cfg.device)
         skip_needless_work(self.sae)
+        self.forward: torch.nn.Module = TrainingForward(self.sae)
+        if ranks.size > 1:
+            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
         for group in self.optimizer.param_groups:
             group["fused"] = True  # one pass over weights and moments; parameters and state are those of plain Adam
 
     def state(self) -> dict[str, Any]:
         """What `save_trainer_state` does not save."""
-        return {name: getattr(self, name) for name in ("norm_batches", "norm_sum", "norm_count")}
+        return {
+            "norm_batches": self.norm_batches, "norm_sum": self.norm_sum.item(), "norm_count": self.norm_count,
+        }  # fmt: skip
 
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's trainer state and what `state` gave."""
         self.load_trainer_state(checkpoint)
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.norm_batches, self.norm_count = state["norm_batches"], state["norm_count"]
+        self.norm_sum.fill_(state["norm_sum"])
         self.checkpoint_thresholds = [at for at in self.checkpoint_thresholds if at >= self.n_training_samples]
 
     def fit(self) -> TrainingSAE[Any]:
@@ -93,14 +119,17 @@ class Trainer(SAETrainer[TrainingSAE[Any], Any]):
         with tqdm(total=batches, initial=self.norm_batches, desc="Estimating the mean norm", leave=False) as progress:
             while self.norm_batches < batches:
                 norms = next(self.data_provider).float().norm(dim=-1)  # [tokens]
-                self.norm_sum += norms.sum().item()
-                self.norm_count += norms.numel()
+                total = norms.sum().to(self.norm_sum)
+                self.ranks.add_everywhere(total)
+                self.norm_sum += total
+                self.norm_count += self.ranks.size * norms.numel()
                 self.norm_batches += 1
                 progress.update()
                 self.between_steps(self)
-        self.activation_scaler.scaling_factor = self.sae.cfg.d_in**0.5 * self.norm_count / self.norm_sum
+        self.activation_scaler.scaling_factor = self.sae.cfg.d_in**0.5 * self.norm_count / self.norm_sum.item()
 
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
+        self.n_training_samples += (self.ranks.size - 1) * len(batch)  # the other ranks' shares
         # First the device, then the format: half the bytes cross over, and from pinned memory.
         return super().step(batch.to(self.sae.device, non_blocking=True).to(self.sae.dtype))
 
@@ -114,9 +143,10 @@ class Trainer(SAETrainer[TrainingSAE[Any], Any]):
             is_logging_step=self._is_logging_step(),
         )
         with self.autocast_if_enabled:
-            output = sae.training_forward_pass(step_input=step_input)
+            output = self.forward(step_input)
         with torch.no_grad():
             counts = firing_counts(output.feature_acts)
+            self.ranks.add_everywhere(counts)
             self.n_forward_passes_since_fired.add_(1).masked_fill_(counts > 0, 0)
             self.act_freq_scores.add_(counts)
             self.n_frac_active_samples += self.cfg.train_batch_size_samples

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reasonscore.ranks import Ranks
+
+from transformer_lens_r1.shared.ranks import Ranks
 
 
 def test_a_rank_runs_no_code_that_it_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import platform
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens_r1.shared.arguments import resolve_device
-from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError
+from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -51,7 +53,7 @@ class Ranks:
         if self.size == 1 or name == "cpu":
             return name
         if name.startswith("cuda:"):
-            raise UserError(f"--device {name} names one GPU for {self.size} ranks; use --device cuda for one each")
+            raise UserError(f"the device {name} is one GPU, but there are {self.size} ranks; say cuda for one each")
         name = resolve_device(name)
         return f"cuda:{self.local_rank}" if name == "cuda" else name
 
@@ -106,6 +108,43 @@ class Ranks:
         """The largest of the ranks' elements, into the first one's tensor."""
         self._reduce(tensor, "MAX")
 
+    def add_everywhere(self, tensor: Any) -> None:
+        """Add the ranks' tensors, into all of them."""
+        if self.size > 1:
+            import torch
+
+            torch.distributed.all_reduce(tensor)
+
+    def highest(self, value: int) -> int:
+        """The largest of the ranks' numbers."""
+        if self.size == 1:
+            return value
+        import torch
+
+        tensor = torch.tensor(value)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return int(tensor)
+
+    def all_or_none(self, function: Callable[[], Any], fails: tuple[type[Exception], ...]) -> Any:
+        """What `function` gives on this rank, if it raises none of `fails` on any.
+
+        Raises:
+            OSError: it raised on another rank.
+        """
+        result, error = None, None
+        try:
+            result = function()
+        except fails as raised:
+            error = raised
+            if self.store is not None:
+                self.store.set("fault", first_line(raised))
+        failed = self.highest(0 if error is None else self.rank + 1)
+        if error is not None:
+            raise error
+        if failed and self.store is not None:
+            raise OSError(f"rank {failed - 1}: {self.store.get('fault').decode()}")
+        return result
+
     def _reduce(self, tensor: Any, operation: str) -> None:
         if self.size > 1:
             import torch
@@ -116,11 +155,43 @@ class Ranks:
             torch.distributed.reduce(tensor, dst=0, op=getattr(torch.distributed.ReduceOp, operation))
 
 
+class Agreement:
+    """What the ranks wish between the steps of a loop: the largest of their numbers, which all get after the same step.
+
+    Asked after one step and answered after the next, so that no rank waits for one that is less than a step behind.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.asked: Any = None
+
+    def reached(self, wishes: Sequence[int]) -> list[int]:
+        """What was asked last, or `wishes` themselves if there is one rank."""
+        if self.ranks.size == 1:
+            return list(wishes)
+        if self.asked is None:
+            return [0] * len(wishes)
+        tensor, work = self.asked
+        work.wait()
+        self.asked = None
+        return tensor.tolist()
+
+    def ask(self, wishes: Sequence[int]) -> None:
+        """Begin to ask; every rank must, and then call `reached`."""
+        if self.ranks.size > 1:
+            import torch
+
+            tensor = torch.tensor(wishes)
+            work = torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, async_op=True)
+            self.asked = tensor, work
+
+
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_ranks(advice: str = "start again") -> Iterator[Ranks]:
     """The ranks of this run, from what torchrun says in the environment; left again at the end.
 
-    A `UserError` inside is said once, whatever the number of ranks that meet it, and ends all of them with status 2.
+    A `UserError` inside is said once, whatever the number of ranks that meet it, and ends all of them with status 2. So
+    is a rank that died, with status 1 and what to do then: `advice`.
     """
     ranks = _ranks_of_environment()
     try:
@@ -132,7 +203,10 @@ def joined_ranks() -> Iterator[Ranks]:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             ranks.store.set("mistake said", "1")
         elif ranks.store.add("mistakes", 0) == 0:
-            raise
+            if not _lost_a_rank(error):
+                raise
+            _say_who_died(ranks, advice)
+            os._exit(1)  # leaving a group that lacks a rank could wait for it
         else:
             # It left this rank without its partner. torchrun ends all ranks when one is gone: let it be said first.
             ranks.store.wait(["mistake said"], SETTLE)
@@ -145,6 +219,35 @@ def joined_ranks() -> Iterator[Ranks]:
                 torch.distributed.destroy_process_group()
 
 
+def _lost_a_rank(error: Exception) -> bool:
+    """Whether an error says that another rank is out of reach."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _say_who_died(ranks: Ranks, advice: str) -> None:
+    """Name, once, the ranks that do not say soon that they live."""
+    assert ranks.store is not None
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks when one is gone: let it be said first
+    ranks.store.set(f"rank {ranks.rank} lives", "")
+    if ranks.store.add("deaths", 1) > 1:
+        ranks.store.wait(["death said"], SETTLE)
+        return
+    others = set(range(ranks.size))
+    deadline = time.monotonic() + 2
+    while len(others) > 1 and time.monotonic() < deadline:
+        others = {rank for rank in others if not ranks.store.check([f"rank {rank} lives"])}
+        time.sleep(0.05)
+    for rank in sorted(others):
+        process = ranks.store.get(f"process of rank {rank}").decode()
+        # A progress bar may stand in the line.
+        print(
+            f"\nerror: rank {rank} ({process}) died, and the others were ended; {advice}", file=sys.stderr, flush=True
+        )
+    ranks.store.set("death said", "")
+
+
 def _ranks_of_environment() -> Ranks:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -154,4 +257,5 @@ def _ranks_of_environment() -> Ranks:
     if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # one node: nothing has to be reached from another
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if platform.system() == "Darwin" else "lo")
     store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    store.set(f"process of rank {rank}", f"process {os.getpid()} on {platform.node()}")
     return Ranks(rank, size, int(os.environ.get("LOCAL_RANK", rank)), store)
