@@ -110,10 +110,7 @@ class Ranks:
 
     def add_everywhere(self, tensor: Any) -> None:
         """Add the ranks' tensors, into all of them."""
-        if self.size > 1:
-            import torch
-
-            torch.distributed.all_reduce(tensor)
+        self._reduce(tensor, "SUM", everywhere=True)
 
     def highest(self, value: int) -> int:
         """The largest of the ranks' numbers."""
@@ -122,7 +119,7 @@ class Ranks:
         import torch
 
         tensor = torch.tensor(value)
-        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        self._reduce(tensor, "MAX", everywhere=True)
         return int(tensor)
 
     def all_or_none(self, function: Callable[[], Any], fails: tuple[type[Exception], ...]) -> Any:
@@ -145,14 +142,18 @@ class Ranks:
             raise OSError(f"rank {failed - 1}: {self.store.get('fault').decode()}")
         return result
 
-    def _reduce(self, tensor: Any, operation: str) -> None:
+    def _reduce(self, tensor: Any, operation: str, *, everywhere: bool = False) -> None:
         if self.size > 1:
             import torch
 
             # gloo takes the memory of any tensor for that of a contiguous one.
             if not tensor.is_contiguous():
                 raise ValueError("ranks can add up contiguous tensors only")
-            torch.distributed.reduce(tensor, dst=0, op=getattr(torch.distributed.ReduceOp, operation))
+            op = getattr(torch.distributed.ReduceOp, operation)
+            if everywhere:
+                torch.distributed.all_reduce(tensor, op)
+            else:
+                torch.distributed.reduce(tensor, dst=0, op=op)
 
 
 class Agreement:
