@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import wandb
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.constants import SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.training.prefetch import PrefetchingIterator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-import wandb
 from sae_training import checkpoints
 from sae_training.activations import ActivationSource, ActivationStream, Prefetched, read_tokens
 from sae_training.checkpoints import RUN_CONFIG, SAE_CONFIG, SUMMARY, recorded_settings
