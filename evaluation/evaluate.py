@@ -96,7 +96,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--topk", type=positive_int, help="of the scores, how many of the best features (default: 10)")
     parser.add_argument("--features", type=int_list, metavar="I,J", help="of the scores, these features instead")
     parser.add_argument("--strengths", type=number_list, metavar="X,Y", help="with --scores_dir (default: 1,2,4)")
-    parser.add_argument("--controls", type=kind_list, default=[], metavar="KINDS", help=f"some of {','.join(KINDS)}")
+    parser.add_argument(
+        "--controls", type=kind_list, default=[], metavar="KINDS", help=f"some of {','.join(KINDS)} (default: none)"
+    )
     parser.add_argument("--n_matched", type=positive_int, default=5, help="matched controls of each feature")
     parser.add_argument("--word_bias", type=number_list, default=[2], metavar="X,Y", help="of the controls words")
     parser.add_argument("--only", choices=("baseline", "steered"), help="leave out the other")

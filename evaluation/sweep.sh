@@ -12,7 +12,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 . "$here/grid/settings.sh"
 
 TASKS="${TASKS:-math-500}"
-SCORES_DIR="${SCORES_DIR:-$here/../extraction/scores}"
+SCORES_DIR="${SCORES_DIR:-$root/extraction/scores}"
 TOPK="${TOPK:-10}"
 STRENGTHS="${STRENGTHS:-1,2,4}"            # times the maximal activation of each feature, which is in the scores
 GRID="${GRID:-}"                           # YAML of features and strengths, in place of SAE and scores

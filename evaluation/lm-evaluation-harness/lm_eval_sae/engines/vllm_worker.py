@@ -65,7 +65,7 @@ class Rows:
     def __init__(self, layers: Mapping[int, SteeredLayer], served: Served) -> None:
         self.layers, self.served = layers, served
         self.row_of = {"": 0}  # by key of the intervention; the one that was not needed for longest comes first
-        count = min((len(layer.positions) for layer in layers.values()), default=1)
+        count = min((len(layer.positions) for layer in layers.values()), default=0)
         self.free = list(range(count - 1, 0, -1))
         # Positions of interventions that have lost their row, by layer.
         self.counts: dict[int, dict[str, int]] = {index: {} for index in layers}
@@ -123,7 +123,8 @@ class SteeringWorker(PlatformWorker):
             layers[index] = steered[index] = SteeredLayer(layers[index], table, self.rows)
         self.table = Rows(steered, served)
         self.interventions: dict[str, tuple[str, Any]] = {}  # of each request: the key, and what `Rows.of` reads
-        self._place_rows_before_each_step()
+        if steered:  # a pipeline rank may have none
+            self._place_rows_before_each_step()
 
     def _place_rows_before_each_step(self) -> None:
         runner = self.model_runner
