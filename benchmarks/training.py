@@ -164,7 +164,7 @@ class Benchmark:
         """The forward pass and the step, on ready tensors."""
         import torch
 
-        from transformer_lens_r1.loading import residual_stream
+        from transformer_lens_r1 import residual_stream
 
         ids = self.source.to_model(self.tokens)
         batch = torch.randn(self.share, self.cfg.sae.d_in, device=self.cfg.device)

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of Llama and Qwen2."""
+"""Tiny random checkpoints of Llama and Qwen2, and how far their activations are from a reference."""
 
 from pathlib import Path
 from typing import Any
@@ -53,3 +53,8 @@ def save_random_checkpoint(architecture: str, changes: dict[str, Any], folder: P
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def deviation(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest difference as a part of the reference's largest magnitude."""
+    return ((ours.double() - reference.double()).abs().max() / reference.double().abs().max()).item()

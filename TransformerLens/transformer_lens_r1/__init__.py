@@ -12,7 +12,7 @@ _HOMES = {
     "load_model": "loading",
     "load_tokenizer": "loading",
     "hook_layer": "loading",
-    "residual_stream": "loading",
+    "residual_stream": "forward",
     "R1_DISTILLS": "loading",
     "register_r1_distills": "registration",
     "format_lmsys": "chat_format",

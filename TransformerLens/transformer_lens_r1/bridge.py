@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformer_lens.model_bridge import TransformerBridge
 
 from transformer_lens_r1.shared.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 
@@ -16,17 +19,19 @@ BLOCK = re.compile(r"blocks\.(\d+)\.")
 class CheckedBridge(TransformerBridge):
     """What `load_model` gives: hooks beyond the last layer, which a bridge alone ignores, are refused."""
 
+    twin: PreTrainedModel  # the same weights in transformers' own layers: see forward.py
+
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
         for kind in ("fwd_hooks", "bwd_hooks"):
-            self._check(name for name, _ in kwargs.get(kind) or ())
+            self.check_hook_points(name for name, _ in kwargs.get(kind) or ())
         return super().run_with_hooks(*args, **kwargs)
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         names = kwargs.get("names_filter")
-        self._check([names] if isinstance(names, str) else names if isinstance(names, list | tuple) else ())
+        self.check_hook_points([names] if isinstance(names, str) else names if isinstance(names, list | tuple) else ())
         return super().run_with_cache(*args, **kwargs)
 
-    def _check(self, names: Iterable[Any]) -> None:
+    def check_hook_points(self, names: Iterable[Any]) -> None:
         for name in names:
             match = BLOCK.match(name) if isinstance(name, str) else None
             if match is not None and int(match.group(1)) >= len(self.blocks):

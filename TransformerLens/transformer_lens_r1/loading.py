@@ -129,7 +129,8 @@ def load_model(
 ) -> TransformerBridge:
     """A checkpoint of the Llama or Qwen2 architecture as a TransformerLens model with TransformerLens' hook names.
 
-    Nothing is folded or centred: logits and ``blocks.L.hook_resid_post`` are those of transformers.
+    Nothing is folded or centred: logits and ``blocks.L.hook_resid_post`` are those of transformers. The functions of
+    `transformer_lens_r1.forward` run the same weights faster, without hooks.
 
     Files are memory-mapped, and tensors of layers that ``n_layers`` leaves out stay unread. Peak memory on the host is
     that of the weights loaded, in ``dtype``, and if the files hold another format, of what is read of them besides.
@@ -155,6 +156,7 @@ def load_model(
     from transformer_lens.model_bridge import TransformerBridge
 
     from transformer_lens_r1.bridge import CheckedBridge, refuse_losses
+    from transformer_lens_r1.forward import sharing_weights
 
     dtype = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     device = resolve_device(str(device))  # before the weights are read
@@ -170,12 +172,14 @@ def load_model(
         tokenizer = _read_tokenizer(source, **hub)
     hf_model = _read_weights(source, config, dtype, **hub)
     hf_model.to(device).eval()
+    twin = sharing_weights(hf_model)  # before the bridge takes the model apart
     with _taken_as_it_is(tokenizer):
         model = TransformerBridge.boot_transformers(
             source, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )
     model.eval().requires_grad_(False)
     model.__class__ = CheckedBridge
+    object.__setattr__(model, "twin", twin)  # no submodule: its parameters are the model's own
     if len(model.blocks) < n_layers_of_checkpoint:
         refuse_losses(model, n_layers_of_checkpoint=n_layers_of_checkpoint)
     return model
@@ -311,41 +315,6 @@ def hook_layer(hook_name: str) -> int:
             f"hook point {hook_name!r}: expected blocks.<layer>.hook_resid_post, like blocks.19.hook_resid_post"
         )
     return int(match.group(1))
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the hook point."""
-
-    def __init__(self, activations: torch.Tensor) -> None:
-        super().__init__()
-        self.activations = activations
-
-
-def residual_stream(model: TransformerBridge, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
-    """Activations at ``hook_name``; nothing behind it runs, neither later layers nor the unembedding.
-
-    Args:
-        model: what `load_model` gave.
-        tokens: ids [batch, pos], without padding.
-        hook_name: for instance ``blocks.19.hook_resid_post``.
-
-    Returns:
-        Tensor [batch, pos, d_model] in the model's dtype.
-
-    Raises:
-        UserError: the model has no such hook point.
-    """
-    import torch
-
-    def stop(activations: torch.Tensor, hook: Any) -> None:
-        raise _Reached(activations)
-
-    try:
-        with torch.no_grad():
-            model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(hook_name, stop)])
-    except _Reached as reached:
-        return reached.activations
-    raise RuntimeError(f"the forward pass never came to {hook_name}")
 
 
 def checkpoint_source(name_or_path: str | os.PathLike[str]) -> Path | str:

@@ -20,7 +20,7 @@ from reasonscore.sae import find_sae, load_sae
 from reasonscore.score import ActivationSums, rank_features, reason_scores
 from reference import Expected, Reference, distance, expected_scores
 
-from transformer_lens_r1.loading import load_model
+from transformer_lens_r1 import load_model, residual_stream
 
 if TYPE_CHECKING:
     from feature_pages.activations import StoredActivations
@@ -69,6 +69,11 @@ def check_scores(rows: Rows, material: Material, tokens: Tensor, expected: Expec
         continued = one_pass(model, sae, tokens, material, state=state, **parts)
     same = all(torch.equal(getattr(continued, name), value) for name, value in vars(sums).items())
     rows.equal("a pass continued from a saved state gives the same bits", same, True)
+
+    moved = load(material, "cpu", dtype="float32")[0].to(rows.machine.device, print_details=False)
+    ids, hook_name = tokens[:2].to(rows.machine.device), material.sizes.hook_name
+    same = torch.equal(residual_stream(moved, ids, hook_name), residual_stream(model, ids, hook_name))
+    rows.equal("a model that was moved to the device gives the bits of one that was loaded there", same, True)
 
     model, sae = load(material, rows.machine.device, dtype="bfloat16")
     score = scores_of(one_pass(model, sae, tokens, material))

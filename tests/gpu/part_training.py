@@ -26,7 +26,7 @@ from sae_training.runner import Runner, Stopped
 from sae_training.trainer import Trainer
 from safetensors.torch import load_file
 
-from transformer_lens_r1.loading import load_model, residual_stream
+from transformer_lens_r1 import load_model, residual_stream
 
 PAPER_CONFIG = REPOSITORY / "training" / "configs" / "r1-distill-llama-8b.yaml"
 STEPS, STOP_IN = 24, 13  # which is within a round of the buffer

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_sae import main
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from transformer_lens_r1.loading import load_model, residual_stream
+from transformer_lens_r1 import load_model, residual_stream
 from transformer_lens_r1.shared.ranks import Ranks
 
 

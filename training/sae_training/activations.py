@@ -18,7 +18,7 @@ import torch
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.util import get_special_token_ids
 
-from transformer_lens_r1.loading import hook_layer, residual_stream
+from transformer_lens_r1 import residual_stream
 from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class ActivationSource:
     seqpos_slice: tuple[int | None, ...] = (None,)  # arguments of slice()
     excluded: torch.Tensor | None = None  # token ids [n] on the CPU, at whose positions the SAE is not defined
     autocast: bool = False  # run the model under bfloat16 autocast
-    compiled: bool = False  # SAELens has compiled `run_with_cache`, so that is what must be called
 
     @classmethod
     def of_config(cls, cfg: LanguageModelSAERunnerConfig[Any], model: Any) -> ActivationSource:
@@ -65,7 +64,6 @@ class ActivationSource:
             seqpos_slice=cfg.seqpos_slice,
             excluded=None if ids is False else torch.tensor(ids),
             autocast=cfg.autocast_lm,
-            compiled=cfg.compile_llm,
         )
 
     @property
@@ -94,14 +92,7 @@ class ActivationSource:
         """Activations [n, d_in] at the n `positions` of ids [rows, context], row by row, in the model's format."""
         ids = self.to_model(tokens)
         with self.precision():
-            if self.compiled:
-                stop = hook_layer(self.hook_name) + 1
-                cache = self.model.run_with_cache(
-                    ids, names_filter=[self.hook_name], stop_at_layer=stop, prepend_bos=False
-                )[1]
-                residual = cache[self.hook_name]
-            else:
-                residual = residual_stream(self.model, ids, self.hook_name)
+            residual = residual_stream(self.model, ids, self.hook_name)
         mask = self.positions(tokens)
         flat = residual.flatten(0, 1)  # [rows × context, d_in]
         if bool(mask.all()):

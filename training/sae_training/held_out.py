@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_training.activations import ActivationSource, read_tokens
+from transformer_lens_r1.forward import logits
 from transformer_lens_r1.shared.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -128,17 +129,16 @@ class HeldOutEvaluator:
             ids, mask = self.source.to_model(tokens), self.source.positions(tokens)
             mask = self.source.to_model(mask)
 
-            def splice(activations: torch.Tensor, hook: Any, mask: torch.Tensor = mask) -> torch.Tensor:
+            def splice(activations: torch.Tensor, mask: torch.Tensor = mask) -> torch.Tensor:
                 assert change is not None
                 activations = activations.clone()
                 activations[mask] = change(activations[mask]).to(activations.dtype)
                 return activations
 
-            hooks = [] if change is None else [(self.source.hook_name, splice)]
             with self.source.precision():
-                logits = self.source.model.run_with_hooks(ids, return_type="logits", fwd_hooks=hooks)
+                predictions = logits(self.source.model, ids, self.source.hook_name, change and splice)
             # Row by row: in float32, the logits of a batch would take more memory than the model.
-            for row, predicted, here in zip(ids, logits, mask, strict=True):
+            for row, predicted, here in zip(ids, predictions, mask, strict=True):
                 losses = torch.nn.functional.cross_entropy(predicted[:-1].float(), row[1:], reduction="none")
                 total += losses[here[:-1]].double().sum().item()
                 count += int(here[:-1].sum().item())

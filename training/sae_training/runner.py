@@ -29,6 +29,7 @@ from sae_training.checkpoints import RUN_CONFIG, SAE_CONFIG, SUMMARY, recorded_s
 from sae_training.held_out import HeldOutEvaluator
 from sae_training.stopping import Stopped, stop_signals
 from sae_training.trainer import Trainer
+from transformer_lens_r1.forward import compile_layers
 from transformer_lens_r1.loading import quiet, rope_context_of
 from transformer_lens_r1.shared.errors import UserError, first_line
 from transformer_lens_r1.shared.files import atomic_directory, write_json
@@ -94,6 +95,11 @@ class Runner(LanguageModelSAETrainingRunner):
             "wandb_id": cfg.logger.wandb_id,
             "seconds": 0.0,
         }
+
+    def _compile_llm_if_needed(self) -> None:
+        """In place of SAELens' own, which compiles `run_with_cache`; activations come from `residual_stream` here."""
+        if self.cfg.compile_llm:
+            compile_layers(self.model, self.cfg.llm_compilation_mode)
 
     def run(self, checkpoint: Path | None = None) -> dict[str, Any]:
         """Train and write the SAE to `cfg.output_path`, whole or not at all.
