@@ -1,8 +1,7 @@
 """Memory of training an SAE, as formulas of the sizes alone.
 
 Memory is what tensors take. What a number of formulas have in front of them is how many tensors of a kind are alive at
-once in TransformerLens 3.9's `PositionEmbeddingsAttentionBridge`, transformers' Llama and Qwen2 layers, and the step of
-`trainer.Trainer`. tests/training/test_plan.py compares all of them with real models and SAEs.
+once in transformers' Llama and Qwen2 layers with sdpa attention, and in the step of `trainer.Trainer`. tests/training/test_plan.py compares all of them with real models and SAEs.
 """
 
 from __future__ import annotations
@@ -54,21 +53,17 @@ def sae_parameters(d_in: int, d_sae: int) -> int:
 def forward_peak_bytes(size: ModelSize, n_layers: int, *, rows: int, context: int, dtype: str) -> int:
     """Most memory that a pass through `n_layers` layers takes at once, weights not counted.
 
-    Residual stream, its norm and rotated queries, keys and values stay alive beside the keys and values of all layers
-    so far, which transformers caches. The peak is in the softmax, which is float32, or for short contexts in the MLP
-    or a norm. GPUs fuse the softmax's cast: there it takes 2 of 10 bytes less in a 16-bit format.
+    The embeddings, the residual stream before and after attention, and its norm stay alive in a layer. The peak is in
+    the MLP, or for narrow ones in a norm or where queries are rotated; fused attention takes less.
     """
     b, tokens = BYTES[dtype], rows * context
-    scores = rows * size.n_heads * context**2
-    cached = 2 * n_layers * size.key_width * tokens * b
-    # The mask [rows, 1, context, context], cosines and sines [context, head], positions [context] as int64.
-    fixed = rows * context**2 * b + 2 * context * size.query_width // size.n_heads * b + 8 * context
-    attention = (3 * size.width + 3 * size.query_width) * tokens * b
-    attention += 8 * scores + 2 * size.query_width * tokens * b if b == 4 else 10 * scores
-    mlp = (4 * size.width + 3 * size.mlp_width) * tokens * b + scores * b
+    # Cosines and sines [context, head], positions [context] as int64.
+    fixed = 2 * context * size.query_width // size.n_heads * b + 8 * context
+    rotation = (3 * size.width + 4 * size.query_width + 2 * size.key_width) * tokens * b
+    mlp = (4 * size.width + 3 * size.mlp_width) * tokens * b
     # Two float32 copies, their squares or products, and five numbers for each token.
-    norm = (3 * b + 4 * 4) * size.width * tokens + 20 * tokens + scores * b if b < 4 else 0
-    return cached + fixed + max(attention, mlp, norm)
+    norm = (3 * b + 4 * 4) * size.width * tokens + 20 * tokens if b < 4 else 0
+    return fixed + max(rotation, mlp, norm)
 
 
 def step_peak_bytes(d_in: int, d_sae: int, tokens: int, *, autocast: bool) -> int:
