@@ -185,7 +185,7 @@ def time_steps(rows: Rows, run: Run, model: Any) -> None:
     ids = runner.stream.source.to_model(sizes.tokens(n_rows))
     measured = added_bytes(machine, lambda: residual_stream(model, ids, sizes.hook_name))
     check_memory(rows, "a forward pass", measured, plan_memory.forward_peak_bytes(
-        sizes.model, sizes.layer + 1, rows=n_rows, context=sizes.context, dtype="bfloat16"
+        sizes.model, rows=n_rows, context=sizes.context, dtype="bfloat16"
     ))  # fmt: skip
     trainer = run.trainer(runner, lambda _: None)
     trainer.activation_scaler.scaling_factor = 1.0

@@ -18,8 +18,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 FOLDER = Path(__file__).resolve().parent
-# transformers copies a scalar to the device for the mask of each pass of the model.
-MODEL_PASS = (TO_DEVICE, "masking_utils.eager_mask")
 Found = dict[tuple[str, str], int]
 Result = tuple[dict[str, Found], dict[str, int]]
 
@@ -66,22 +64,20 @@ def test_scoring_waits_where_a_state_is_saved_and_for_nothing_else_of_ours(resul
     found, times = results["scoring"]
     batches, saved = times["batches"], times["batches"] - 1
     check, tensors = (READ, "one_pass._check_finite"), 3
-    assert found["pass"] == {MODEL_PASS: batches, check: 2}  # after the first batch and at the end
+    assert found["pass"] == {check: 2}  # after the first batch and at the end
     assert found["pass with states"] == {
-        MODEL_PASS: batches,
         check: 2 + saved,
         (TO_HOST, "chunks.save_sums"): tensors * saved,
     }
-    assert found["continued"] == {MODEL_PASS: 1, check: 1, (TO_DEVICE, "score.ActivationSums.to"): tensors}
+    assert found["continued"] == {check: 1, (TO_DEVICE, "score.ActivationSums.to"): tensors}
 
 
-def test_training_waits_for_nothing_but_the_models_mask_and_the_log(results: dict[str, Result]) -> None:
+def test_training_waits_for_nothing_but_the_log(results: dict[str, Result]) -> None:
     found, times = results["training"]
-    assert found["norm estimate"] == {MODEL_PASS: times["norm passes"]}
+    assert found["norm estimate"] == {}
     # 25 steps of 1,000, with a line for W&B and one for the progress bar after each tenth.
     assert times["steps"] == 25 and times["logs"] == 2 < times["refills"] < times["passes"] < times["steps"]
     assert found["steps"] == {
-        MODEL_PASS: times["passes"],
         (READ, "trainer.Trainer._estimate_norm"): 1,  # its result
         (READ, "sae_trainer.SAETrainer.build_train_step_log_dict"): 7 * times["logs"],
         (READ, "sae_trainer._unwrap_item"): 4 * times["logs"],
@@ -92,7 +88,6 @@ def test_the_dashboards_pass_waits_once_for_each_of_a_batchs_results(results: di
     found, times = results["dashboards"]
     batches = times["batches"]
     assert found["pass"] == {
-        MODEL_PASS: batches,
         (TO_DEVICE, "activations.store_activations"): 2 * batches,  # ids, and which of them count
         (READ, "activations.store_activations"): batches,  # whether all is finite
         (TO_HOST, "activations.store_activations"): batches,

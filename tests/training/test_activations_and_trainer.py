@@ -55,7 +55,7 @@ def test_the_stream_gives_the_batches_of_saelens_store(
     stream = make_stream(mix_fraction=mix_fraction)
     torch.manual_seed(7)
     for _ in range(40):
-        torch.testing.assert_close(next(stream), next(store), rtol=0, atol=0)
+        torch.testing.assert_close(next(stream), next(store), rtol=0, atol=1e-6)  # the store's attention is eager
 
 
 @pytest.mark.parametrize("before", [0, 1, 5, 9])

@@ -20,9 +20,9 @@ from sae_training.plan_memory import ModelSize
 from sae_training.plan_work import ModelWork, sae_flops
 from sae_training.trainer import Trainer
 from safetensors.torch import save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from train_sae import main
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
@@ -185,7 +185,7 @@ def test_a_forward_pass_takes_the_memory_that_the_plan_says(
     tokens = torch.randint(0, 300, (rows, context))
     with LiveMemory() as memory:
         residual_stream(model, tokens, "blocks.2.hook_resid_post")
-    expected = plan_memory.forward_peak_bytes(size, 3, rows=rows, context=context, dtype=dtype)
+    expected = plan_memory.forward_peak_bytes(size, rows=rows, context=context, dtype=dtype)
     assert expected == pytest.approx(memory.peak, rel=0.005)
 
 
@@ -230,7 +230,7 @@ def test_measuring_held_out_rows_takes_no_more_memory_than_the_plan_says(
         HeldOutEvaluator(source, rows, batch_size=8, cross_entropy=loss).quality(sae)
     bound = sum(
         plan_memory.evaluation_peak_bytes(
-            ModelSize.of_config(AutoConfig.from_pretrained(tiny_llama)), 4 if loss else 3,
+            ModelSize.of_config(AutoConfig.from_pretrained(tiny_llama)),
             d_in=256, d_sae=4096, rows=8, context=64, dtype="float32", loss=loss,
         )
     )  # fmt: skip

@@ -197,9 +197,9 @@ def make_plan(
         pass_tokens=rows * context,
         mix_fraction=cfg.activations_mixing_fraction,
     )
-    forward = plan_memory.forward_peak_bytes(size, used, rows=rows, context=context, dtype=dtype)
+    forward = plan_memory.forward_peak_bytes(size, rows=rows, context=context, dtype=dtype)
     evaluation = plan_memory.evaluation_peak_bytes(
-        size, loaded if loss_measured else used, d_in=d_in, d_sae=d_sae,
+        size, d_in=d_in, d_sae=d_sae,
         rows=cfg.eval_batch_size_prompts or rows, context=context, dtype=dtype, loss=loss_measured,
     )  # fmt: skip
     memory = {

@@ -1,7 +1,8 @@
 """Memory of training an SAE, as formulas of the sizes alone.
 
 Memory is what tensors take. What a number of formulas have in front of them is how many tensors of a kind are alive at
-once in transformers' Llama and Qwen2 layers with sdpa attention, and in the step of `trainer.Trainer`. tests/training/test_plan.py compares all of them with real models and SAEs.
+once in transformers' Llama and Qwen2 layers with sdpa attention, and in the step of `trainer.Trainer`.
+tests/training/test_plan.py compares all of them with real models and SAEs.
 """
 
 from __future__ import annotations
@@ -21,21 +22,16 @@ class ModelSize:
 
     width: int  # of the residual stream
     mlp_width: int
-    query_width: int  # heads × head dimension
-    key_width: int  # key-value heads × head dimension
-    n_heads: int
+    head_width: int
     vocabulary: int
 
     @classmethod
     def of_config(cls, config: PretrainedConfig) -> ModelSize:
         """Sizes from a checkpoint's config.json."""
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             width=config.hidden_size,
             mlp_width=config.intermediate_size,
-            query_width=head * config.num_attention_heads,
-            key_width=head * config.num_key_value_heads,
-            n_heads=config.num_attention_heads,
+            head_width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             vocabulary=config.vocab_size,
         )
 
@@ -50,20 +46,16 @@ def sae_parameters(d_in: int, d_sae: int) -> int:
     return 2 * d_in * d_sae + d_sae + d_in
 
 
-def forward_peak_bytes(size: ModelSize, n_layers: int, *, rows: int, context: int, dtype: str) -> int:
-    """Most memory that a pass through `n_layers` layers takes at once, weights not counted.
+def forward_peak_bytes(size: ModelSize, *, rows: int, context: int, dtype: str) -> int:
+    """Most memory that a pass through any number of layers takes at once, weights not counted.
 
-    The embeddings, the residual stream before and after attention, and its norm stay alive in a layer. The peak is in
-    the MLP, or for narrow ones in a norm or where queries are rotated; fused attention takes less.
+    The peak is in a layer's MLP, where the embeddings, the residual stream before and after attention, and its norm are
+    alive. Fused attention takes less.
     """
     b, tokens = BYTES[dtype], rows * context
     # Cosines and sines [context, head], positions [context] as int64.
-    fixed = 2 * context * size.query_width // size.n_heads * b + 8 * context
-    rotation = (3 * size.width + 4 * size.query_width + 2 * size.key_width) * tokens * b
-    mlp = (4 * size.width + 3 * size.mlp_width) * tokens * b
-    # Two float32 copies, their squares or products, and five numbers for each token.
-    norm = (3 * b + 4 * 4) * size.width * tokens + 20 * tokens if b < 4 else 0
-    return fixed + max(rotation, mlp, norm)
+    positions = 2 * context * size.head_width * b + 8 * context
+    return positions + (4 * size.width + 3 * size.mlp_width) * tokens * b
 
 
 def step_peak_bytes(d_in: int, d_sae: int, tokens: int, *, autocast: bool) -> int:
@@ -80,17 +72,17 @@ def step_peak_bytes(d_in: int, d_sae: int, tokens: int, *, autocast: bool) -> in
 
 
 def evaluation_peak_bytes(
-    size: ModelSize, n_layers: int, *, d_in: int, d_sae: int, rows: int, context: int, dtype: str, loss: bool
+    size: ModelSize, *, d_in: int, d_sae: int, rows: int, context: int, dtype: str, loss: bool
 ) -> tuple[int, int]:
     """Upper bounds of the memory that measuring a batch of held-out rows takes at once.
 
     Returns:
-        On the model's device: a forward pass through `n_layers` layers and, if the loss is measured, logits of the
+        On the model's device: a forward pass and, if the loss is measured, logits of the
         batch, with those of one row in float32 and their logarithms. On the SAE's device: pre-activations, features,
         which of them are active, and four tensors as large as the input.
     """
     logits = context * size.vocabulary * (rows * BYTES[dtype] + 8) * loss
-    on_model = forward_peak_bytes(size, n_layers, rows=rows, context=context, dtype=dtype) + logits
+    on_model = forward_peak_bytes(size, rows=rows, context=context, dtype=dtype) + logits
     return on_model, rows * context * (9 * d_sae + 16 * d_in)
 
 
