@@ -3,9 +3,10 @@
     python benchmarks/dashboards.py --model_path quickstart-run/model --layer 19
 
 100 features of a random SAE whose features fire on 1 % of tokens, on 512 rows of random token ids: neither changes what
-the model or the encoder has to do. Each round times, one after the other, the bare pass up to the hook point, the pass
-that keeps the features' activations, and making the pages. Printed are medians of wall-clock seconds and of the
-process's seconds on the CPUs, which other work on the machine hardly changes; loading and imports are left out.
+the model or the encoder has to do. Each round times, one after the other, the bare pass up to the hook point
+(transformers' layers with sdpa), the pass that keeps the features' activations, and making the pages. Printed are
+medians of wall-clock seconds and of the process's seconds on the CPUs, which other work on the machine hardly changes;
+loading and imports are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from forward import bare_layers
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, add_model_arguments, positive_int, resolve_device
 from transformer_lens_r1.shared.errors import UserError, run
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=positive_int, default=3, help="measurements of each")
     args = parser.parse_args(argv)
 
-    from transformer_lens_r1 import load_config, load_model, load_tokenizer, residual_stream
+    from transformer_lens_r1 import load_config, load_model, load_tokenizer
 
     config = load_config(args.model_path)
     if not 0 <= args.layer < config.num_hidden_layers:
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hook_name = f"blocks.{args.layer}.hook_resid_post"
     tokenizer = load_tokenizer(args.model_path)
     model = load_model(args.model_path, device=device, dtype=args.dtype, n_layers=args.layer + 1, tokenizer=tokenizer)
+    to_hook = bare_layers(args.model_path, args.layer, dtype=args.dtype, device=device)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, config.vocab_size, (args.n_samples, args.context_size), generator=generator)
     batches = tokens.split(args.minibatch_size_tokens)
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for weights in (sae.W_enc, sae.W_dec):
             weights.copy_(torch.randn(weights.shape, generator=generator))
         sae.fold_W_dec_norm()
-        before_relu = residual_stream(model, batches[0].to(device), hook_name).float().flatten(0, 1) @ sae.W_enc
+        before_relu = to_hook(batches[0].to(device)).float().flatten(0, 1) @ sae.W_enc
         sae.b_enc.copy_(-torch.quantile(before_relu[:2048], 1 - DENSITY, dim=0))
     features = list(range(args.n_features))
     facts = [FeatureFacts(f, f + 1, 0.0, None, 1.0, DENSITY, 1.0, (("wait", 1.0),)) for f in features]
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nonlocal forward_passes
         forward_passes += 1
 
-    model.embed.register_forward_hook(count)
+    model.twin.model.layers[0].register_forward_hook(count)
     measured: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     @contextmanager
@@ -87,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _ in range(args.rounds):
         with timed("bare pass"):
             for batch in tqdm(batches, desc="bare pass"):
-                residual_stream(model, batch.to(device), hook_name).cpu()
+                to_hook(batch.to(device)).cpu()
         with tempfile.TemporaryDirectory() as name:
             forward_passes = 0
             with timed("pass that keeps activations"):

@@ -6,7 +6,8 @@ SAEs of random weights, made on the fly, for the model's layer 19; the vocabular
 process, in turn, several rounds, on the same batches; times are medians. Printed:
 
     pass     `sum_activations` as extraction/compute_score.py calls it
-    floor    the forward to the hook point and the encode alone, on the same batches: what any method must do
+    floor    transformers' layers up to the hook point (sdpa) and the encode alone, on the same batches: what any
+             method must do
     repeated one pass for each 48 features, at 1,024 features run in full (22 passes) on fewer rows; at larger sizes one
              of its passes is timed and multiplied by their number
     memory   growth of the process's peak resident memory over a pass (Linux), activations of one block included
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING
 
 EXTRACTION = Path(__file__).resolve().parent.parent / "extraction"
 sys.path.insert(0, str(EXTRACTION))
+
+from forward import bare_layers  # noqa: E402
 
 from transformer_lens_r1.shared.arguments import DTYPES, ArgumentParser, int_list, positive_int  # noqa: E402
 from transformer_lens_r1.shared.errors import UserError, run  # noqa: E402
@@ -112,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reasonscore.sae import encoder_blocks
     from reasonscore.score import group_spellings
 
-    from transformer_lens_r1 import load_config, load_model, load_tokenizer, residual_stream
+    from transformer_lens_r1 import load_config, load_model, load_tokenizer
     from transformer_lens_r1.shared.data import load_rows
     from transformer_lens_r1.shared.vocabulary import read_vocabulary
 
@@ -140,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     hook_name = f"blocks.{args.layer}.hook_resid_post"
     model = load_model(args.model_path, dtype=args.dtype, n_layers=args.layer + 1, tokenizer=tokenizer)
 
+    to_hook = bare_layers(args.model_path, args.layer, dtype=args.dtype, device="cpu")
+
     def one_pass(sae: SAE, rows: int, features: slice | None = None, block: int = args.minibatch_size_features) -> None:
         sum_activations(
             model,
@@ -159,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         encoders = [encode for _, encode in encoder_blocks(sae, args.minibatch_size_features)]
         with torch.no_grad():
             for batch in tokens[:rows].split(args.minibatch_size_tokens):
-                residual = residual_stream(model, batch, hook_name)
+                residual = to_hook(batch)
                 for encode in encoders:
                     encode(residual)
 

@@ -2,8 +2,9 @@
 
     python benchmarks/training.py --model_path quickstart-run/model --layer 19 --expansion 16
 
-The floor is the language model's forward pass to the hook plus the trainer's own step, both on tensors that are ready,
-of the shapes that the run uses. What the run adds (reading tokens, the shuffled buffer, the progress bar) is the rest.
+The floor is the forward pass to the hook, of transformers' layers with sdpa, plus the trainer's own step, both on
+tensors that are ready, of the shapes that the run uses. What the run adds (reading tokens, the shuffled buffer, the
+progress bar) is the rest.
 Rounds of the run, of the floor and of SAELens alternate in one process, so that a machine that is busy at times is so
 for all of them; medians over rounds are printed. The norm estimate and the evaluation come apart: they are no part of a
 step. Tokens are random, which changes no time.
@@ -26,6 +27,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from forward import bare_layers
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int, resolve_device
 from transformer_lens_r1.shared.errors import run
@@ -110,7 +113,9 @@ class Benchmark:
         tokens = torch.randint(0, model_config.vocab_size, (n_rows, args.context_size))
         rows = Dataset.from_dict({"tokens": tokens.numpy()})
         n_layers = None if extra["evaluate_cross_entropy"] else min(args.layer + 2, model_config.num_hidden_layers)
-        model = load_model(args.model_path, device=args.device, dtype=model_dtype(self.cfg), n_layers=n_layers)
+        dtype = model_dtype(self.cfg)
+        model = load_model(args.model_path, device=args.device, dtype=dtype, n_layers=n_layers)
+        self.to_hook = bare_layers(args.model_path, args.layer, dtype=dtype, device=args.device)
         held_out = rows.select(range(args.rows_per_pass))
         self.runner = Runner(self.cfg, model, rows, held_out, extra, ranks)
         self.stream, self.source = self.runner.stream, self.runner.stream.source
@@ -164,14 +169,12 @@ class Benchmark:
         """The forward pass and the step, on ready tensors."""
         import torch
 
-        from transformer_lens_r1 import residual_stream
-
         ids = self.source.to_model(self.tokens)
         batch = torch.randn(self.share, self.cfg.sae.d_in, device=self.cfg.device)
         passes = self.steps_in_round * self.share / self.tokens_per_pass()
         for _ in range(max(1, round(passes))):
             with torch.no_grad(), self.source.precision(), self.timed("forward"):
-                residual_stream(self.source.model, ids, self.cfg.hook_name)
+                self.to_hook(ids)
         state = trainer.n_training_samples
         for _ in range(self.steps_in_round):
             with self.timed("step"):

@@ -171,6 +171,7 @@ def arithmetic(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
 
     device = resolve_device(args.device)
     return {
+        "--compile_llm": args.compile_llm,
         "--minibatch_size_tokens": args.minibatch_size_tokens,
         "--minibatch_size_features": args.minibatch_size_features,
         "--device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",

@@ -33,7 +33,7 @@ PUBLISHED_SHARDS = 4
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> None:
-    """Add the flags for model, SAE and text, and those that bound memory."""
+    """Add the flags for model, SAE and text, speed and memory."""
     add_model_arguments(parser)
     parser.add_argument(
         "--rope_original_context",
@@ -71,6 +71,16 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
         "else bos and eos)",
     )
     text.add_argument("--seed", type=int, default=42, help="of the shuffle of rows")
+    speed = parser.add_argument_group("speed (results change by rounding)")
+    speed.add_argument(
+        "--float32_matmul_precision",
+        choices=("highest", "high"),
+        default="high",
+        help="of the SAE's products, if it is in float32: high is TF32, on a GPU several times as fast",
+    )
+    speed.add_argument(
+        "--compile_llm", action="store_true", help="compile the model's layers first: half a minute or less"
+    )
     memory = parser.add_argument_group("memory (results do not depend on it)")
     memory.add_argument("--minibatch_size_tokens", type=positive_int, default=16, help="rows in a forward pass")
     memory.add_argument("--minibatch_size_features", type=positive_int, default=8192, help="features encoded at once")
@@ -142,8 +152,12 @@ def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerB
     Raises:
         UserError: weights are damaged.
     """
-    from transformer_lens_r1 import load_model
+    import torch
 
+    from transformer_lens_r1 import load_model
+    from transformer_lens_r1.forward import compile_layers
+
+    torch.set_float32_matmul_precision(args.float32_matmul_precision)
     device = resolve_device(args.device)
     sae = load_sae(inputs.source, device=device, dtype=args.sae_dtype)
     model = load_model(
@@ -156,6 +170,8 @@ def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerB
         tokenizer=inputs.tokenizer,
         rope_original_context=inputs.rope_original_context,
     )
+    if args.compile_llm:
+        compile_layers(model)
     return model, sae
 
 
@@ -264,6 +280,7 @@ def input_identity(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
     return {
         "--dtype": args.dtype,
         "--sae_dtype": args.sae_dtype,
+        "--float32_matmul_precision": args.float32_matmul_precision,
         "--rope_original_context": inputs.rope_original_context,
         "--rows": args.rows,
         "--n_samples": len(tokens),
