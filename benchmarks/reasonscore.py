@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=positive_int, default=32, help="rows in a pass")
     parser.add_argument("--rows_repeated", type=positive_int, default=8, help="rows for the repeated-pass method")
     parser.add_argument("--minibatch_size_tokens", type=positive_int, default=8, help="rows in a forward pass")
-    parser.add_argument("--minibatch_size_features", type=positive_int, default=8192, help="features encoded at once")
+    parser.add_argument("--minibatch_size_features", type=positive_int, default=1024, help="features encoded at once")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the model; SAEs are in float32")
     parser.add_argument("--rounds", type=positive_int, default=5, help="of all variants in turn")
     parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads")
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         encoders = [encode for _, encode in encoder_blocks(sae, args.minibatch_size_features)]
         with torch.no_grad():
             for batch in tokens[:rows].split(args.minibatch_size_tokens):
-                residual = to_hook(batch)
+                residual = to_hook(batch).float()
                 for encode in encoders:
                     encode(residual)
 

@@ -75,15 +75,15 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     speed.add_argument(
         "--float32_matmul_precision",
         choices=("highest", "high"),
-        default="high",
-        help="of the SAE's products, if it is in float32: high is TF32, on a GPU several times as fast",
+        help="of products in float32; high is TF32 on a GPU, several times as fast (default: highest if --dtype is "
+        "float32, else high)",
     )
     speed.add_argument(
         "--compile_llm", action="store_true", help="compile the model's layers first: half a minute or less"
     )
     memory = parser.add_argument_group("memory (results do not depend on it)")
     memory.add_argument("--minibatch_size_tokens", type=positive_int, default=16, help="rows in a forward pass")
-    memory.add_argument("--minibatch_size_features", type=positive_int, default=8192, help="features encoded at once")
+    memory.add_argument("--minibatch_size_features", type=positive_int, default=1024, help="features encoded at once")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,9 @@ def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerB
     from transformer_lens_r1 import load_model
     from transformer_lens_r1.forward import compile_layers
 
-    torch.set_float32_matmul_precision(args.float32_matmul_precision)
+    # A bfloat16 model rounds more than TF32 does; who asks for float32 gets it.
+    default = "highest" if args.dtype == "float32" else "high"
+    torch.set_float32_matmul_precision(args.float32_matmul_precision or default)
     device = resolve_device(args.device)
     sae = load_sae(inputs.source, device=device, dtype=args.sae_dtype)
     model = load_model(

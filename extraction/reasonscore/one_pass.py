@@ -94,6 +94,7 @@ def sum_activations(
             batch = tokens[start : min(start + rows_per_batch, rows.stop)]
             blocks = blocks_of_rows(start, len(batch), len(tokens))
             residual = residual_stream(model, batch.to(device, non_blocking=True), hook_name)  # [batch, pos, d_model]
+            residual = residual.to(sae.W_enc.dtype)  # here, or every block would do it
             membership = find_membership(
                 batch, groups, left=left, right=right, ignored_ids=ignored_ids, published_windows=published_windows
             )

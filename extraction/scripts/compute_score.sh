@@ -37,7 +37,7 @@ exec "$PYTHON" ${launch[@]+"${launch[@]}"} "$here/../compute_score.py" \
     ${IGNORE_TOKENS+--ignore_tokens "$IGNORE_TOKENS"} \
     --n_samples "${N_SAMPLES:-4096}" \
     --alpha "${ALPHA:-0.7}" \
-    --minibatch_size_features "${MINIBATCH_SIZE_FEATURES:-8192}" \
+    --minibatch_size_features "${MINIBATCH_SIZE_FEATURES:-1024}" \
     --minibatch_size_tokens "${MINIBATCH_SIZE_TOKENS:-16}" \
     --topk "${TOPK:-100}" \
     --seed "${SEED:-42}" \

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXPAND, ALPHA = (1, 2), 0.7
-ROWS_PER_BATCH, FEATURES_PER_BLOCK = 16, 8192  # the scripts' defaults
+ROWS_PER_BATCH, FEATURES_PER_BLOCK = 16, 1024  # the scripts' defaults
 SHOWN = 100
 """Features that dashboards show."""
 
