@@ -57,8 +57,9 @@ def forward_passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def watched(*args: object, **options: object) -> object:
         model = load(*args, **options)
-        for name in ("embed", "ln_final", "unembed"):
-            getattr(model, name).register_forward_hook(lambda *_, name=name: ran.append(name))
+        twin = model.twin
+        for name, module in (("embed", twin.model.embed_tokens), ("norm", twin.model.norm), ("unembed", twin.lm_head)):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
         return model
 
     monkeypatch.setattr(transformer_lens_r1, "load_model", watched)

@@ -19,6 +19,7 @@ from datasets import Dataset
 from reasonscore.inputs import input_identity, load_inputs
 from reasonscore.results import read_scores
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 
 from transformer_lens_r1.shared.data import load_rows
 from transformer_lens_r1.shared.errors import UserError
@@ -70,13 +71,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
-@pytest.mark.parametrize("name", ["windowed", "pointwise_all"])
-def test_the_expected_scores_are_reproduced(flags: Flags, fixtures_dir: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "compiled"), [("windowed", False), ("windowed", True), ("pointwise_all", False)])
+def test_the_expected_scores_are_reproduced(
+    flags: Flags, fixtures_dir: Path, tmp_path: Path, name: str, compiled: bool
+) -> None:
     expected = json.loads((fixtures_dir / "expected_reason_scores.json").read_text())[name]
     settings = expected["args"]
     left, right = settings["expand_range"] or (0, 0)
+    graphs = counters["stats"]["unique_graphs"]
     compute_score.main(
-        flags(
+        ["--compile_llm"] * compiled
+        + flags(
             expand_range=f"{left},{right}",
             ignore_tokens=",".join(map(str, settings["ignore_tokens"])),
             n_samples=settings["n_samples"],
@@ -89,6 +94,7 @@ def test_the_expected_scores_are_reproduced(flags: Flags, fixtures_dir: Path, tm
     scores = scores_of(tmp_path / "scores")
     assert scores.dtype == torch.float32
     assert (scores.double() - torch.tensor(expected["scores"], dtype=torch.float64)).abs().max() <= 1e-7
+    assert (counters["stats"]["unique_graphs"] > graphs) == compiled
 
 
 def test_the_vocabulary_that_ships_is_the_papers(fixtures_dir: Path) -> None:

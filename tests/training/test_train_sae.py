@@ -10,7 +10,9 @@ import datasets
 import pytest
 import torch
 import yaml
+from sae_training.checkpoints import SUMMARY
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from train_sae import main
 from transformers import AutoModelForCausalLM
 
@@ -40,6 +42,18 @@ def test_the_seed_decides_the_result(train: Callable[..., None], values: dict[st
         train(short, f"output_path={tmp_path / name}", f"seed={seed}")
     weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_compile_llm_compiles_the_layers_that_activations_come_from(
+    train: Callable[..., None], values: dict[str, Any], tmp_path: Path
+) -> None:
+    short = {**values, "training_tokens": 1024}
+    train(short, f"output_path={tmp_path / 'eager'}")
+    graphs = counters["stats"]["unique_graphs"]
+    train(short, f"output_path={tmp_path / 'compiled'}", "compile_llm=true")
+    assert counters["stats"]["unique_graphs"] > graphs
+    figures = [json.loads((tmp_path / name / SUMMARY).read_text())["held_out"] for name in ("eager", "compiled")]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
 
 
 @pytest.fixture
