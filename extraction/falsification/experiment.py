@@ -171,7 +171,9 @@ class Experiment:
         strategies = self.settings.strategies
         order = sorted(range(len(strategies)), key=lambda index: added_tokens(strategies[index]))
         features = range(len(self.tokens))
-        removals = [Unit(f, len(strategies)) for f in features if self.tokens[f].top and self.tokens[f].control_of]
+        removals = [
+            Unit(f, len(strategies)) for f in features if self.tokens[f].top and self.tokens[f].controls.of_token
+        ]
         return removals + [Unit(f, s) for s in order for f in features if can_inject(self.tokens[f], strategies[s])]
 
     def variants(self, unit: Unit) -> tuple[list[Injected], ...]:
@@ -280,7 +282,7 @@ def _finding(
     at_tokens = np.isin(experiment.texts(experiment.reasoning), [token for (token,) in tokens.top])
     elsewhere = np.where(at_tokens, 0, reasoning).sum(axis=1)
     stays, total = NOT_DEFINED, reasoning.sum()
-    if tokens.top and tokens.control_of:
+    if tokens.top and tokens.controls.of_token:
         after = measured.changed[feature, -1, TOKENS, SUM_UNTOUCHED, : len(reasoning)].astype(np.float64)
         stays = ratio_over_texts(after, elsewhere, random)
     verdict, by = decide(recovered[0], p_adjusted, r2_pair, auroc)
@@ -313,9 +315,12 @@ def _notes(
         yield "never active on the ordinary text"
     if not tokens.top:
         yield "no token on which it is active was seen often enough: nothing was injected"
-    elif not tokens.control_of:
-        yield "active on so many tokens that too few are left for controls: nothing was injected"
-    elif all(math.isnan(rho.value) for rho in recovered.values()):
+    elif not tokens.controls.of_token:
+        yield "too few other tokens for controls: nothing was injected"
+        return
+    if tokens.top and not tokens.controls.silent:
+        yield "active on most tokens: controls are its quieter ones"
+    if recovered and all(math.isnan(rho.value) for rho in recovered.values()):
         yield (
             "recovered share not defined: reasoning texts are not clearly more active than ordinary ones "
             f"({reasoning.max(axis=1).mean():.3g} and {ordinary.mean():.3g})"

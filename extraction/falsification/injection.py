@@ -37,7 +37,7 @@ def added_tokens(strategy: str) -> int:
 def can_inject(tokens: FeatureTokens, strategy: str) -> bool:
     """Whether the feature has what the strategy puts in."""
     source = {"inject_bigram": tokens.bigrams, "inject_trigram": tokens.trigrams}.get(strategy, tokens.top)
-    return bool(source) and bool(tokens.control_of)
+    return bool(source) and bool(tokens.controls.of_token)
 
 
 def draw(tokens: FeatureTokens, strategy: str, random: np.random.Generator) -> list[NGram]:
@@ -117,7 +117,7 @@ def inject(
     """
 
     def controls(grams: Sequence[NGram]) -> list[NGram]:
-        return [tuple(tokens.control_of[token] for token in gram) for gram in grams]
+        return [tuple(tokens.controls.of_token[token] for token in gram) for gram in grams]
 
     def drawn(change: Callable[[Sequence[NGram]], Sequence[NGram]]) -> list[Injected]:
         random = np.random.default_rng(list(seed))  # the same draws for both
@@ -135,5 +135,5 @@ def replaced(texts: np.ndarray, tokens: FeatureTokens) -> list[Injected]:
     there = np.isin(texts, top)
     ids = texts.copy()
     for token in top:
-        ids[texts == token] = tokens.control_of[token]
+        ids[texts == token] = tokens.controls.of_token[token]
     return [Injected(*pair) for pair in zip(ids, there, strict=True)]

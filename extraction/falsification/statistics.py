@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -214,7 +215,9 @@ def ma_et_al(ordinary: np.ndarray, injected: dict[str, np.ndarray]) -> MaEtAl:
     best = max(effects, key=lambda strategy: effects[strategy])
     d, p = effects[best], 1.0
     if injected[best].var() + ordinary.var() > 0:
-        p = float(ttest_ind(injected[best], ordinary).pvalue)
+        with warnings.catch_warnings():  # a feature that is almost constant has an imprecise p, and no other verdict
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module="scipy")
+            p = float(ttest_ind(injected[best], ordinary).pvalue)
     kind = "context-dependent"
     for name, least, level in (("weakly", 0.2, 0.05), ("partially", 0.5, 0.01), ("token-driven", 0.8, 0.01)):
         if d >= least and p < level:

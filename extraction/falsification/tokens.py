@@ -29,6 +29,15 @@ class Text(NamedTuple):
     """bool [rows, context]: False at ignored ids."""
 
 
+class Controls(NamedTuple):
+    """What is put in instead of a feature's tokens."""
+
+    of_token: dict[int, int]
+    """Of each token, one of like frequency; empty if there are too few."""
+    silent: bool
+    """Whether the feature is silent on all of them."""
+
+
 @dataclass(frozen=True)
 class FeatureTokens:
     """What is injected for a feature, and what as a control."""
@@ -40,8 +49,7 @@ class FeatureTokens:
     before: dict[int, tuple[int, ...]]
     """Of each top token, the tokens most often before it in reasoning text."""
     after: dict[int, tuple[int, ...]]
-    control_of: dict[int, int]
-    """Of every token above, one of like frequency on which the feature is silent; empty if there are too few."""
+    controls: Controls
 
 
 class NGrams(NamedTuple):
@@ -104,32 +112,34 @@ def neighbours(text: Text, tokens: Sequence[int], offset: int) -> dict[int, tupl
     return found
 
 
-def match_controls(tokens: Sequence[int], unigrams: NGrams, means: np.ndarray, top: Sequence[NGram]) -> dict[int, int]:
+def match_controls(tokens: Sequence[int], unigrams: NGrams, means: np.ndarray, top: Sequence[NGram]) -> Controls:
     """Of each token, another of like frequency on which the feature is silent; no control stands for two tokens.
+
+    Of a feature that is active on most tokens, the quieter half of all tokens serves instead.
 
     Args:
         tokens: that need a control.
         unigrams: of both texts together.
         means: the feature's mean activation on each, [n_grams].
         top: the feature's top tokens.
-
-    Returns:
-        Empty if there are fewer silent tokens than needed.
     """
     ids = unigrams.grams[:, 0]
     place = {token: index for index, token in enumerate(ids.tolist())}
     level = np.mean([means[place[token]] for (token,) in top]) if top else 0.0
-    silent = (means <= SILENT * level) & (unigrams.counts >= MIN_COUNT) & ~np.isin(ids, list(tokens))
-    free = np.flatnonzero(silent)
-    if len(free) < len(tokens):
-        return {}
+    others = (unigrams.counts >= MIN_COUNT) & ~np.isin(ids, list(tokens))
+    free = np.flatnonzero(others & (means <= SILENT * level))
+    silent = len(free) >= len(tokens)
+    if not silent:
+        free = np.flatnonzero(others & (means <= np.median(means[others]))) if others.any() else free
     log_counts = np.log(unigrams.counts)
-    controls: dict[int, int] = {}
+    found: dict[int, int] = {}
     for token in sorted(tokens, key=lambda token: -unigrams.counts[place[token]]):  # frequent ones have fewest peers
+        if not len(free):
+            return Controls({}, silent)
         nearest = int(np.abs(log_counts[free] - log_counts[place[token]]).argmin())
-        controls[token] = int(ids[free[nearest]])
+        found[token] = int(ids[free[nearest]])
         free = np.delete(free, nearest)
-    return controls
+    return Controls(found, silent)
 
 
 def tokens_of_feature(both: Text, reasoning: Text, ngrams: Sequence[NGrams], activations: np.ndarray) -> FeatureTokens:
