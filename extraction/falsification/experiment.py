@@ -187,6 +187,12 @@ class Experiment:
         seed = (settings.seed, unit.feature, STRATEGIES.index(strategy))
         return inject(texts, tokens, strategy, first=int(bos), comma=settings.comma, seed=seed)
 
+    def n_texts(self, unit: Unit) -> int:
+        """Texts that `variants` gives for a unit."""
+        if unit.strategy == len(self.settings.strategies):
+            return len(self.texts(self.reasoning))
+        return 2 * len(self.texts(self.ordinary))
+
     def nothing_yet(self) -> PerText:
         """Arrays to fill."""
         n_features, n_strategies = len(self.tokens), len(self.settings.strategies)
@@ -241,6 +247,14 @@ def measure_changed(experiment: Experiment, encode: Encode, measured: PerText, u
             found = torch.stack([own.amax(1), untouched.amax(1), untouched.sum(1)], dim=1)
             measured.changed[features, strategies, sides, :, indices] = found.cpu().numpy()
             yield len(batch)
+
+
+def is_measured(experiment: Experiment, measured: PerText, unit: Unit) -> bool:
+    """Whether all of a unit's texts were run."""
+    of = experiment.reasoning if unit.strategy == len(experiment.settings.strategies) else experiment.ordinary
+    sides = slice(0, experiment.n_texts(unit) // len(experiment.texts(of)))
+    values = measured.changed[unit.feature, unit.strategy, sides, :, : len(experiment.texts(of))]
+    return not np.isnan(values).any()
 
 
 def findings(experiment: Experiment, measured: PerText) -> list[Finding]:
