@@ -40,6 +40,7 @@ from reasonscore.inputs import (
 )
 from reasonscore.sae import SaeSource
 
+from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
 from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
     int_list,
@@ -92,6 +93,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--strategies", type=string_list, default=STRATEGIES, help=f"some of {','.join(STRATEGIES)} (default: all)"
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the results")
+    parser.add_as_published(rows="published", rope_original_context=PUBLISHED_ROPE_CONTEXT, ignore_tokens="")
     args = parser.parse_args(argv)
     for name in args.strategies:
         if name not in STRATEGIES:

@@ -11,7 +11,7 @@ Their objection: features found by contrast fire on a few tokens, wherever these
 A is the mean over texts of the maximal activation, once over all positions and once without the injected ones. A
 control is the same strategy at the same places, with tokens of like frequency on which the feature is silent.
 
-Texts are the first tokens of the rows. Only the tested features' columns of the encoder are computed.
+Texts are pieces of the rows. Only the tested features' columns of the encoder are computed.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Finding:
     """All that was found out about one feature."""
 
     tokens: FeatureTokens
-    r2_token: float
-    r2_pair: float
+    r2: dict[int, Estimate]
+    """From the current token (1) and from (previous, current) (2)."""
     recovered: dict[str, Estimate]
     """ρ by strategy, injected positions included."""
     recovered_untouched: dict[str, Estimate]
@@ -163,8 +163,17 @@ class Experiment:
         return np.concatenate([self.reasoning.activations[feature], self.ordinary.activations[feature]])
 
     def texts(self, of: Observed) -> np.ndarray:
-        """ids [texts, length]: the first tokens of the first rows."""
-        return of.ids[: self.settings.n_texts, : self.settings.text_length]
+        """ids [texts, length]: pieces of the rows, the first of all rows before the second ones.
+
+        If rows begin with ids that are ignored (bos), each of a row's pieces does.
+        """
+        starts_with_bos = int(np.isin(of.ids[:, 0], self.settings.ignored_ids).all())
+        size = self.settings.text_length - starts_with_bos
+        pieces = [
+            np.concatenate([of.ids[:, :starts_with_bos], of.ids[:, start : start + size]], axis=1)
+            for start in range(starts_with_bos, of.ids.shape[1] - size + 1, size)
+        ]
+        return np.concatenate(pieces)[: self.settings.n_texts]
 
     def units(self) -> list[Unit]:
         """All that is to be done, by length, so that texts of one length can share a pass."""
@@ -217,6 +226,12 @@ def measure_unchanged(experiment: Experiment, encode: Encode, measured: PerText)
             found = encoded.amax(dim=1).T if store == "ordinary" else encoded.permute(2, 0, 1)
             getattr(measured, store)[:, done : done + len(batch)] = found.cpu().numpy()
             done += len(batch)
+    highest, total = measured.reasoning.max(axis=2), measured.reasoning.sum(axis=2)  # of texts that no removal changes
+    measured.changed[:, -1, TOKENS, :, : highest.shape[1]] = np.stack([highest, highest, total], axis=1)
+    for feature, strategy in experiment.units():
+        if strategy == len(experiment.settings.strategies):
+            with_tokens = [text.there.any() for text in experiment.variants(Unit(feature, strategy))[0]]
+            measured.changed[feature, strategy, TOKENS, :, np.flatnonzero(with_tokens)] = np.nan
 
 
 def measure_changed(experiment: Experiment, encode: Encode, measured: PerText, units: Sequence[Unit]) -> Iterator[int]:
@@ -232,6 +247,8 @@ def measure_changed(experiment: Experiment, encode: Encode, measured: PerText, u
         for unit in units:
             for side, variants in enumerate(experiment.variants(unit)):
                 for index, injected in enumerate(variants):
+                    if not injected.there.any():  # a reasoning text without the feature's tokens stays as it is
+                        continue
                     yield unit.feature, unit.strategy, side, index, injected
 
     for length, same_length in itertools.groupby(texts(), key=lambda text: len(text[-1].ids)):
@@ -278,7 +295,7 @@ def _finding(
     random = np.random.default_rng([settings.seed, feature])
     activations = experiment.activations(feature).astype(np.float64)
     unigrams, bigrams, _ = experiment.ngrams
-    r2_token, r2_pair = explained_by_tokens(activations, experiment.both.counted, unigrams, bigrams)
+    r2 = explained_by_tokens(activations, experiment.both.counted, unigrams, bigrams, random)
     is_reasoning = np.arange(len(activations)) < len(experiment.reasoning.ids)
     auroc = {
         n: same_token_in_two_texts(activations, is_reasoning, experiment.ngrams[n - 1], chosen, random)
@@ -299,9 +316,9 @@ def _finding(
     if tokens.top and tokens.controls.of_token:
         after = measured.changed[feature, -1, TOKENS, SUM_UNTOUCHED, : len(reasoning)].astype(np.float64)
         stays = ratio_over_texts(after, elsewhere, random)
-    verdict, by = decide(recovered[0], p_adjusted, r2_pair, auroc)
+    verdict, by = decide(recovered[0], p_adjusted, r2, auroc)
     return Finding(
-        tokens, r2_token, r2_pair, *recovered, p_adjusted,
+        tokens, r2, *recovered, p_adjusted,
         on_tokens=float(1 - elsewhere.sum() / total) if total > 0 else math.nan,
         stays=stays,
         auroc=auroc,

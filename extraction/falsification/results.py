@@ -41,9 +41,14 @@ class Tested:
 
     @property
     def best(self) -> str:
-        """The strategy that decided, else the one that recovers most; empty if nothing was injected."""
-        recovered = {name: rho.value for name, rho in self.finding.recovered.items() if not math.isnan(rho.value)}
-        return self.finding.by or (max(recovered, key=lambda name: recovered[name]) if recovered else "")
+        """The strategy that decided, else the best by ours, else by Ma et al.; empty if nothing was injected."""
+        finding = self.finding
+        if finding.by in finding.recovered:
+            return finding.by
+        recovered = {name: rho.value for name, rho in finding.recovered.items() if not math.isnan(rho.value)}
+        if recovered:
+            return max(recovered, key=lambda name: recovered[name])
+        return finding.ma.strategy if finding.ma else ""
 
 
 def _interval(name: str, estimate: Estimate) -> dict[str, float]:
@@ -64,8 +69,8 @@ def table_of(tested: Sequence[Tested], decode: Callable[[NGram], str]) -> pd.Dat
                 "matched_to": one.matched_to,
                 "verdict": finding.verdict,
                 "by": finding.by,
-                "r2_token": finding.r2_token,
-                "r2_pair": finding.r2_pair,
+                **_interval("r2_token", finding.r2[1]),
+                **_interval("r2_pair", finding.r2[2]),
                 "best_strategy": best,
                 **_interval("recovered", finding.recovered.get(best, nothing)),
                 **_interval("recovered_untouched", finding.recovered_untouched.get(best, nothing)),

@@ -95,32 +95,35 @@ def ratio_over_texts(numerator: np.ndarray, denominator: np.ndarray, random: np.
 
 
 def explained_by_tokens(
-    activations: np.ndarray, counted: np.ndarray, unigrams: NGrams, bigrams: NGrams
-) -> tuple[float, float]:
-    """R² of the activation from the current token's mean, and from that of (previous, current).
+    activations: np.ndarray, counted: np.ndarray, unigrams: NGrams, bigrams: NGrams, random: np.random.Generator
+) -> dict[int, Estimate]:
+    """R² of the activation from the current token's mean (1), and from that of (previous, current) (2).
 
     Cross-fitted: means from the even rows, R² on the odd ones, and the other way round; both residuals together over
     both variances. A token seen fewer than MIN_COUNT times takes the overall mean, such a pair its token's estimate.
+    Intervals are over rows, for the means that were fitted.
 
     Args:
         activations: of one feature, [rows, context].
         counted: bool, likewise: positions that count.
         unigrams: of the same rows.
         bigrams: likewise.
+        random: of the bootstrap.
 
     Returns:
-        NaN if the feature does not vary.
+        Not defined if the feature does not vary.
     """
-    even = np.zeros_like(counted)
-    even[::2] = True
-    residuals, total = np.zeros(2), 0.0
-    for fit, rest in ((counted & even, counted & ~even), (counted & ~even, counted & even)):
+    residuals, total = np.zeros((2, len(activations))), np.zeros(len(activations))
+    for parity in (0, 1):
+        fit, rest = counted.copy(), np.arange(parity, len(activations), 2)
+        fit[rest] = False
         mean = activations[fit].mean()
         by_token = _means(activations, fit, unigrams, otherwise=np.full(activations.shape, mean))
         by_pair = _means(activations, fit, bigrams, otherwise=by_token)
-        residuals += [((activations - estimate)[rest] ** 2).sum() for estimate in (by_token, by_pair)]
-        total += ((activations[rest] - mean) ** 2).sum()
-    return tuple((1 - residuals / total).tolist()) if total > 0 else (math.nan, math.nan)
+        for residual, estimate in zip((*residuals, total), (by_token, by_pair, mean), strict=True):
+            residual[rest] = np.where(counted, (activations - estimate) ** 2, 0)[rest].sum(axis=1)
+    left = [ratio_over_texts(residual, total, random) for residual in residuals]
+    return {n: Estimate(1 - share.value, 1 - share.high, 1 - share.low) for n, share in enumerate(left, start=1)}
 
 
 def _means(activations: np.ndarray, fit: np.ndarray, ngrams: NGrams, *, otherwise: np.ndarray) -> np.ndarray:
