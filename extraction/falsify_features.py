@@ -282,7 +282,7 @@ def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, meas
             rank_of[feature],
             float(score[feature]),
             matched_to,
-            float(experiment.reasoning.activations[index].max()),
+            float(experiment.reasoning.of(index).max()),
             finding,
         )
         for index, (feature, matched_to, finding) in enumerate(
@@ -348,8 +348,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             tokens_per_pass=args.minibatch_size_tokens * plan.ordinary.shape[1],
         )
         experiment = Experiment(
-            Observed(plan.inputs.tokens.numpy(), stored["reasoning"]),
-            Observed(plan.ordinary.numpy(), stored["ordinary"]),
+            Observed(plan.inputs.tokens.numpy(), [stored["reasoning"]]),
+            Observed(plan.ordinary.numpy(), [stored["ordinary"]]),
             settings,
         )
         columns = encoder_of(sae, plan.features)

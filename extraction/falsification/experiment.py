@@ -74,8 +74,13 @@ class Observed(NamedTuple):
 
     ids: np.ndarray
     """int64 [rows, context]"""
-    activations: np.ndarray
-    """float32 [features, rows, context]; 0 at ignored ids. May be mapped from a file."""
+    parts: Sequence[np.ndarray]
+    """float32 [features, rows, context] of one part of the rows after the other; 0 at ignored ids. May be mapped from
+    files."""
+
+    def of(self, feature: int) -> np.ndarray:
+        """The activations of one feature, [rows, context]."""
+        return np.concatenate([part[feature] for part in self.parts])
 
 
 @dataclass
@@ -153,14 +158,14 @@ class Experiment:
         ngrams = [find_ngrams(both, n) for n in (1, 2, 3)]
         tokens = [
             tokens_of_feature(both, of_reasoning, ngrams, self.activations(feature))
-            for feature in range(len(self.reasoning.activations))
+            for feature in range(len(self.reasoning.parts[0]))
         ]
         for name, value in {"both": both, "ngrams": ngrams, "tokens": tokens}.items():
             object.__setattr__(self, name, value)
 
     def activations(self, feature: int) -> np.ndarray:
         """Of one feature on the reasoning rows, then on the ordinary ones: [rows, context]."""
-        return np.concatenate([self.reasoning.activations[feature], self.ordinary.activations[feature]])
+        return np.concatenate([self.reasoning.of(feature), self.ordinary.of(feature)])
 
     def texts(self, of: Observed) -> np.ndarray:
         """ids [texts, length]: pieces of the rows, the first of all rows before the second ones.
@@ -294,39 +299,57 @@ def _finding(
     settings, tokens = experiment.settings, experiment.tokens[feature]
     random = np.random.default_rng([settings.seed, feature])
     activations = experiment.activations(feature).astype(np.float64)
-    unigrams, bigrams, _ = experiment.ngrams
-    r2 = explained_by_tokens(activations, experiment.both.counted, unigrams, bigrams, random)
+    ordinary = measured.ordinary[feature].astype(np.float64)
+    reasoning = measured.reasoning[feature].astype(np.float64)  # [texts, length]
+    tried = {name: injected[s] for s, name in enumerate(settings.strategies) if can_inject(tokens, name)}
+
+    def recovered(positions: int) -> dict[str, Estimate]:
+        return {
+            name: recovered_share(
+                values[TOKENS, positions], values[CONTROL, positions], ordinary, reasoning.max(axis=1), random
+            )
+            for name, values in tried.items()
+        }
+
+    p_adjusted = {name: float(adjusted[settings.strategies.index(name)]) for name in tried}
+    r2 = explained_by_tokens(activations, experiment.both.counted, *experiment.ngrams[:2], random)
     is_reasoning = np.arange(len(activations)) < len(experiment.reasoning.ids)
     auroc = {
         n: same_token_in_two_texts(activations, is_reasoning, experiment.ngrams[n - 1], chosen, random)
         for n, chosen in ((1, tokens.top), (2, tokens.bigrams))
     }
-    ordinary = measured.ordinary[feature].astype(np.float64)
-    reasoning = measured.reasoning[feature].astype(np.float64)  # [texts, length]
-    recovered: list[dict[str, Estimate]] = [{}, {}]
-    tried = {name: injected[s] for s, name in enumerate(settings.strategies) if can_inject(tokens, name)}
-    for positions, shares in zip((ALL, UNTOUCHED), recovered, strict=True):
-        for name, values in tried.items():
-            pair = values[TOKENS, positions], values[CONTROL, positions]
-            shares[name] = recovered_share(*pair, ordinary, reasoning.max(axis=1), random)
-    p_adjusted = {name: float(adjusted[settings.strategies.index(name)]) for name in tried}
-    at_tokens = np.isin(experiment.texts(experiment.reasoning), [token for (token,) in tokens.top])
-    elsewhere = np.where(at_tokens, 0, reasoning).sum(axis=1)
-    stays, total = NOT_DEFINED, reasoning.sum()
-    if tokens.top and tokens.controls.of_token:
-        after = measured.changed[feature, -1, TOKENS, SUM_UNTOUCHED, : len(reasoning)].astype(np.float64)
-        stays = ratio_over_texts(after, elsewhere, random)
-    verdict, by = decide(recovered[0], p_adjusted, r2, auroc)
+    enough = recovered(ALL)
+    verdict, by = decide(enough, p_adjusted, r2, auroc)
+    on_tokens, stays = _needed(experiment, measured, reasoning, feature, random)
     return Finding(
-        tokens, r2, *recovered, p_adjusted,
-        on_tokens=float(1 - elsewhere.sum() / total) if total > 0 else math.nan,
+        tokens=tokens,
+        r2=r2,
+        recovered=enough,
+        recovered_untouched=recovered(UNTOUCHED),
+        p_adjusted=p_adjusted,
+        on_tokens=on_tokens,
         stays=stays,
         auroc=auroc,
         ma=ma_et_al(ordinary, {name: values[TOKENS, ALL] for name, values in tried.items()}) if tried else None,
         verdict=verdict,
         by=by,
-        notes=tuple(_notes(experiment, feature, recovered[0], auroc[1], ordinary, reasoning)),
-    )  # fmt: skip
+        notes=tuple(_notes(experiment, feature, enough, auroc[1], ordinary, reasoning)),
+    )
+
+
+def _needed(
+    experiment: Experiment, measured: PerText, reasoning: np.ndarray, feature: int, random: np.random.Generator
+) -> tuple[float, Estimate]:
+    """The share of a feature's activation that lies on its top tokens, and what stays elsewhere without them."""
+    tokens, total = experiment.tokens[feature], reasoning.sum()
+    at_tokens = np.isin(experiment.texts(experiment.reasoning), [token for (token,) in tokens.top])
+    elsewhere = np.where(at_tokens, 0, reasoning).sum(axis=1)
+    after = measured.changed[feature, -1, TOKENS, SUM_UNTOUCHED, : len(reasoning)].astype(np.float64)
+    can_remove = tokens.top and tokens.controls.of_token
+    return (
+        float(1 - elsewhere.sum() / total) if total > 0 else math.nan,
+        ratio_over_texts(after, elsewhere, random) if can_remove else NOT_DEFINED,
+    )
 
 
 def _notes(
@@ -342,7 +365,7 @@ def _notes(
     if not experiment.activations(feature).any():
         yield "never active on either text"
         return
-    if not experiment.ordinary.activations[feature].any():
+    if not experiment.ordinary.of(feature).any():
         yield "never active on the ordinary text"
     if not tokens.top:
         yield "no token on which it is active was seen often enough: nothing was injected"
@@ -383,4 +406,4 @@ def observe(encode: Encode, ids: Tensor, settings: Settings) -> Observed:
     batches = ids.split(max(1, settings.tokens_per_pass // ids.shape[1]))
     encoded = torch.cat([encode(batch).float().cpu() for batch in batches])
     encoded.masked_fill_(ignored[..., None], 0)
-    return Observed(ids.numpy(), encoded.permute(2, 0, 1).contiguous().numpy())
+    return Observed(ids.numpy(), [encoded.permute(2, 0, 1).contiguous().numpy()])
