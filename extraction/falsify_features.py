@@ -58,7 +58,8 @@ from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
     import numpy as np
-    from falsification.experiment import Encode, Experiment, PerText
+    from falsification.material import Experiment, PerText
+    from falsification.measure import Encode
     from reasonscore.results import SavedScores
     from torch import Tensor
 
@@ -230,7 +231,8 @@ def measure(experiment: Experiment, encode: Encode, state: Path, ranks: Ranks) -
     """Run this rank's share of the changed texts, from where an earlier run was interrupted; on the first, all."""
     import numpy as np
     import torch
-    from falsification.experiment import PerText, is_measured, measure_changed, measure_unchanged
+    from falsification.material import PerText
+    from falsification.measure import is_measured, measure_changed, measure_unchanged
     from safetensors.numpy import load_file, save_file
     from tqdm import tqdm
 
@@ -324,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ranks.size > 1:
             args.device = resolve_device(ranks.device(args.device))
             ranks.connect(args.device)
-        from falsification.experiment import Experiment, Observed, Settings
+        from falsification.material import Experiment, Observed, Settings
         from falsification.results import RUN
         from reasonscore.sae import encoder_of
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from falsification.experiment import Encode, Experiment, Unit
 from falsification.injection import Injected
+from falsification.material import Experiment, Unit
+from falsification.measure import Encode
 from falsification.results import Tested
 from falsification.statistics import Estimate
 from transformer_lens_r1.shared.files import write_json

@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
-from falsification.experiment import Experiment, Finding, PerText
+from falsification.experiment import Finding
+from falsification.material import Experiment, PerText
 from falsification.statistics import Estimate
 from falsification.tokens import NGram
 from falsification.verdict import ENOUGH, THRESHOLDS
