@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +58,8 @@ class PerText:
     reasoning: np.ndarray
     """[features, reasoning texts, length]: every activation."""
     changed: np.ndarray
-    """[features, strategies + 1, TOKENS or CONTROL, ALL … SUM_UNTOUCHED, texts]; the last strategy is REMOVAL, on the
-    reasoning texts."""
+    """[features, strategies + 1, TOKENS or CONTROL, ALL … SUM_UNTOUCHED, texts]; the last one is the removal of
+    tokens, on the reasoning texts."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"ordinary": self.ordinary, "reasoning": self.reasoning, "changed": self.changed}
@@ -70,37 +70,31 @@ class Unit(NamedTuple):
 
     feature: int
     strategy: int
-    """Index among the strategies; behind the last: REMOVAL."""
+    """Index among the strategies; behind the last: the removal of tokens."""
 
 
-@dataclass(frozen=True)
 class Experiment:
-    """The texts and the features' tokens; everything but the model.
+    """The texts and the features' tokens; everything but the model."""
 
-    Args:
-        reasoning: rows of reasoning text.
-        ordinary: rows of ordinary text, of the same context.
-        settings: how the test is made.
-    """
+    def __init__(self, reasoning: Observed, ordinary: Observed, settings: Settings) -> None:
+        """Find every feature's tokens.
 
-    reasoning: Observed
-    ordinary: Observed
-    settings: Settings
-    both: Text = field(init=False)
-    ngrams: list[NGrams] = field(init=False)
-    tokens: list[FeatureTokens] = field(init=False)
-
-    def __post_init__(self) -> None:
-        ids = np.concatenate([self.reasoning.ids, self.ordinary.ids])
-        both = Text(ids, ~np.isin(ids, self.settings.ignored_ids))
-        of_reasoning = Text(*(part[: len(self.reasoning.ids)] for part in both))
-        ngrams = [find_ngrams(both, n) for n in (1, 2, 3)]
-        tokens = [
-            tokens_of_feature(both, of_reasoning, ngrams, self.activations(feature))
-            for feature in range(len(self.reasoning.parts[0]))
+        Args:
+            reasoning: rows of reasoning text.
+            ordinary: rows of ordinary text, of the same context.
+            settings: how the test is made.
+        """
+        self.reasoning, self.ordinary, self.settings = reasoning, ordinary, settings
+        ids = np.concatenate([reasoning.ids, ordinary.ids])
+        self.both = Text(ids, ~np.isin(ids, settings.ignored_ids))
+        self.ngrams: list[NGrams] = [find_ngrams(self.both, n) for n in (1, 2, 3)]
+        of_reasoning = Text(*(part[: len(reasoning.ids)] for part in self.both))
+        self.tokens: list[FeatureTokens] = [
+            tokens_of_feature(self.both, of_reasoning, self.ngrams, self.activations(feature))
+            for feature in range(len(reasoning.parts[0]))
         ]
-        for name, value in {"both": both, "ngrams": ngrams, "tokens": tokens}.items():
-            object.__setattr__(self, name, value)
+        self.removal = len(settings.strategies)
+        """What stands for the removal of tokens among the strategies."""
 
     def activations(self, feature: int) -> np.ndarray:
         """Of one feature on the reasoning rows, then on the ordinary ones: [rows, context]."""
@@ -124,15 +118,13 @@ class Experiment:
         strategies = self.settings.strategies
         order = sorted(range(len(strategies)), key=lambda index: added_tokens(strategies[index]))
         features = range(len(self.tokens))
-        removals = [
-            Unit(f, len(strategies)) for f in features if self.tokens[f].top and self.tokens[f].controls.of_token
-        ]
+        removals = [Unit(f, self.removal) for f in features if self.tokens[f].top and self.tokens[f].controls.of_token]
         return removals + [Unit(f, s) for s in order for f in features if can_inject(self.tokens[f], strategies[s])]
 
     def variants(self, unit: Unit) -> tuple[list[Injected], ...]:
-        """The changed texts of a unit: with the feature's tokens and with controls; for REMOVAL, without the tokens."""
+        """The changed texts of a unit: with the feature's tokens and with controls; for the removal, without them."""
         tokens, settings = self.tokens[unit.feature], self.settings
-        if unit.strategy == len(settings.strategies):
+        if unit.strategy == self.removal:
             return (replaced(self.texts(self.reasoning), tokens),)
         texts = self.texts(self.ordinary)
         bos = bool(np.isin(texts[:, 0], settings.ignored_ids).all())
@@ -142,7 +134,7 @@ class Experiment:
 
     def n_texts(self, unit: Unit) -> int:
         """Texts that `variants` gives for a unit."""
-        if unit.strategy == len(self.settings.strategies):
+        if unit.strategy == self.removal:
             return len(self.texts(self.reasoning))
         return 2 * len(self.texts(self.ordinary))
 

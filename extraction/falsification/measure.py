@@ -40,7 +40,7 @@ def measure_unchanged(experiment: Experiment, encode: Encode, measured: PerText)
     highest, total = measured.reasoning.max(axis=2), measured.reasoning.sum(axis=2)  # of texts that no removal changes
     measured.changed[:, -1, TOKENS, :, : highest.shape[1]] = np.stack([highest, highest, total], axis=1)
     for feature, strategy in experiment.units():
-        if strategy == len(experiment.settings.strategies):
+        if strategy == experiment.removal:
             with_tokens = [text.there.any() for text in experiment.variants(Unit(feature, strategy))[0]]
             measured.changed[feature, strategy, TOKENS, :, np.flatnonzero(with_tokens)] = np.nan
 
@@ -79,7 +79,7 @@ def measure_changed(experiment: Experiment, encode: Encode, measured: PerText, u
 
 def is_measured(experiment: Experiment, measured: PerText, unit: Unit) -> bool:
     """Whether all of a unit's texts were run."""
-    of = experiment.reasoning if unit.strategy == len(experiment.settings.strategies) else experiment.ordinary
+    of = experiment.reasoning if unit.strategy == experiment.removal else experiment.ordinary
     sides = slice(0, experiment.n_texts(unit) // len(experiment.texts(of)))
     values = measured.changed[unit.feature, unit.strategy, sides, :, : len(experiment.texts(of))]
     return not np.isnan(values).any()
