@@ -81,6 +81,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     ordinary.add_argument("--ordinary_column_name", default="text", help="its column of text, or of token ids")
     ordinary.add_argument("--ordinary_dataset_revision", help="branch, tag or commit of it on the Hub")
+    ordinary.add_argument(
+        "--ordinary_documents", type=positive_int, default=10_000, help="its first documents are read, no more"
+    )
     tested = parser.add_argument_group("what is tested, and how")
     tested.add_argument("--scores_dir", type=Path, required=True, help="folder that compute_score.py wrote")
     tested.add_argument("--topk", type=positive_int, default=100, help="how many of the best distinct features to test")
@@ -152,7 +155,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     of_ordinary = copy.copy(args)
     of_ordinary.dataset_path, of_ordinary.column_name = args.ordinary_dataset_path, args.ordinary_column_name
     of_ordinary.dataset_revision = args.ordinary_dataset_revision
-    ordinary = load_inputs(of_ordinary).tokens
+    ordinary = load_inputs(of_ordinary, n_documents=args.ordinary_documents).tokens
     check_texts(inputs.tokens, ordinary, args)
     run = {
         "the features tested (--topk, --features, --n_matched)": features,

@@ -103,8 +103,12 @@ class Inputs:
     """What the model's rotary scaling goes by; None: what its config.json says."""
 
 
-def load_inputs(args: argparse.Namespace) -> Inputs:
+def load_inputs(args: argparse.Namespace, *, n_documents: int | None = None) -> Inputs:
     """Check SAE, model and data set against each other, then make the rows of tokens; no weights are loaded.
+
+    Args:
+        args: with the flags of `add_input_arguments`.
+        n_documents: take the first so many of the data set; None: all.
 
     Raises:
         UserError: something is missing or does not fit.
@@ -131,7 +135,9 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     context_size = args.context_size or source.context_size
     if context_size is None:
         raise UserError(f"SAE {source} does not say its context size: give --context_size")
-    dataset = load_rows(args.dataset_path, columns=(args.column_name,), revision=args.dataset_revision)
+    dataset = load_rows(
+        args.dataset_path, columns=(args.column_name,), revision=args.dataset_revision, first=n_documents
+    )
     tokenizer = load_tokenizer(args.model_path, **remote)
     tokens = sample_rows(
         dataset,

@@ -28,6 +28,7 @@ def load_rows(
     name: str | None = None,
     split: str = "train",
     revision: str | None = None,
+    first: int | None = None,
 ) -> "Dataset":
     """The rows of a data set on the disk or on the Hub.
 
@@ -38,12 +39,17 @@ def load_rows(
         name: the configuration, if the data set has several; a local folder without configurations ignores it.
         split: the split to read.
         revision: branch, tag or commit on the Hub, if ``path`` does not say it.
+        first: only this many rows from the start; of a Hub data set, little more is downloaded.
 
     Raises:
         UserError: there is no such folder or data set, or one of the columns is missing.
     """
     folder = Path(path)
-    dataset = _load_folder(folder, name, split) if folder.is_dir() else _load_hub(str(path), name, split, revision)
+    if folder.is_dir():
+        dataset = _load_folder(folder, name, split)
+        dataset = dataset if first is None else dataset.select(range(min(first, len(dataset))))
+    else:
+        dataset = _load_hub(str(path), name, split, revision, first)
     for column in columns:
         if column not in dataset.column_names:
             raise UserError(
@@ -79,7 +85,7 @@ def split_revision(path: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> "Dataset":
+def _load_hub(path: str, name: str | None, split: str, revision: str | None, first: int | None) -> "Dataset":
     path, named_revision = split_revision(path)
     if named_revision is not None and revision is not None and named_revision != revision:
         raise UserError(f"data set {path} is asked for at {named_revision} and at {revision}; name one revision")
@@ -87,7 +93,11 @@ def _load_hub(path: str, name: str | None, split: str, revision: str | None) -> 
     import datasets
 
     try:
-        return datasets.load_dataset(path, name, split=split, revision=revision or named_revision)
+        source = {"path": path, "name": name, "split": split, "revision": revision or named_revision}
+        if first is None:
+            return datasets.load_dataset(**source)
+        stream = datasets.load_dataset(**source, streaming=True)
+        return datasets.Dataset.from_list(list(stream.take(first)), features=stream.features)
     except (*hub_errors(), datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
             f"no data set folder {path!r}, and as a data set of the Hub it did not load: {hub_fault(error)}"
