@@ -5,7 +5,7 @@
 4 random features of a random SAE, 50 texts of 64 tokens, 5 strategies, on random token ids. Each round times, one after
 the other, transformers' bare layers (sdpa) over the injected and the control texts, and `measure_changed`, which makes
 these texts, runs them, encodes the features and keeps what is needed of each. Printed are medians. Then, by count and
-not measured, the paper's size on an H100, and what encoding all features for each feature and strategy alone would take.
+not measured, the paper's size on an H100, and what encoding all features for each of these texts would take.
 """
 
 from __future__ import annotations
