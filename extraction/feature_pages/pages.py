@@ -53,6 +53,11 @@ class FeatureFacts:
     """Likewise."""
     word_means: tuple[tuple[str, float], ...]
     """Mean activation at each reasoning word; empty if the scores came alone."""
+    parts: tuple[tuple[str, float], ...] = ()
+    """Share of its activation on reasoning positions in each of their parts, NaN if it has none there; empty if not
+    known."""
+    similar: tuple[tuple[int, int], ...] = ()
+    """Index and rank of the features that nearly coincide with it, best first."""
 
     @property
     def scores_alone(self) -> bool:
@@ -255,7 +260,8 @@ def write_index(folder: Path, rows: Sequence[tuple[FeatureFacts, Snippet]], *, t
         about: one line on model, SAE and text; plain text.
     """
     words = ", ".join(word for word, _ in rows[0][0].word_means)
-    page = _fill("index.html", title=title, about=about, words=words, rows=rows)
+    pages = {facts.feature: facts.page for facts, _ in rows}
+    page = _fill("index.html", title=title, about=about, words=words, rows=rows, pages=pages)
     (folder / "index.html").write_text(page, encoding="utf-8")
     features = [
         {
