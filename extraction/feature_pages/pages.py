@@ -260,8 +260,7 @@ def write_index(folder: Path, rows: Sequence[tuple[FeatureFacts, Snippet]], *, t
         about: one line on model, SAE and text; plain text.
     """
     words = ", ".join(word for word, _ in rows[0][0].word_means)
-    pages = {facts.feature: facts.page for facts, _ in rows}
-    page = _fill("index.html", title=title, about=about, words=words, rows=rows, pages=pages)
+    page = _fill("index.html", title=title, about=about, words=words, rows=rows)
     (folder / "index.html").write_text(page, encoding="utf-8")
     features = [
         {
