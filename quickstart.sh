@@ -13,9 +13,9 @@
 #
 # Settings, by environment variable:
 #   MODEL=<Hub id or folder>   another Llama or Qwen2 checkpoint     LAYER=19   the layer whose residual stream is used
-#   RUN=quickstart-run         where everything goes                 TOPK=10    features in the table and the dashboards
+#   RUN=quickstart-run         where everything goes                 TOPK=10    distinct features in the table and the dashboards
 #   TRAINING_TOKENS=120000     N_SAMPLES=256 (rows scored)           DASHBOARD_SAMPLES=192 (rows shown)
-#   STRENGTHS=1,2,4            of steering, in maximal activations   STEERED=3  best features that are steered
+#   STRENGTHS=1,2,4            of steering, in maximal activations   STEERED=3  best distinct features that are steered
 #   LIMIT=<n>                  problems evaluated (default: all 48 with vLLM, 32 with transformers)
 #   BACKEND=<vllm or hf>       what generates (default: vllm where setup.sh could install it)
 #   DEVICE=cpu                 leave an NVIDIA card alone
@@ -140,9 +140,9 @@ stage 5 "a sample of the reasoning traces, stratified by domain" "$RUN/sample" \
 # The stages' own scripts, told what to read and write.
 export MODEL_PATH=$MODEL SAE_PATH=$RUN/sae SAE_ID=$HOOK DATASET_PATH=$RUN/sample SCORES_DIR=$RUN/scores
 stage 6 "ReasonScore of every feature, over $N_SAMPLES rows" "$RUN/scores" \
-  env N_SAMPLES="$N_SAMPLES" OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$SPECIAL_IDS" \
+  env N_SAMPLES="$N_SAMPLES" TOPK=$((10 * TOPK)) OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$SPECIAL_IDS" \
   bash extraction/scripts/compute_score.sh --dtype "$DTYPE"
-stage 7 "a page for each of the $TOPK best features" "$RUN/dashboards" \
+stage 7 "a page for each of the $TOPK best distinct features" "$RUN/dashboards" \
   env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
   bash extraction/scripts/compute_dashboard.sh --dtype "$DTYPE"
 
@@ -155,23 +155,30 @@ if [ "$BACKEND" = vllm ]; then
   flags=(--apply_chat_template --batch_size auto)
 fi
 if [ -n "$LIMIT" ]; then flags+=(--limit "$LIMIT"); fi
-stage 8 "answers of the baseline, and of the $STEERED best features × strengths $STRENGTHS ($BACKEND)" "$RUN/evaluation/report" \
+stage 8 "answers of the baseline, and of the $STEERED best distinct features × strengths $STRENGTHS ($BACKEND)" "$RUN/evaluation/report" \
   env QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" \
   "$PYTHON" evaluation/evaluate.py --scores_dir "$RUN/scores" --topk "$STEERED" --strengths "$STRENGTHS" \
   --output_dir "$RUN/evaluation" --tasks quickstart_problems \
   --model "$BACKEND" --model_args "pretrained=$MODEL,sae_path=$RUN/sae,$engine" "${flags[@]}"
 
 echo
-echo "── the $TOPK best features by ReasonScore ($RUN/scores/top_features.csv)"
+echo "── the $TOPK best distinct features by ReasonScore ($RUN/scores/top_features.csv)"
 "$PYTHON" - "$RUN/scores/top_features.csv" "$TOPK" <<'PYTHON'
 import csv, sys
 
 with open(sys.argv[1], encoding="utf-8") as file:
-    rows = list(csv.DictReader(file))[: int(sys.argv[2])]
-print("rank  feature  ReasonScore   max act   fires  best word")
-for row in rows:
+    rows = list(csv.DictReader(file))
+parts = ("on_words", "before", "after", "white_space")
+print("rank  feature  ReasonScore   max act   fires     on  before   after   white  best word       also")
+for row in [row for row in rows if row["cluster"] == row["feature"]][: int(sys.argv[2])]:
     score, maximum, fires = (float(row[name]) for name in ("score", "max_activation", "firing_frequency"))
-    print(f'{row["rank"]:>4} {row["feature"]:>8} {score:>12.3e} {maximum:>9.3f} {fires:>7.2%}  {row["best_word"]}')
+    shares = "".join(f"{float(row[name] or 'nan'):>8.0%}" for name in parts)
+    also = " ".join(other["feature"] for other in rows if other["cluster"] == row["feature"] and other is not row)
+    print(
+        f'{row["rank"]:>4} {row["feature"]:>8} {score:>12.3e} {maximum:>9.3f} {fires:>7.2%}{shares}  '
+        f'{row["best_word"]:<15} {also}'
+    )
+print("on … white: share of its activation on the words, before and after them, on white space; also: nearly the same")
 PYTHON
 echo
 echo "── baseline and steered ($RUN/evaluation/report/summary.md)"

@@ -93,7 +93,10 @@ def make_parser() -> ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--grid", type=Path, metavar="FILE", help="YAML (JSON, .pt) file of features and strengths")
     source.add_argument("--scores_dir", type=Path, metavar="DIR", help="what compute_score.py wrote")
-    parser.add_argument("--topk", type=positive_int, help="of the scores, how many of the best features (default: 10)")
+    parser.add_argument("--topk", type=positive_int, help="of the scores, how many distinct features (default: 10)")
+    parser.add_argument(
+        "--keep_similar", action="store_true", default=None, help="of the best, those too that nearly coincide"
+    )
     parser.add_argument("--features", type=int_list, metavar="I,J", help="of the scores, these features instead")
     parser.add_argument("--strengths", type=number_list, metavar="X,Y", help="with --scores_dir (default: 1,2,4)")
     parser.add_argument(
@@ -166,7 +169,7 @@ def use_published(own: Namespace, shared: dict[str, Any]) -> None:
 def read_steered(own: Namespace, shared: dict[str, Any], load_tokenizer: Callable[[], Any]) -> list[GridPoint]:
     """The interventions without their controls. `shared`: the `sae_*` model arguments."""
     if not own.scores_dir:
-        for name in ("topk", "features", "strengths"):
+        for name in ("topk", "keep_similar", "features", "strengths"):
             if getattr(own, name) is not None:
                 raise UserError(
                     f"--{name} is for --scores_dir" + ("; it stands in the file of --grid" * bool(own.grid))
@@ -180,6 +183,7 @@ def read_steered(own: Namespace, shared: dict[str, Any], load_tokenizer: Callabl
         features=own.features or [],
         strengths=own.strengths or [1, 2, 4],
         shared=shared,
+        keep_similar=bool(own.keep_similar),
     )
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The best features by ReasonScore at several strengths, in one batch on the paper's model, and their report. As it stands:
-# the ten best of extraction/scores (compute_score.sh) at strengths 1, 2 and 4 on MATH-500, and the baseline. It wants a
+# the ten best distinct ones of extraction/scores (compute_score.sh) at strengths 1, 2 and 4 on MATH-500, and the baseline. It wants a
 # GPU of 48 GB or more.
 #
 #     TASKS=aime2024_nofigures TOPK=3 bash evaluation/sweep.sh --plan

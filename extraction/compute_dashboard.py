@@ -23,6 +23,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 RECORD = "dashboards.json"
 BEGUN = "begun.json"
+CLUSTERS = "clusters.json"
 SPARE_BYTES = 100_000_000
 """Room for the pages and the scripts that they load."""
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "sae-dashboard", "plotly", "mpld3")
@@ -66,7 +68,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="folder that compute_score.py wrote, or scores alone: a file, or a folder with nothing but published ones",
     )
-    shown.add_argument("--topk", type=positive_int, default=100, help="how many of the best features to show")
+    shown.add_argument("--topk", type=positive_int, default=100, help="how many of the best distinct features to show")
+    shown.add_argument(
+        "--keep_similar", action="store_true", help="of the best, show those too that nearly coincide with a better one"
+    )
     shown.add_argument("--features", type=int_list, help="show these instead, like 12,99")
     shown.add_argument(
         "--n_quantiles", type=positive_int, default=5, help="intervals of activation that a page has text from"
@@ -92,30 +97,46 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:
-    """What the scores say about one feature."""
+def feature_facts(saved: SavedScores, feature: int, ranked: Sequence[int]) -> FeatureFacts:
+    """What the scores say about one feature; ``ranked`` are all, best first."""
     from feature_pages.pages import FeatureFacts
+    from reasonscore.distinct import similar_features
+    from reasonscore.score import PARTS
 
     row: dict[str, Any] = {name: values[feature].tolist() for name, values in saved.statistics.items()}
     has_interval = not math.isnan(row.get("score_low", math.nan))  # only the best have one
     return FeatureFacts(
         feature=feature,
-        rank=rank,
+        rank=ranked.index(feature) + 1,
         interval=(row["score_low"], row["score_high"]) if has_interval else None,
         word_means=tuple(zip(saved.words, row.get("word_means", ()), strict=True)),
+        parts=tuple((name, row[name]) for name in PARTS if name in row),
+        similar=tuple((other, ranked.index(other) + 1) for other in similar_features(saved.statistics, feature)),
         **{name: row.get(name) for name in ("score", "max_activation", "firing_frequency", "entropy")},
     )
 
 
-def with_max_activation(facts: Sequence[FeatureFacts], folder: Path) -> list[FeatureFacts]:
-    """The facts, with the largest activation on the text shown if the scores came alone; the pass must be complete."""
+def facts_after_pass(facts: Sequence[FeatureFacts], folder: Path) -> list[FeatureFacts]:
+    """The facts, with what the complete pass over the text shown adds.
+
+    That is the largest activation if the scores came alone, and similar features by activations too.
+    """
     import numpy as np
     from feature_pages.activations import ACTIVATIONS
 
-    if not facts[0].scores_alone:
-        return list(facts)
-    stored = np.load(folder / ACTIVATIONS, mmap_mode="r")  # [features, rows, context]
-    return [replace(fact, max_activation=float(values.max())) for fact, values in zip(facts, stored, strict=True)]
+    if facts[0].scores_alone:
+        stored = np.load(folder / ACTIVATIONS, mmap_mode="r")  # [features, rows, context]
+        facts = [replace(fact, max_activation=float(values.max())) for fact, values in zip(facts, stored, strict=True)]
+    clusters: dict[int, set[tuple[int, int]]] = {}
+    first_of = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
+    for fact, first in zip(facts, first_of, strict=True):
+        clusters.setdefault(first, set()).update([(fact.feature, fact.rank), *fact.similar])
+    return [
+        replace(
+            fact, similar=tuple(pair for pair in sorted(clusters[first], key=itemgetter(1)) if pair[1] != fact.rank)
+        )
+        for fact, first in zip(facts, first_of, strict=True)
+    ]
 
 
 def check_push(args: argparse.Namespace) -> None:
@@ -172,11 +193,12 @@ def make_pages(
     from feature_pages.activations import store_activations
     from feature_pages.pages import best_snippet, token_text, write_feature_page
     from feature_pages.panels import Panels
+    from reasonscore.distinct import cosines, first_of_cluster
     from tqdm import tqdm
 
     finished = finished_snippets(folder, facts)
     if len(finished) == len(facts):
-        return with_max_activation(facts, folder)
+        return facts_after_pass(facts, folder)
     features, hook_name = [fact.feature for fact in facts], inputs.source.hook_name
     model, sae = load_weights(args, inputs)
     stored = store_activations(
@@ -190,7 +212,10 @@ def make_pages(
         rows_per_batch=args.minibatch_size_tokens,
         features_per_block=args.minibatch_size_features,
     )
-    facts = with_max_activation(facts, folder)
+    # Similar are features that write or do nearly the same.
+    similarity = torch.fmax(cosines(sae.W_dec[features]), stored.correlations.features.corrcoef()[0])
+    write_json(folder / CLUSTERS, first_of_cluster(similarity))
+    facts = facts_after_pass(facts, folder)
     decode = token_text(inputs.tokenizer)
     with torch.no_grad(), tqdm(total=len(facts), initial=len(finished), desc="pages", unit="feature") as bar:
         panels = Panels(
@@ -265,6 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_dashboards(args: argparse.Namespace) -> None:
     """Read the scores and the text, make the pages in a folder beside ``--output_dir``, and move them there."""
+    from reasonscore.distinct import distinct_features
     from reasonscore.results import read_scores
     from reasonscore.score import rank_features
 
@@ -274,12 +300,13 @@ def make_dashboards(args: argparse.Namespace) -> None:
             raise UserError(f"--features {feature}: the SAE's features are 0 to {len(saved.statistics['score']) - 1}")
     check_same_sae(saved, find_sae(args.sae_path, args.sae_id, revision=args.sae_revision), args.scores_dir)
     ranked = rank_features(saved.statistics["score"]).tolist()
-    features = sorted(set(args.features or ranked[: args.topk]), key=ranked.index)
+    best = ranked[: args.topk] if args.keep_similar else distinct_features(saved.statistics, args.topk)
+    features = sorted(set(args.features or best), key=ranked.index)
     check_push(args)
     if args.ignore_tokens is None:  # the same positions as the scores are about
         args.ignore_tokens = saved.run.get("ignored_ids")
     inputs = load_inputs(args)
-    facts = [feature_facts(saved, feature, ranked.index(feature) + 1) for feature in features]
+    facts = [feature_facts(saved, feature, ranked) for feature in features]
 
     work = args.output_dir.absolute().with_name(f"{args.output_dir.absolute().name}.partial")
     depends_on = {

@@ -85,16 +85,23 @@ def read_grid(path: Path, *, shared: Mapping[str, Any]) -> list[GridPoint]:
 
 
 def read_scores(
-    folder: Path, *, topk: int, features: Sequence[int], strengths: Sequence[float], shared: Mapping[str, Any]
+    folder: Path,
+    *,
+    topk: int,
+    features: Sequence[int],
+    strengths: Sequence[float],
+    shared: Mapping[str, Any],
+    keep_similar: bool = False,
 ) -> list[GridPoint]:
     """The best features of a scores folder, each with its own maximal activation in the scored text.
 
     Args:
         folder: that compute_score.py wrote.
-        topk: how many, in the order of ReasonScore; of no account where there are ``features``.
+        topk: how many distinct ones, in the order of ReasonScore; of no account where there are ``features``.
         features: these instead of the best.
         strengths: of each.
         shared: `sae_*` arguments of all, which name the SAE.
+        keep_similar: of the best, take those too that nearly coincide with a better one.
 
     Raises:
         UserError: as `read_grid`.
@@ -104,21 +111,29 @@ def read_scores(
             raise UserError(f"{name} is in --model_args, but --scores_dir says which features and maximal activations")
     if not folder.is_dir():
         raise UserError(f"no scores folder at {folder}; expected what compute_score.py wrote")
-    chosen = list(features) or _best(folder, topk)
+    chosen = list(features) or _best(folder, topk, keep_similar)
     own = {"sae_stats": str(folder), "sae_max_activation": "auto", "strengths": list(strengths)}
     return _points([{**shared, **own, "sae_feature_idx": index} for index in chosen], where=str(folder))
 
 
-def _best(folder: Path, topk: int) -> list[int]:
+def _best(folder: Path, topk: int, keep_similar: bool) -> list[int]:
     table = folder / TABLE
     try:
         with table.open(encoding="utf-8", newline="") as file:
-            best = [int(row["feature"]) for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file))
+        best = [int(row["feature"]) for row in rows]
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{table} is not what compute_score.py wrote ({error!r})") from error
-    if len(best) < topk:
-        raise UserError(f"{table} has the {len(best)} best features, --topk asks for {topk}; see compute_score.py")
-    return best[:topk]
+    # A table of an older version has no clusters: all count as distinct.
+    distinct = [int(row["feature"]) for row in rows if row.get("cluster", row["feature"]) == row["feature"]]
+    chosen = best if keep_similar else distinct
+    if len(chosen) < topk:
+        of_them = f", {len(chosen)} of them distinct (--keep_similar takes all)" if len(chosen) < len(best) else ""
+        raise UserError(
+            f"{table} has the {len(best)} best features{of_them}, --topk asks for {topk}; a larger --topk of "
+            "compute_score.py gives more"
+        )
+    return chosen[:topk]
 
 
 def _points(entries: Sequence[Mapping[str, Any]], *, where: str) -> list[GridPoint]:

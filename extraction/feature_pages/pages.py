@@ -53,6 +53,11 @@ class FeatureFacts:
     """Likewise."""
     word_means: tuple[tuple[str, float], ...]
     """Mean activation at each reasoning word; empty if the scores came alone."""
+    parts: tuple[tuple[str, float], ...] = ()
+    """Share of its activation on reasoning positions in each of their parts, NaN if it has none there; empty if not
+    known."""
+    similar: tuple[tuple[int, int], ...] = ()
+    """Index and rank of the features that nearly coincide with it, best first."""
 
     @property
     def scores_alone(self) -> bool:

@@ -71,3 +71,13 @@ def distinct_features(statistics: Mapping[str, Tensor], topk: int) -> list[int]:
             f"for {topk:,}; --keep_similar takes features that nearly coincide too"
         )
     return distinct[:topk]
+
+
+def similar_features(statistics: Mapping[str, Tensor], feature: int) -> list[int]:
+    """The other features of its cluster, best first; none if clusters are not known."""
+    if "cluster" not in statistics:
+        return []
+    cluster = statistics["cluster"]
+    others = (cluster == cluster[feature]).nonzero()[:, 0]
+    best_first = others[rank_features(statistics["score"][others])].tolist()
+    return [other for other in best_first if other != feature]

@@ -53,3 +53,28 @@ def reason_scores(activations: torch.Tensor, sets: list[set[tuple[int, int]]], a
             entropy = -sum(s * math.log(s) for s in shares if s > 0) / math.log(len(words))
         scores.append(m[-2] / (total_pos + 1e-12) * entropy**alpha - m[-1] / (total_neg + 1e-12))
     return scores
+
+
+def parts_of_positions(
+    rows: list[list[int]], groups: Groups, left: int, right: int, ignored: list[int], white_space: list[int]
+) -> dict[str, set[tuple[int, int]]]:
+    """Where the positions of any word are: (row, position) on words, before and after them, and on white space."""
+    parts: dict[str, set[tuple[int, int]]] = {name: set() for name in ("on_words", "before", "after", "white_space")}
+    for b, row in enumerate(rows):
+        matched: set[int] = set()
+        for sequences in groups.values():
+            matched |= positions_of_word(row, sequences, 0, 0)
+        for p, token in enumerate(row):
+            to_next = min((m - p for m in matched if m >= p), default=math.inf)
+            to_last = min((p - m for m in matched if m <= p), default=math.inf)
+            if token in ignored or (to_next > left and to_last > right):
+                continue
+            if token in white_space:
+                parts["white_space"].add((b, p))
+            elif p in matched:
+                parts["on_words"].add((b, p))
+            elif to_next <= left and (to_last > right or to_next <= to_last):
+                parts["before"].add((b, p))
+            else:
+                parts["after"].add((b, p))
+    return parts

@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,44 @@ def test_the_best_features_get_pages_and_an_index_from_one_pass_up_to_the_hook(
     assert record["row_rule"] == "stream" and record["rope_original_context"] is None
     licences = [path.read_text() for path in sorted((folder / "assets").glob("LICENSE.*"))]
     assert len(licences) == 2 and "Bostock" in licences[0] and "Plotly" in licences[1]
+
+
+def test_distinct_features_are_shown_and_the_index_names_the_similar_ones(
+    flags: list[str], tmp_path: Path, legacy_sae: Path, scores_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sae, pages = shutil.copytree(legacy_sae, tmp_path / "sae"), tmp_path / "pages"
+    weights = load_file(sae / "sae_weights.safetensors")
+    for name in ("W_enc", "b_enc"):  # the features' activations correlate, their decoder rows are different
+        weights[name][..., 362] = 2 * weights[name][..., 175]
+    save_file(weights, sae / "sae_weights.safetensors")
+    statistics = load_file(scores_dir / "feature_stats.safetensors")
+    statistics["cluster"] = torch.arange(1024.0)
+    statistics["cluster"][[1, 2]], statistics["cluster"][176] = 0, 175
+    for name, share in (("on_words", 0.25), ("before", 0.125), ("after", 0.125), ("white_space", 0.5)):
+        statistics[name] = torch.full((1024,), share)
+        statistics[name][49] = math.nan
+    save_file(statistics, scores_dir / "feature_stats.safetensors", metadata={"words": '["wait", "hmm"]'})
+    (scores_dir / "run.json").write_text(json.dumps({"tokens": 1000, "sae": {"weights_sha256": None}}))
+    flags = [*flags, "--sae_path", str(sae), "--dtype", "float32"]
+
+    def also(*chosen: str) -> dict[int, str]:
+        """What the index says of each feature shown."""
+        compute_dashboard.main([*flags, *chosen])
+        shown = [one["feature"] for one in json.loads((pages / "features.json").read_text())]
+        index = (pages / "index.html").read_text(encoding="utf-8")
+        cells = re.findall(r'<td class="similar".*?</td>', index, re.DOTALL)
+        return dict(zip(shown, (" ".join(re.sub("<[^>]*>", "", cell).split()) for cell in cells), strict=True))
+
+    assert also("--topk", "3") == {49: "", 0: "1 (rank 3), 2 (rank 4)", 3: ""}
+    index = (pages / "index.html").read_text(encoding="utf-8")
+    assert index.count('<data value="">–</data>') == 4 and index.count('<data value="0.125">12%</data>') == 4
+    assert also("--topk", "3", "--keep_similar").keys() == {49, 0, 1}
+    assert also("--features", "0,175,362") == {
+        0: "1 (rank 3), 2 (rank 4)",
+        175: "176 (rank 177), 362 (rank 363)",
+        362: "175 (rank 176), 176 (rank 177)",
+    }
+    assert "note" not in capsys.readouterr().out
 
 
 def test_as_published_takes_the_published_rows_and_frequencies(flags: list[str]) -> None:

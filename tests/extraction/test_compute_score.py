@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import compute_score
 import pytest
 import torch
-from brute_force import reason_scores, sets_of_positions
+from brute_force import parts_of_positions, reason_scores, sets_of_positions
 from datasets import Dataset
 from reasonscore.inputs import input_identity, load_inputs
 from reasonscore.results import read_scores
@@ -51,6 +52,15 @@ def flags(tiny_llama: Path, legacy_sae: Path, fixture_tokens: Path, tmp_path: Pa
         return [f"--{name}={value}" for name, value in arguments.items() if value is not None]
 
     return line
+
+
+def group_by_word(tokenizer: Any) -> dict[str, list[tuple[int, ...]]]:
+    """The vocabulary that ships, each word with the token sequences of its spellings."""
+    groups: dict[str, list[tuple[int, ...]]] = {}
+    for spelling in json.loads(compute_score.VOCABULARY.read_text()):
+        ids = tuple(tokenizer.encode(spelling, add_special_tokens=False))
+        groups.setdefault(spelling.lstrip().lower(), []).append(ids)
+    return groups
 
 
 def scores_of(folder: Path) -> torch.Tensor:
@@ -125,10 +135,7 @@ def test_an_sae_of_any_architecture_is_scored_as_saelens_encodes(
     if architecture != "topk_rescaled":  # whose activations are in units of unit decoder directions already
         activations = activations * sae.W_dec.norm(dim=1)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    groups: dict[str, list[tuple[int, ...]]] = {}
-    for spelling in json.loads(compute_score.VOCABULARY.read_text()):
-        ids = tuple(tokenizer.encode(spelling, add_special_tokens=False))
-        groups.setdefault(spelling.lstrip().lower(), []).append(ids)
+    groups = group_by_word(tokenizer)
     expected = torch.tensor(reason_scores(activations, sets_of_positions(rows, groups, 1, 2, [0, 1]), 0.7))
     scores = scores_of(tmp_path / "scores")
     assert (activations > 0).any() and scores.abs().max() > 1e-4
@@ -138,7 +145,7 @@ def test_an_sae_of_any_architecture_is_scored_as_saelens_encodes(
 def test_statistics_are_those_of_transformers_and_the_sae_weights(
     flags: Flags, tiny_llama: Path, legacy_sae: Path, fixture_tokens: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     compute_score.main(flags(n_samples=12, ignore_tokens="0,1", quantile=0.99, topk=5))
     folder = tmp_path / "scores"
@@ -148,11 +155,21 @@ def test_statistics_are_those_of_transformers_and_the_sae_weights(
     with torch.no_grad():
         residual = model(rows, output_hidden_states=True).hidden_states[3]
         raw = torch.relu(residual @ weights["W_enc"] + weights["b_enc"])
-        activations = (raw * weights["W_dec"].norm(dim=1))[rows > 1]  # ids 0 and 1 are ignored
+        by_position = raw * weights["W_dec"].norm(dim=1)  # [rows, pos, d_sae]
+    activations = by_position[rows > 1]  # ids 0 and 1 are ignored
     statistics, words, run = read_scores(folder)
     torch.testing.assert_close(statistics["max_activation"], activations.amax(dim=0), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(statistics["firing_frequency"], (activations > 0).float().mean(dim=0), atol=2e-3, rtol=0)
     assert statistics["word_means"].shape == (1024, len(words)) and statistics["entropy"].shape == (1024,)
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    groups = group_by_word(tokenizer)
+    white_space = [token for token in range(len(tokenizer)) if tokenizer.decode([token]).isspace()]
+    parts = parts_of_positions(rows.tolist(), groups, 1, 2, [0, 1], white_space)
+    sums = {name: sum(by_position[place] for place in places) for name, places in parts.items()}
+    for name, of_part in sums.items():
+        torch.testing.assert_close(statistics[name], of_part / sum(sums.values()), atol=1e-4, rtol=1e-4, equal_nan=True)
+        assert parts[name] and statistics[name].nan_to_num().max() > 0.1
 
     assert run["tokens"] == 12 * 128 and run["reasoning_tokens"] + run["other_tokens"] == len(activations)
     assert run["sae"]["weights_sha256"] == hash_file(legacy_sae / "sae_weights.safetensors")
@@ -252,8 +269,15 @@ def test_batch_sizes_change_scores_by_rounding_alone(flags: Flags, tmp_path: Pat
     assert next(csv.DictReader(table))["score_low"] == ""
 
 
-def test_chunks_merge_to_the_unchunked_result_bit_for_bit(flags: Flags, tmp_path: Path) -> None:
-    blocks = {"n_samples": 16, "minibatch_size_features": 300}  # chunks begin and end within blocks
+def test_chunks_merge_to_the_unchunked_result_bit_for_bit(
+    flags: Flags, make_sae: Callable[..., Path], tmp_path: Path
+) -> None:
+    sae = make_sae(d_in=256, d_sae=1024)
+    weights = load_file(sae / "sae_weights.safetensors")
+    weights["W_dec"][700:800] = 3 * weights["W_dec"][:100]  # similar features of different chunks
+    save_file(weights, sae / "sae_weights.safetensors")
+    # Chunks begin and end within blocks of features.
+    blocks = {"sae_path": sae, "n_samples": 16, "ignore_tokens": "0,1", "minibatch_size_features": 300}
     whole, parts, merged = tmp_path / "whole", tmp_path / "parts", tmp_path / "merged"
     compute_score.main(flags(output_dir=whole, **blocks))
     for chunk in (2, 0):
@@ -270,6 +294,20 @@ def test_chunks_merge_to_the_unchunked_result_bit_for_bit(flags: Flags, tmp_path
     read = read_scores(parts), read_scores(whole)
     assert read[0].words == read[1].words and read[0].run["sae"] == read[1].run["sae"]
     assert read[0].statistics.keys() == read[1].statistics.keys() and read[0].digest() == read[1].digest()
+
+    score, cluster = (read[0].statistics[name].tolist() for name in ("score", "cluster"))
+    for one, other in zip(range(100), range(700, 800), strict=True):
+        best = max(one, other, key=score.__getitem__)
+        if not math.isnan(cluster[one] + cluster[other]):  # both among the 1,000 best
+            assert cluster[one] == cluster[other] == best
+    with (whole / "top_features.csv").open() as file:
+        table = [(int(row["feature"]), int(row["cluster"])) for row in csv.DictReader(file)]
+    assert all(cluster[feature] == best for feature, best in table) and len({best for _, best in table}) < len(table)
+
+    weights["W_dec"][0] *= 2
+    save_file(weights, sae / "sae_weights.safetensors")
+    with pytest.raises(UserError, match="has changed since the chunks were computed"):
+        compute_score.main(["--merge", str(parts), "--output_dir", str(merged)])
 
 
 def test_two_ranks_give_the_scores_of_one_and_say_a_mistake_once(

@@ -22,6 +22,8 @@ PLANTED = {
     "</think>": "</script><script>window.planted=1</script>",
 }
 FEATURES = 6
+PARTS = ("on_words", "before", "after", "white_space")
+NUMBERS = ("score", "max_activation", "firing_frequency", "entropy", *PARTS)
 OpenPage = Callable[..., Page]
 Stats = dict[str, np.ndarray]
 
@@ -104,11 +106,13 @@ def test_the_index_shows_the_numbers_of_the_scores(open_page: OpenPage, statisti
     for rank, row in enumerate(page.locator("tbody tr").all(), start=1):
         values = [float(data.get_attribute("value")) for data in row.locator("td.number data").all()]
         feature = int(values[1])
-        names = ("score", "max_activation", "firing_frequency", "entropy")
-        assert values == [rank, feature, *(pytest.approx(statistics[name][feature], rel=1e-7) for name in names)]
+        assert values == [rank, feature, *(pytest.approx(statistics[name][feature], rel=1e-7) for name in NUMBERS)]
         texts = [data.inner_text() for data in row.locator("td.number data").all()[2:]]
         numbers = [float(text.removesuffix("%")) / (100 if text.endswith("%") else 1) for text in texts]
-        assert numbers == pytest.approx(values[2:], rel=5e-3)
+        assert numbers[:4] == pytest.approx(values[2:6], rel=5e-3) and numbers[4:] == pytest.approx(
+            values[6:], abs=5e-3
+        )
+        assert sum(values[6:]) == pytest.approx(1, abs=1e-6)
         shares = statistics["word_means"][feature] / statistics["word_means"][feature].max()
         heights = [bar.bounding_box()["height"] for bar in row.locator(".bars i").all()]
         assert np.array(heights) / max(heights) == pytest.approx(shares, abs=0.06)
@@ -123,6 +127,11 @@ def test_the_index_sorts_by_mouse_and_keyboard(open_page: OpenPage, statistics: 
     header.locator("button").press("Enter")
     assert shown_features(page) == descending[::-1] and header.get_attribute("aria-sort") == "ascending"
     assert page.locator("th[aria-sort]").count() == 1
+    for part in PARTS:
+        page.locator("th").get_by_role("button", name=part.replace("_", " "), exact=True).click()
+        assert shown_features(page) == sorted(
+            best, key=lambda feature: (-statistics[part][feature], best.index(feature))
+        )
     words = page.locator("th", has_text="strongest word")
     words.locator("button").click()
     shown = [data.inner_text() for data in page.locator("td.words data").all()]
@@ -178,8 +187,7 @@ def test_a_feature_page_shows_histograms_and_sequences(open_page: OpenPage, stat
     assert float(title.split("=")[1]) == pytest.approx(statistics["max_activation"][feature], abs=6e-4)
     assert page.locator(".logits-table code:visible").count() == 20
     facts = [float(data.get_attribute("value")) for data in page.locator("dl data").all()]
-    names = ("score", "max_activation", "firing_frequency", "entropy")
-    assert facts[1:] == [pytest.approx(statistics[name][feature], rel=1e-7) for name in names]
+    assert facts[1:] == [pytest.approx(statistics[name][feature], rel=1e-7) for name in NUMBERS]
 
 
 def test_a_page_leads_on_and_gives_steering_arguments(open_page: OpenPage, statistics: Stats, best: list[int]) -> None:

@@ -1,10 +1,11 @@
 """ReasonScore against loops over positions, written from the definition."""
 
+import itertools
 import random
 
 import pytest
 import torch
-from brute_force import reason_scores, sets_of_positions
+from brute_force import parts_of_positions, reason_scores, sets_of_positions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reasonscore import score as core
@@ -35,6 +36,7 @@ def sums_of(
     ignored: list[int],
     batches: list[int],
     cut: int,
+    white_space: list[int] = (),
     n_blocks: int = 64,
 ) -> object:
     """The sums of the batches that end at the given rows, with the features in two blocks."""
@@ -43,7 +45,12 @@ def sums_of(
     start = 0
     for stop in batches:
         membership = core.find_membership(
-            torch.tensor(rows[start:stop]), groups, left=window[0], right=window[1], ignored_ids=ignored
+            torch.tensor(rows[start:stop]),
+            groups,
+            left=window[0],
+            right=window[1],
+            ignored_ids=ignored,
+            white_space_ids=white_space,
         )
         blocks = core.blocks_of_rows(start, stop - start, n_rows, n_blocks)
         sums.count(membership, blocks)
@@ -67,6 +74,7 @@ def cases(draw: st.DrawFn) -> dict:
         "groups": {f"word {index}": found for index, found in enumerate(groups)},
         "window": draw(st.tuples(st.integers(0, 14), st.integers(0, 14))),
         "ignored": draw(st.one_of(st.lists(ids, unique=True, max_size=2), st.just([0, 1, 2, 3, 4]))),
+        "white_space": draw(st.lists(ids, unique=True, max_size=2)),
         "batches": sorted(ends | {n_rows}),
         "cut": draw(st.integers(0, 5)),
         "n_blocks": draw(st.sampled_from([1, 2, 3, 64])),
@@ -88,6 +96,13 @@ def test_scores_equal_a_loop_over_positions(case: dict) -> None:
     assert scores.tolist() == pytest.approx(reason_scores(activations, sets, alpha), abs=1e-7)
     assert sums.n_positions.tolist() == [len(positions) for positions in sets]
     counted = sets[-2] | sets[-1]
+    parts = parts_of_positions(case["rows"], case["groups"], *case["window"], case["ignored"], case["white_space"])
+    assert sorted(itertools.chain(*parts.values())) == sorted(sets[-2])  # each position of P is in one part
+    assert sums.shares.keys() == parts.keys()
+    for name, positions in parts.items():
+        of_part, of_all = (sum(activations[b, p] for b, p in places) for places in (positions, sets[-2]))
+        expected = (torch.zeros(5) + of_part) / (torch.zeros(5) + of_all)
+        assert sums.shares[name].tolist() == pytest.approx(expected.tolist(), abs=1e-6, nan_ok=True)
     for feature in range(5):
         values = [activations[b, p, feature].item() for b, p in counted]
         assert sums.maximum[feature].item() == max(values, default=0)
@@ -117,3 +132,12 @@ def test_a_part_of_the_features_can_be_added_up_over_ranks() -> None:
     assert part.by_block.shape == (4, 5, 4) and part.by_block.is_contiguous()
     with pytest.raises(ValueError, match="contiguous"):
         Ranks(rank=0, size=2).add(sums.by_block[..., 5:9])
+
+
+def test_published_windows_leave_every_reasoning_position_in_one_part() -> None:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(5, (40, 12), generator=generator)
+    windows = {"left": 3, "right": 2, "white_space_ids": [4], "published_windows": True}
+    sets = core.find_membership(tokens, GROUPS, **windows).sets
+    reasoning, parts = sets[:, len(GROUPS)], sets[:, -4:]
+    assert parts.any(dim=(0, 2)).all() and torch.equal(parts.sum(dim=1), reasoning.long())

@@ -32,10 +32,10 @@ headers.forEach((header, column) => {
   });
 });
 
-// What is searched: feature, words and snippet. Numbers beside each other must not read as one.
+// What is searched: feature, those like it, words and snippet. Numbers beside each other must not read as one.
 const texts = new Map(
   rows.map((row) => {
-    const parts = [row.cells[1], row.querySelector(".snippet")].map((cell) => cell.textContent);
+    const parts = [row.cells[1], row.cells[2], row.querySelector(".snippet")].map((cell) => cell.textContent);
     parts.push(row.querySelector(".bars")?.getAttribute("aria-label") ?? "");
     return [row, parts.join("\n").toLowerCase()];
   })

@@ -1,5 +1,6 @@
 """What evaluate.py does before the model starts: it reads scores and grids, names mistakes, and lists its runs."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,6 +46,24 @@ def test_scores_give_the_best_features_with_their_own_maxima(evaluate: ModuleTyp
     assert setting.value == pytest.approx(2 * maxima[3].item() / norm)
 
 
+def test_the_best_are_distinct_unless_told_otherwise(
+    evaluate: ModuleType, scores: Path, sae: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(scores, tmp_path / "scores")
+    (folder / "top_features.csv").write_text("rank,feature,cluster,score\n1,12,12,3\n2,40,12,2\n3,8,8,1\n4,9,8,0\n")
+
+    def best(topk: int, **options: Any) -> list[int]:
+        options = {"features": [], "strengths": [1], "shared": {"sae_path": str(sae)}, **options}
+        points = evaluate.read_scores(folder, topk=topk, **options)
+        return [point.steering.features[0].feature_idx for point in points]
+
+    assert best(2) == [12, 8] and best(3, keep_similar=True) == [12, 40, 8]
+    with pytest.raises(
+        UserError, match=r"4 best features, 2 of them distinct \(--keep_similar takes all\), --topk .* 3;"
+    ):
+        best(3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -72,6 +91,7 @@ def test_mistakes_in_a_grid(
     [
         (["--grid", "{grid}", "--strengthz", "1"], "did you mean '--strengths'?"),
         (["--grid", "{grid}", "--strengths", "1"], "--strengths is for --scores_dir; it stands in the file of --grid"),
+        (["--keep_similar"], "--keep_similar is for --scores_dir"),
         (["--topk", "1"], "--topk is for --scores_dir"),
         (["--only", "steered"], "--only steered, but nothing is"),
         (["--grid", "{grid}", "--as_published"], "--as_published is not for --grid: write sae_mode"),
