@@ -127,10 +127,10 @@ class Experiment:
         if unit.strategy == self.removal:
             return (replaced(self.texts(self.reasoning), tokens),)
         texts = self.texts(self.ordinary)
-        bos = bool(np.isin(texts[:, 0], settings.ignored_ids).all())
+        first = int(np.isin(texts[:, 0], settings.ignored_ids).all())  # bos stays where it is
         strategy = settings.strategies[unit.strategy]
         seed = (settings.seed, unit.feature, STRATEGIES.index(strategy))
-        return inject(texts, tokens, strategy, first=int(bos), comma=settings.comma, seed=seed)
+        return inject(texts, tokens, strategy, first=first, comma=settings.comma, seed=seed)
 
     def n_texts(self, unit: Unit) -> int:
         """Texts that `variants` gives for a unit."""

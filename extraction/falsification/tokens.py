@@ -113,7 +113,7 @@ def neighbours(text: Text, tokens: Sequence[int], offset: int) -> dict[int, tupl
 
 
 def match_controls(tokens: Sequence[int], unigrams: NGrams, means: np.ndarray, top: Sequence[NGram]) -> Controls:
-    """Of each token, another of like frequency on which the feature is silent; no control stands for two tokens.
+    """Of each token, another of like frequency on which the feature is silent; different ones if there are enough.
 
     Of a feature that is active on most tokens, the quieter half of all tokens serves instead.
 
@@ -133,9 +133,11 @@ def match_controls(tokens: Sequence[int], unigrams: NGrams, means: np.ndarray, t
         free = np.flatnonzero(others & (means <= np.median(means[others]))) if others.any() else free
     log_counts = np.log(unigrams.counts)
     found: dict[int, int] = {}
+    candidates = free
     for token in sorted(tokens, key=lambda token: -unigrams.counts[place[token]]):  # frequent ones have fewest peers
-        if not len(free):
+        if not len(candidates):
             return Controls({}, silent)
+        free = free if len(free) else candidates
         nearest = int(np.abs(log_counts[free] - log_counts[place[token]]).argmin())
         found[token] = int(ids[free[nearest]])
         free = np.delete(free, nearest)
