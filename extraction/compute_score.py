@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load_inputs, load_weights
+from reasonscore.inputs import Inputs, Parser, add_input_arguments, input_identity, load_inputs, load_weights
 from reasonscore.sae import SaeSource
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
@@ -53,13 +53,6 @@ if TYPE_CHECKING:
 
 VOCABULARY = Path(__file__).resolve().parent / "reason_tokens.json"
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "datasets")
-
-
-class Parser(ArgumentParser):
-    """Raises mistakes, so that of several ranks only one says them."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
