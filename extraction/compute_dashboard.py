@@ -11,6 +11,8 @@ pages need no network.
 The output folder holds index.html, feature_<index>.html and assets/. The model runs over the text once. Until all is
 done the work lies in <output_dir>.partial, and the same command continues it: 4 bytes for each shown feature and token.
 Memory holds one batch of rows, and one feature's activations.
+
+Over several GPUs: `torchrun --nproc_per_node N extraction/compute_dashboard.py …` shares out the rows, then the pages.
 """
 
 from __future__ import annotations
@@ -21,28 +23,31 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reasonscore.inputs import (
     Inputs,
+    Parser,
     add_input_arguments,
     check_same_sae,
     input_identity,
     load_inputs,
     load_weights,
 )
-from reasonscore.sae import find_sae
+from reasonscore.sae import SaeSource, find_sae
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
-from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
+from transformer_lens_r1.shared.arguments import int_list, positive_int, resolve_device
 from transformer_lens_r1.shared.errors import UserError, run
 from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
 from transformer_lens_r1.shared.hub import check_hub_access, push_folder
 from transformer_lens_r1.shared.locks import locked
+from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
 from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
@@ -50,8 +55,8 @@ if TYPE_CHECKING:
     from reasonscore.results import SavedScores
 
 RECORD = "dashboards.json"
-BEGUN = "begun.json"
 CLUSTERS = "clusters.json"
+BEGUN = "begun.json"
 SPARE_BYTES = 100_000_000
 """Room for the pages and the scripts that they load."""
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "sae-dashboard", "plotly", "mpld3")
@@ -59,7 +64,7 @@ LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "sae-dashb
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with what argparse alone can refuse refused."""
-    parser = ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_input_arguments(parser, n_samples=1024)
     shown = parser.add_argument_group("what is shown, and where")
     shown.add_argument(
@@ -97,6 +102,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+class Plan(NamedTuple):
+    """What the first rank works out before any weights load, and all ranks share."""
+
+    inputs: Inputs
+    """Without the tokenizer if there are several ranks, which load it with the model."""
+    facts: list[FeatureFacts]
+    """Of the features to show, in this order."""
+    finished: list[int]
+    """Features whose pages are complete."""
+    scored: str
+    """What the scores are about, in words."""
+
+
 def feature_facts(saved: SavedScores, feature: int, ranked: Sequence[int]) -> FeatureFacts:
     """What the scores say about one feature; ``ranked`` are all, best first."""
     from feature_pages.pages import FeatureFacts
@@ -116,17 +134,16 @@ def feature_facts(saved: SavedScores, feature: int, ranked: Sequence[int]) -> Fe
     )
 
 
-def facts_after_pass(facts: Sequence[FeatureFacts], folder: Path) -> list[FeatureFacts]:
+def facts_after_pass(facts: Sequence[FeatureFacts], folder: Path, ranks: Ranks) -> list[FeatureFacts]:
     """The facts, with what the complete pass over the text shown adds.
 
     That is the largest activation if the scores came alone, and similar features by activations too.
     """
-    import numpy as np
-    from feature_pages.activations import ACTIVATIONS
+    from feature_pages.activations import read_activations
 
     if facts[0].scores_alone:
-        stored = np.load(folder / ACTIVATIONS, mmap_mode="r")  # [features, rows, context]
-        facts = [replace(fact, max_activation=float(values.max())) for fact, values in zip(facts, stored, strict=True)]
+        maxima = [part.max(axis=(1, 2), initial=0) for part in read_activations(folder, ranks.size)]  # each [features]
+        facts = [replace(fact, max_activation=float(max(values))) for fact, *values in zip(facts, *maxima, strict=True)]
     clusters: dict[int, set[tuple[int, int]]] = {}
     first_of = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
     for fact, first in zip(facts, first_of, strict=True):
@@ -181,10 +198,10 @@ def finished_snippets(folder: Path, facts: Sequence[FeatureFacts]) -> dict[int, 
     }
 
 
-def make_pages(
-    folder: Path, facts: Sequence[FeatureFacts], inputs: Inputs, args: argparse.Namespace
-) -> list[FeatureFacts]:
+def make_pages(folder: Path, plan: Plan, args: argparse.Namespace, ranks: Ranks) -> list[FeatureFacts]:
     """Run the model over the text, then write each feature's page and snippet into ``folder``; keep finished ones.
+
+    Each rank makes an equal share of the pages.
 
     Returns:
         The facts as the pages show them.
@@ -196,11 +213,12 @@ def make_pages(
     from reasonscore.distinct import cosines, first_of_cluster
     from tqdm import tqdm
 
-    finished = finished_snippets(folder, facts)
-    if len(finished) == len(facts):
-        return facts_after_pass(facts, folder)
+    inputs, facts = plan.inputs, plan.facts
+    if len(plan.finished) == len(facts):
+        return facts_after_pass(facts, folder, ranks)
     features, hook_name = [fact.feature for fact in facts], inputs.source.hook_name
     model, sae = load_weights(args, inputs)
+    tokenizer = inputs.tokenizer or model.tokenizer
     stored = store_activations(
         model,
         sae,
@@ -210,14 +228,16 @@ def make_pages(
         hook_name=hook_name,
         ignored_ids=inputs.ignored,
         rows_per_batch=args.minibatch_size_tokens,
-        features_per_block=args.minibatch_size_features,
+        ranks=ranks,
     )
-    # Similar are features that write or do nearly the same.
-    similarity = torch.fmax(cosines(sae.W_dec[features]), stored.correlations.features.corrcoef()[0])
-    write_json(folder / CLUSTERS, first_of_cluster(similarity))
-    facts = facts_after_pass(facts, folder)
-    decode = token_text(inputs.tokenizer)
-    with torch.no_grad(), tqdm(total=len(facts), initial=len(finished), desc="pages", unit="feature") as bar:
+    if ranks.is_first:  # similar are features that write or do nearly the same
+        similarity = torch.fmax(cosines(sae.W_dec[features]), stored.correlations.features.corrcoef()[0])
+        write_json(folder / CLUSTERS, first_of_cluster(similarity))
+    ranks.wait()
+    facts = facts_after_pass(facts, folder, ranks)
+    decode = token_text(tokenizer)
+    own = [index for index in ranks.rows(len(facts)) if features[index] not in plan.finished]
+    with torch.no_grad(), tqdm(own, desc="pages", unit="feature", disable=not ranks.is_first) as bar:
         panels = Panels(
             inputs.tokens,
             features,
@@ -229,13 +249,11 @@ def make_pages(
             tokens_around=args.tokens_around,
             seed=args.seed,
         )
-        for index, (fact, *neighbours) in enumerate(zip(facts, [None, *facts], [*facts[1:], None], strict=False)):
-            if fact.feature in finished:
-                continue
+        neighbours = list(zip([None, *facts], [*facts[1:], None], strict=False))
+        for index in bar:
             data, layout = panels.compute(index)
-            write_feature_page(folder, fact, data, layout, decode, neighbours=neighbours)
-            write_json(folder / f"snippet_{fact.feature}.json", best_snippet(data, inputs.tokenizer)._asdict())
-            bar.update(1)
+            write_feature_page(folder, facts[index], data, layout, decode, neighbours=neighbours[index])
+            write_json(folder / f"snippet_{features[index]}.json", best_snippet(data, tokenizer)._asdict())
     return facts
 
 
@@ -281,15 +299,13 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
     shutil.rmtree(work)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    check_output_folder(args.output_dir, RECORD)  # not index.html: any web site has one
-    with locked(args.output_dir):
-        make_dashboards(args)
+def work_folder(output_dir: Path) -> Path:
+    """The folder of unfinished work for ``output_dir``."""
+    return output_dir.absolute().with_name(f"{output_dir.absolute().name}.partial")
 
 
-def make_dashboards(args: argparse.Namespace) -> None:
-    """Read the scores and the text, make the pages in a folder beside ``--output_dir``, and move them there."""
+def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
+    """Check everything, read the scores and the text, and make or find the folder of unfinished work."""
     from reasonscore.distinct import distinct_features
     from reasonscore.results import read_scores
     from reasonscore.score import rank_features
@@ -308,7 +324,7 @@ def make_dashboards(args: argparse.Namespace) -> None:
     inputs = load_inputs(args)
     facts = [feature_facts(saved, feature, ranked) for feature in features]
 
-    work = args.output_dir.absolute().with_name(f"{args.output_dir.absolute().name}.partial")
+    work = work_folder(args.output_dir)
     depends_on = {
         "the features shown (--topk, --features)": features,
         "--n_quantiles": args.n_quantiles,
@@ -316,17 +332,43 @@ def make_dashboards(args: argparse.Namespace) -> None:
         "the version of": {name: version(name) for name in LIBRARIES},
         **input_identity(args, inputs),
         "--scores_dir": {"sha256": saved.digest()},
+        "the number of ranks": ranks.size,
     }
     begin(work, depends_on, n_bytes=4 * len(features) * inputs.tokens.numel())
-    facts = make_pages(work, facts, inputs, args)
     scored = "scores without statistics" if saved.alone else f"scored on {saved.run['tokens']:,} tokens"
-    publish(work, args, facts, inputs, scored)
-    print(f"wrote the pages of {len(features)} features; open {args.output_dir / 'index.html'}")
+    finished = list(finished_snippets(work, facts))
+    return Plan(inputs if ranks.size == 1 else replace(inputs, tokenizer=None), facts, finished, scored)
+
+
+def finish(args: argparse.Namespace, plan: Plan, facts: Sequence[FeatureFacts]) -> None:
+    """Publish the finished pages in ``--output_dir``, and on the Hub if asked for."""
+    publish(work_folder(args.output_dir), args, facts, plan.inputs, plan.scored)
+    print(f"wrote the pages of {len(facts)} features; open {args.output_dir / 'index.html'}")
     if args.hf_repo is not None:
         repo_id = push_folder(
             args.output_dir, args.hf_repo, repo_type=args.hf_repo_type, token=args.hf_token, private=args.private
         )
         print(f"pushed the pages to the Hub as the {args.hf_repo_type} {repo_id}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with joined_ranks("give the same command again") as ranks, ExitStack() as lock:
+        args = parse_arguments(argv)
+        if ranks.size > 1:
+            args.device = resolve_device(ranks.device(args.device))
+            ranks.connect(args.device)
+        from feature_pages.pages import FeatureFacts
+
+        def locked_and_prepared() -> Plan:
+            check_output_folder(args.output_dir, RECORD)  # not index.html: any web site has one
+            lock.enter_context(locked(args.output_dir))
+            return prepare(args, ranks)
+
+        plan = ranks.on_first(locked_and_prepared, types=(Plan, Inputs, SaeSource, FeatureFacts))
+        facts = make_pages(work_folder(args.output_dir), plan, args, ranks)
+        ranks.wait()
+        if ranks.is_first:
+            finish(args, plan, facts)
 
 
 if __name__ == "__main__":

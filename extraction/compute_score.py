@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load_inputs, load_weights
+from reasonscore.inputs import Inputs, Parser, add_input_arguments, input_identity, load_inputs, load_weights
 from reasonscore.sae import SaeSource
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
@@ -54,13 +54,6 @@ if TYPE_CHECKING:
 
 VOCABULARY = Path(__file__).resolve().parent / "reason_tokens.json"
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "datasets")
-
-
-class Parser(ArgumentParser):
-    """Raises mistakes, so that of several ranks only one says them."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -210,10 +203,15 @@ def run_record(args: argparse.Namespace, inputs: Inputs, ranks: Ranks) -> dict[s
 def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: PassState) -> tuple[ActivationSums, Tensor]:
     """Load model and SAE and pass over this rank's rows; on the first rank, the sums over all rows. And the decoder."""
     from reasonscore.chunks import chunk_features
-    from reasonscore.one_pass import add_over_ranks, sum_activations
+    from reasonscore.one_pass import add_over_ranks, float32_encoder_share, sum_activations
 
     source, tokens = plan.inputs.source, plan.inputs.tokens
     model, sae = load_weights(args, plan.inputs)
+    features = chunk_features(source.d_sae, args.chunk_num, args.num_chunks)
+    in_float32 = args.float32_matmul_precision == "highest" and args.sae_dtype == "float32"
+    if in_float32 and args.dtype != "float32" and ranks.is_first and sae.W_enc.is_cuda:
+        share = float32_encoder_share(model.twin, features.stop - features.start, tokens.shape[1])
+        print(f"with products in float32 the encoder takes some {share:.0%} of the pass, by count for an H100")
     sums = sum_activations(
         model,
         sae,
@@ -226,7 +224,7 @@ def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: Pass
         published_windows=args.windows == "published",
         rows_per_batch=args.minibatch_size_tokens,
         features_per_block=args.minibatch_size_features,
-        features=chunk_features(source.d_sae, args.chunk_num, args.num_chunks),
+        features=features,
         rows=ranks.rows(len(tokens)),
         state=state,
         save_every=60 * args.save_every_minutes,

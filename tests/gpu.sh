@@ -7,7 +7,7 @@
 #     scores     ReasonScore and the dashboards' pass      torch, transformers, sae-lens, transformer-lens
 #     training   a step, a resumed run, memory, speed      the same
 #     steering   steered log-likelihoods in vLLM           these and vllm, lm-eval
-#     two_gpus   NCCL sums, tensor-parallel steering       the same; left out with one GPU
+#     two_gpus   scoring, dashboards, training, steering   the same; left out with one GPU
 #
 # Each part takes less than 8 minutes, 24 GB of GPU memory, 40 GB of host memory and 25 GB of disk under TMPDIR. Models
 # and SAEs get random weights on the spot, and nothing is fetched. Without a GPU all of it runs at toy size, in minutes.

@@ -118,7 +118,7 @@ class Panels:
 
     def compute(self, index: int) -> tuple[FeatureData, SaeVisLayoutConfig]:
         """The panels of ``features[index]`` and their layout; the same whichever others were computed before."""
-        activations = torch.from_numpy(self.stored.values[index].copy())  # [rows, context]
+        activations = self.stored.of(index)  # [rows, context]
         active = activations[activations > 0]
         logits = (self.directions[index].to(self.unembedding) @ self.unembedding).float().cpu()  # [d_vocab]
         # SAEDashboard draws sequences with the global generator.

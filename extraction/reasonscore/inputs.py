@@ -7,12 +7,13 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from reasonscore.sae import CONFIG, SaeSource, check_fits, find_sae, load_sae
 from transformer_lens_r1.shared.arguments import (
     DTYPES,
     ROW_RULES,
+    ArgumentParser,
     add_model_arguments,
     int_list,
     positive_int,
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 
 # The published scripts tokenise in four processes, each on its part of the documents.
 PUBLISHED_SHARDS = 4
+
+
+class Parser(ArgumentParser):
+    """Raises mistakes, so that of several ranks only one says them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> None:
@@ -85,7 +93,12 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
     )
     memory = parser.add_argument_group("memory (results do not depend on it)")
     memory.add_argument("--minibatch_size_tokens", type=positive_int, default=16, help="rows in a forward pass")
-    memory.add_argument("--minibatch_size_features", type=positive_int, default=1024, help="features encoded at once")
+    memory.add_argument(
+        "--minibatch_size_features",
+        type=positive_int,
+        default=1024,
+        help="features scored at once (dashboards: all shown)",
+    )
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,13 @@ from transformer_lens_r1.shared.errors import UserError
 if TYPE_CHECKING:
     from sae_lens import SAE
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
 
     from reasonscore.chunks import PassState
     from transformer_lens_r1.shared.ranks import Ranks
+
+H100_BFLOAT16, H100_FLOAT32 = 989.4e12, 66.9e12
+"""Peak rates in FLOP/s, without sparsity, from the data sheet of the SXM card."""
 
 
 def sum_activations(
@@ -120,6 +124,25 @@ def sum_activations(
                 saved_at = time.monotonic()
     _check_finite(sums, model, sae)
     return sums.of_features(slice(wanted.start - offset, wanted.stop - offset))
+
+
+def float32_encoder_share(llm: PreTrainedModel, n_features: int, context: int) -> float:
+    """Part of a pass's time that the encoder takes on an H100 if its products are in float32, the model's in bfloat16.
+
+    By the operations of matrix products alone, each at the same part of the GPU's peak rate.
+
+    Args:
+        llm: transformers' model, with the layers up to the hook point.
+        n_features: that are encoded.
+        context: tokens in a row.
+    """
+    config, layers = llm.config, llm.base_model.layers
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # A token looks back at half of its row, in the mean: a product with the keys, and one with the values.
+    attention = len(layers) * 2 * context * config.num_attention_heads * head_width
+    forward = 2 * sum(weight.numel() for weight in layers.parameters()) + attention
+    encode = 2 * config.hidden_size * n_features * H100_BFLOAT16 / H100_FLOAT32
+    return encode / (forward + encode)
 
 
 def _check_finite(sums: ActivationSums, model: TransformerBridge, sae: SAE) -> None:

@@ -219,7 +219,7 @@ def fold_decoder_norm(sae: SAE) -> None:
     sae.fold_W_dec_norm = lambda: None
 
 
-def encoder_of(sae: SAE, features: slice | list[int]) -> Callable[[Tensor], Tensor]:
+def encoder_of(sae: SAE, features: slice | list[int] | Tensor) -> Callable[[Tensor], Tensor]:
     """A function from residual streams [..., d_in] to the activations [..., features] of these features alone.
 
     Only their columns of the encoder are multiplied, except for TopK, which needs all of them to choose from.

@@ -3,13 +3,19 @@
 import html
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import compute_dashboard
+import numpy as np
 import pytest
 import torch
 from feature_pages import activations as activations_module
@@ -74,8 +80,9 @@ def embedded_data(page: str) -> dict:
 def test_the_best_features_get_pages_and_an_index_from_one_pass_up_to_the_hook(
     flags: list[str], tmp_path: Path, forward_passes: list[str]
 ) -> None:
-    sizes = ["--minibatch_size_features", "1", "--minibatch_size_tokens", "4"]
-    compute_dashboard.main([*flags, *sizes, "--topk", "2", "--dtype", "float32", "--separate_files"])
+    compute_dashboard.main(
+        [*flags, "--minibatch_size_tokens", "4", "--topk", "2", "--dtype", "float32", "--separate_files"]
+    )
     assert forward_passes == ["embed", "embed"]  # 6 rows, 4 at a time
     folder = tmp_path / "pages"
     assert {path.name for path in folder.glob("*.html")} == {"index.html", "feature_49.html", "feature_0.html"}
@@ -209,6 +216,48 @@ def test_an_interrupted_run_continues_with_the_same_result(
     compute_dashboard.main(command)
     assert forward_passes == ["embed"] * 3 and not work.exists()
     assert {path.name: path.read_bytes() for path in pages.glob("*.html")} == whole
+
+
+def test_two_ranks_that_were_killed_continue_to_the_pages_of_one(
+    flags: list[str], tmp_path: Path, repository: Path
+) -> None:
+    def content(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    # As many rows in each batch as each rank has: the same products, so that no activation is rounded otherwise.
+    command = [*flags, "--topk", "40", "--minibatch_size_tokens", "3", "--dtype", "float32"]
+    pages, work = tmp_path / "pages", tmp_path / "pages.partial"
+    compute_dashboard.main(command)
+    one = content(pages)
+    shutil.rmtree(pages)
+
+    def on_two_ranks() -> subprocess.Popen[str]:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        script = str(repository / "extraction" / "compute_dashboard.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        return subprocess.Popen(
+            [*launch, script, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    killed = on_two_ranks()
+    while not list(work.glob("snippet_*")):
+        assert killed.poll() is None, killed.communicate()[1]
+        time.sleep(0.001)
+    for rank in subprocess.run(["pgrep", "-P", str(killed.pid)], capture_output=True, text=True).stdout.split():
+        os.kill(int(rank), signal.SIGKILL)
+    killed.communicate(timeout=60)
+    assert not pages.exists()
+    shapes = [np.load(work / f"activations_{rank}.npy", mmap_mode="r").shape for rank in (0, 1)]
+    assert shapes == [(40, 3, 128)] * 2
+    with pytest.raises(UserError, match="the number of ranks is 2 there and 1 here"):
+        compute_dashboard.main(command)
+    done = on_two_ranks()
+    output, errors = done.communicate(timeout=200)
+    assert done.returncode == 0, errors
+    assert output.count("wrote the pages of 40 features") == 1
+    assert "activations:   0%" not in errors, "the pass was complete"
+    # Correlations are sums in another order, and are shown with two or three digits.
+    assert content(pages) == one and not work.exists()
 
 
 def test_a_feature_that_is_never_active_has_a_page_without_activations(

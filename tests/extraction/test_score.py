@@ -9,6 +9,9 @@ from brute_force import parts_of_positions, reason_scores, sets_of_positions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reasonscore import score as core
+from reasonscore.one_pass import float32_encoder_share
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from transformer_lens_r1.shared.ranks import Ranks
 
@@ -141,3 +144,18 @@ def test_published_windows_leave_every_reasoning_position_in_one_part() -> None:
     sets = core.find_membership(tokens, GROUPS, **windows).sets
     reasoning, parts = sets[:, len(GROUPS)], sets[:, -4:]
     assert parts.any(dim=(0, 2)).all() and torch.equal(parts.sum(dim=1), reasoning.long())
+
+
+def test_a_float32_encoder_takes_nearly_half_of_the_papers_pass_on_an_h100() -> None:
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=20, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256,
+    )  # fmt: skip
+    with torch.device("meta"), torch.no_grad():
+        llm = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
+        with FlopCounterMode(display=False) as counter:  # without the mask that saves half of attention, 2 %
+            llm.base_model(torch.zeros(1, 1024, dtype=torch.int64))
+    forward = counter.get_total_flops() / 1024 / 989.4e12  # seconds per token
+    encode = 2 * 4096 * 65536 / 66.9e12
+    assert encode / forward == pytest.approx(0.88, abs=0.01)
+    assert float32_encoder_share(llm, 65536, 1024) == pytest.approx(encode / (forward + encode), rel=0.02)

@@ -27,10 +27,12 @@ from sae_training.trainer import Trainer
 from safetensors.torch import load_file
 
 from transformer_lens_r1 import load_model, residual_stream
+from transformer_lens_r1.shared.ranks import Ranks
 
 PAPER_CONFIG = REPOSITORY / "training" / "configs" / "r1-distill-llama-8b.yaml"
 STEPS, STOP_IN = 24, 13  # which is within a round of the buffer
 LR = 1e-3
+ONE = Ranks()
 STEP_KINDS = (("float32", "highest", False), ("tf32", "high", False), ("bfloat16", "high", True))
 """Format of a step's matrix products, `float32_matmul_precision`, `autocast`."""
 
@@ -55,16 +57,16 @@ class Run:
         rows = Dataset.from_dict({"tokens": sizes.tokens(36 if toy else 260).numpy()})
         self.held_out, self.rows = rows.select(range(4)), rows.select(range(4, len(rows)))
 
-    def runner(self, model: Any) -> Runner:
+    def runner(self, model: Any, ranks: Ranks = ONE) -> Runner:
         """A runner of its own, once what an earlier one held is free."""
         gc.collect()
-        return Runner(self.cfg, model, self.rows, self.held_out, self.own)
+        return Runner(self.cfg, model, self.rows, self.held_out, self.own, ranks)
 
     def trainer(self, runner: Runner, between_steps: Callable[[Trainer], None]) -> Trainer:
         """The runner's trainer, without its checkpoints and evaluations."""
         return Trainer(
             sae=runner.sae, data_provider=runner.stream, cfg=self.cfg.to_sae_trainer_config(),
-            between_steps=between_steps, save_snapshot=lambda _: None,
+            between_steps=between_steps, save_snapshot=lambda _: None, ranks=runner.ranks,
         )  # fmt: skip
 
     def planned_peak(self) -> int:
@@ -80,17 +82,23 @@ class Run:
         return weights, json.loads((self.folder / "sae" / "training_summary.json").read_text())
 
 
+def new_trainer(machine: Machine, d_in: int, d_sae: int, batch: int, *, l1: float, ranks: Ranks = ONE) -> Trainer:
+    """A trainer of an SAE with the weights of seed 0, before its first step."""
+    options = {"apply_b_dec_to_input": False, "l1_coefficient": l1, "device": machine.device}
+    config = StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, **options)
+    torch.manual_seed(0)
+    sae = StandardTrainingSAE(config).to(machine.device)
+    settings = SAETrainerConfig(10 * batch, batch, lr=LR, lr_end=LR, device=machine.device)
+    return Trainer(settings, sae, iter([]), between_steps=lambda _: None, save_snapshot=lambda _: None, ranks=ranks)
+
+
 def check_step(rows: Rows, machine: Machine) -> None:
     """Loss, clipped gradients and Adam's update of a first step, against autograd in float64 on the CPU."""
     d_in, d_sae, batch = (4096, 8192, 1024) if machine.is_cuda else (64, 512, 128)
     l1, scale = 5.0, 2.0
-    options = {"apply_b_dec_to_input": False, "l1_coefficient": l1, "device": machine.device}
-    config = StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, **options)
-    torch.manual_seed(0)
-    sae, x = StandardTrainingSAE(config).to(machine.device), torch.randn(batch, d_in)
+    trainer = new_trainer(machine, d_in, d_sae, batch, l1=l1)
+    sae, x = trainer.sae, torch.randn(batch, d_in)
     before = {name: p.detach().cpu().double().requires_grad_() for name, p in sae.named_parameters()}
-    settings = SAETrainerConfig(10 * batch, batch, lr=LR, lr_end=LR, device=machine.device)
-    trainer = Trainer(settings, sae, iter([]), between_steps=lambda _: None, save_snapshot=lambda _: None)
     trainer.activation_scaler.scaling_factor = scale
     with matmul_precision("highest"):
         loss = trainer.step(x).loss.item()
@@ -205,17 +213,19 @@ def time_steps(rows: Rows, run: Run, model: Any) -> None:
 
 
 class RoundDone(Exception):
-    """The buffer must be filled again."""
+    """So many steps are done."""
 
 
-def time_run(rows: Rows, run: Run, model: Any) -> None:
-    """A refill of the buffer and the steps until the next, as `Trainer.fit` does them."""
-    machine, sizes, runner = rows.machine, run.sizes, run.runner(model)
-    ends: list[int] = []
+def round_of(run: Run, model: Any, ranks: Ranks = ONE) -> tuple[Callable[[], None], int]:
+    """Steps as `Trainer.fit` does them, ready to be run again and again, and their number.
+
+    One rank refills its buffer twice in as many, two ranks once each; not in the same step, as their rows differ.
+    """
+    runner = run.runner(model, ranks)
+    steps = run.cfg.n_batches_in_buffer * run.sizes.context // run.sizes.batch
 
     def between_steps(trainer: Trainer) -> None:
-        if trainer.n_training_steps > 0 and runner.stream.left < sizes.batch:
-            ends.append(trainer.n_training_steps)
+        if trainer.n_training_steps > 0 and trainer.n_training_steps % steps == 0:
             raise RoundDone
 
     trainer = run.trainer(runner, between_steps)
@@ -224,15 +234,25 @@ def time_run(rows: Rows, run: Run, model: Any) -> None:
         with contextlib.suppress(RoundDone):
             trainer.fit()
 
-    machine.forget_peak()
     one_round()  # with the norm estimate
-    seconds = machine.seconds(one_round)
-    steps = ends[-1] - ends[-2]
-    tokens = steps * sizes.batch
+    return one_round, steps
+
+
+def time_run(rows: Rows, run: Run, model: Any) -> None:
+    """A round of training."""
+    machine = rows.machine
+    machine.forget_peak()
+    one_round, steps = round_of(run, model)
+    rows.speed("training, model and SAE", **speed_of(run, steps, machine.seconds(one_round)), peak=machine.peak_bytes())
+    rows.synchronisations(f"two refills and {steps} training steps", one_round)
+
+
+def speed_of(run: Run, steps: int, seconds: float, *, ranks: int = 1) -> dict[str, Any]:
+    """What `Rows.speed` takes, of steps that took so long on a number of GPUs; work is that of each."""
+    tokens, sizes = steps * run.sizes.batch, run.sizes
     forward = sizes.forward_flops(sizes.layer + 1) / sizes.context
-    work = {"bfloat16": forward * tokens, "tf32": sizes.step_flops(tokens)}
-    rows.speed("training, model and SAE", tokens=tokens, seconds=seconds, work=work, peak=machine.peak_bytes())
-    rows.synchronisations(f"a refill and {steps} training steps", one_round)
+    work = {"bfloat16": forward * tokens / ranks, "tf32": sizes.step_flops(tokens) / ranks}
+    return {"tokens": tokens, "seconds": seconds, "work": work}
 
 
 def part(rows: Rows, work: Path) -> None:

@@ -84,14 +84,12 @@ def test_training_waits_for_nothing_but_the_log(results: dict[str, Result]) -> N
     }
 
 
-def test_the_dashboards_pass_waits_once_for_each_of_a_batchs_results(results: dict[str, Result]) -> None:
+def test_the_dashboards_pass_waits_once_for_a_batch(results: dict[str, Result]) -> None:
     found, times = results["dashboards"]
-    batches = times["batches"]
     assert found["pass"] == {
-        (TO_DEVICE, "activations.store_activations"): 2 * batches,  # ids, and which of them count
-        (READ, "activations.store_activations"): batches,  # whether all is finite
-        (TO_HOST, "activations.store_activations"): batches,
-        (MASK, "activations.store_activations"): 2 * batches,  # features and residual stream that count
-        (TO_DEVICE, "sae.encoder_of.cut"): 3,  # once: the shown features' indices, for each of the encoder's parameters
+        # A batch's activations. The device idles until they are in the file: some 20 ms (on the machine that this was
+        # written on) for 100 features and 16 rows of 1,024, which take an H100 0.4 s by count.
+        (TO_HOST, "activations.store_activations"): times["batches"],
+        (TO_DEVICE, "activations.store_activations"): 1,  # once: the shown features' indices
         (TO_HOST, "activations.Correlations.of"): 8,  # once: the sums
     }
