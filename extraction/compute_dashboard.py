@@ -18,6 +18,7 @@ Over several GPUs: `torchrun --nproc_per_node N extraction/compute_dashboard.py 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import re
@@ -40,6 +41,7 @@ from reasonscore.inputs import (
     load_weights,
 )
 from reasonscore.sae import SaeSource, find_sae
+from reasonscore.unfinished import begin, work_folder
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
 from transformer_lens_r1.shared.arguments import int_list, positive_int, resolve_device
@@ -48,7 +50,6 @@ from transformer_lens_r1.shared.files import atomic_directory, check_output_fold
 from transformer_lens_r1.shared.hub import check_hub_access, push_folder
 from transformer_lens_r1.shared.locks import locked
 from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
-from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
     from feature_pages.pages import FeatureFacts, Snippet
@@ -56,9 +57,6 @@ if TYPE_CHECKING:
 
 RECORD = "dashboards.json"
 CLUSTERS = "clusters.json"
-BEGUN = "begun.json"
-SPARE_BYTES = 100_000_000
-"""Room for the pages and the scripts that they load."""
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "sae-dashboard", "plotly", "mpld3")
 
 
@@ -83,6 +81,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     shown.add_argument(
         "--tokens_around", type=positive_int, default=10, help="tokens shown on either side of an activating one"
+    )
+    shown.add_argument(
+        "--falsification_dir", type=Path, help="folder that falsify_features.py wrote: show its result on the pages"
     )
     shown.add_argument("--output_dir", type=Path, required=True, help="folder for the pages")
     shown.add_argument("--separate_files", action="store_true", help="a page for each feature: always so")
@@ -113,6 +114,8 @@ class Plan(NamedTuple):
     """Features whose pages are complete."""
     scored: str
     """What the scores are about, in words."""
+    sections: dict[str, str]
+    """HTML for some of the features' pages, by feature."""
 
 
 def feature_facts(saved: SavedScores, feature: int, ranked: Sequence[int]) -> FeatureFacts:
@@ -167,23 +170,22 @@ def check_push(args: argparse.Namespace) -> None:
     check_hub_access(account, repo_id=args.hf_repo if args.hf_repo_type == "space" else None, repo_type="space")
 
 
-def begin(folder: Path, run: dict[str, Any], n_bytes: int) -> None:
-    """Make the folder for unfinished work, or find in it the work of a run that depends on the same.
+def read_sections(args: argparse.Namespace, source: SaeSource) -> dict[str, str]:
+    """What `falsify_features.py` found out, as HTML for each feature's page.
 
-    The activations will take ``n_bytes`` in it: a full disk would end the run after hours.
+    Raises:
+        UserError: the folder is no result of it, or one about another SAE.
     """
-    if (folder / BEGUN).is_file():
-        begun = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-        check_same_run(folder, begun, run, remedy="repeat its command to finish it, or delete it to start over")
-        return
-    check_output_folder(folder, BEGUN, name="the folder for unfinished work,")
-    free = shutil.disk_usage(folder.parent).free
-    if free < n_bytes + SPARE_BYTES:
-        raise UserError(
-            f"the activations take {n_bytes / 1e9:.1f} GB beside --output_dir, where {free / 1e9:.1f} GB are free: "
-            "choose another disk, a smaller --topk, or a smaller --n_samples"
-        )
-    write_json(folder / BEGUN, run)
+    if args.falsification_dir is None:
+        return {}
+    files = [args.falsification_dir / name for name in ("sections.json", "falsification.json")]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"--falsification_dir: {file} is missing; run extraction/falsify_features.py first")
+    sections, record = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    if record["sae_sha256"] != source.weights_sha256:
+        raise UserError(f"--falsification_dir {args.falsification_dir} is about another SAE than {source}")
+    return sections
 
 
 def finished_snippets(folder: Path, facts: Sequence[FeatureFacts]) -> dict[int, Snippet]:
@@ -252,7 +254,10 @@ def make_pages(folder: Path, plan: Plan, args: argparse.Namespace, ranks: Ranks)
         neighbours = list(zip([None, *facts], [*facts[1:], None], strict=False))
         for index in bar:
             data, layout = panels.compute(index)
-            write_feature_page(folder, facts[index], data, layout, decode, neighbours=neighbours[index])
+            section = plan.sections.get(str(features[index]), "")
+            write_feature_page(
+                folder, facts[index], data, layout, decode, neighbours=neighbours[index], section=section
+            )
             write_json(folder / f"snippet_{features[index]}.json", best_snippet(data, tokenizer)._asdict())
     return facts
 
@@ -299,11 +304,6 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
     shutil.rmtree(work)
 
 
-def work_folder(output_dir: Path) -> Path:
-    """The folder of unfinished work for ``output_dir``."""
-    return output_dir.absolute().with_name(f"{output_dir.absolute().name}.partial")
-
-
 def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     """Check everything, read the scores and the text, and make or find the folder of unfinished work."""
     from reasonscore.distinct import distinct_features
@@ -324,6 +324,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     inputs = load_inputs(args)
     facts = [feature_facts(saved, feature, ranked) for feature in features]
 
+    sections = read_sections(args, inputs.source)
     work = work_folder(args.output_dir)
     depends_on = {
         "the features shown (--topk, --features)": features,
@@ -333,11 +334,12 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
         **input_identity(args, inputs),
         "--scores_dir": {"sha256": saved.digest()},
         "the number of ranks": ranks.size,
+        "--falsification_dir": {"sha256": hashlib.sha256(json.dumps(sections).encode()).hexdigest()},
     }
     begin(work, depends_on, n_bytes=4 * len(features) * inputs.tokens.numel())
     scored = "scores without statistics" if saved.alone else f"scored on {saved.run['tokens']:,} tokens"
     finished = list(finished_snippets(work, facts))
-    return Plan(inputs if ranks.size == 1 else replace(inputs, tokenizer=None), facts, finished, scored)
+    return Plan(inputs if ranks.size == 1 else replace(inputs, tokenizer=None), facts, finished, scored, sections)
 
 
 def finish(args: argparse.Namespace, plan: Plan, facts: Sequence[FeatureFacts]) -> None:

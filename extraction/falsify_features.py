@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import shutil
 import sys
 import time
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reasonscore.inputs import (
     Inputs,
+    Parser,
     add_input_arguments,
     check_same_sae,
     input_identity,
@@ -39,10 +39,10 @@ from reasonscore.inputs import (
     load_weights,
 )
 from reasonscore.sae import SaeSource
+from reasonscore.unfinished import begin, work_folder
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
 from transformer_lens_r1.shared.arguments import (
-    ArgumentParser,
     int_list,
     non_negative_int,
     positive_int,
@@ -50,20 +50,17 @@ from transformer_lens_r1.shared.arguments import (
     string_list,
 )
 from transformer_lens_r1.shared.errors import UserError, did_you_mean, run
-from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
+from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name
 from transformer_lens_r1.shared.locks import locked
 from transformer_lens_r1.shared.matching import match_features
 from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
-from transformer_lens_r1.shared.same_run import check_same_run
 
 if TYPE_CHECKING:
-    import numpy as np
-    from falsification.material import Experiment, PerText
+    from falsification.material import Experiment, Observed, PerText
     from falsification.measure import Encode
     from reasonscore.results import SavedScores
     from torch import Tensor
 
-BEGUN = "begun.json"
 SAVE_EVERY = 20.0
 """Seconds between two states that an interrupted run continues from."""
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "scipy")
@@ -73,7 +70,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with what argparse alone can refuse refused."""
     from falsification.injection import STRATEGIES
 
-    parser = ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_input_arguments(parser, n_samples=1024)
     ordinary = parser.add_argument_group("ordinary text, into which tokens are put")
     ordinary.add_argument(
@@ -87,6 +84,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     tested = parser.add_argument_group("what is tested, and how")
     tested.add_argument("--scores_dir", type=Path, required=True, help="folder that compute_score.py wrote")
     tested.add_argument("--topk", type=positive_int, default=100, help="how many of the best distinct features to test")
+    tested.add_argument(
+        "--keep_similar", action="store_true", help="of the best, test those too that nearly coincide with a better one"
+    )
     tested.add_argument("--features", type=int_list, help="test these instead, like 12,99")
     tested.add_argument(
         "--n_matched", type=non_negative_int, default=1, help="matched features that are not in the top, for each"
@@ -123,12 +123,18 @@ class Plan(NamedTuple):
 def choose_features(args: argparse.Namespace, saved: SavedScores) -> tuple[list[int], list[int | None]]:
     """The features to test, top ones first, and for each the top feature that it is matched to, or None."""
     from reasonscore.distinct import distinct_features
+    from reasonscore.score import rank_features
 
     statistics = saved.statistics
     for feature in args.features or ():
         if not 0 <= feature < len(statistics["score"]):
             raise UserError(f"--features {feature}: the SAE's features are 0 to {len(statistics['score']) - 1}")
-    top = list(dict.fromkeys(args.features)) if args.features else distinct_features(statistics, args.topk)
+    if args.features:
+        top = list(dict.fromkeys(args.features))
+    elif args.keep_similar:
+        top = rank_features(statistics["score"])[: args.topk].tolist()
+    else:
+        top = distinct_features(statistics, args.topk)
     if not args.n_matched:
         return top, [None] * len(top)
     if saved.alone:
@@ -168,7 +174,8 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
         "the version of": {name: version(name) for name in LIBRARIES},
     }
     comma = inputs.tokenizer.encode(",", add_special_tokens=False)[-1]
-    begin(partial(args.output_dir), run)
+    n_bytes = 4 * len(features) * (inputs.tokens.numel() + ordinary.numel())
+    begin(work_folder(args.output_dir), run, n_bytes)
     if ranks.size > 1:
         inputs = replace(inputs, tokenizer=None)
     return Plan(inputs, ordinary, features, matched_to, comma, run)
@@ -194,30 +201,16 @@ def check_texts(reasoning: Tensor, ordinary: Tensor, args: argparse.Namespace) -
         )
 
 
-def partial(output_dir: Path) -> Path:
-    """Where unfinished work lies."""
-    return output_dir.absolute().with_name(f"{output_dir.absolute().name}.partial")
-
-
-def begin(folder: Path, run: dict[str, Any]) -> None:
-    """Make the folder for unfinished work, or find in it the work of a run that depends on the same."""
-    if (folder / BEGUN).is_file():
-        begun = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-        check_same_run(folder, begun, run, remedy="repeat its command to finish it, or delete it to start over")
-        return
-    check_output_folder(folder, BEGUN, name="the folder for unfinished work,")
-    write_json(folder / BEGUN, run)
-
-
-def observe_texts(args: argparse.Namespace, plan: Plan, model: Any, sae: Any, ranks: Ranks) -> dict[str, np.ndarray]:
-    """The features' activations on both texts, [features, rows, context] each, mapped from files."""
+def observe_texts(args: argparse.Namespace, plan: Plan, model: Any, sae: Any, ranks: Ranks) -> list[Observed]:
+    """The reasoning and the ordinary text, with the features' activations on them, mapped from files."""
+    from falsification.material import Observed
     from feature_pages.activations import store_activations
 
-    stored = {}
+    observed = []
     for name, tokens in (("reasoning", plan.inputs.tokens), ("ordinary", plan.ordinary)):
-        folder = partial(args.output_dir) / name
+        folder = work_folder(args.output_dir) / name
         folder.mkdir(exist_ok=True)
-        stored[name] = store_activations(
+        stored = store_activations(
             model,
             sae,
             tokens,
@@ -226,8 +219,10 @@ def observe_texts(args: argparse.Namespace, plan: Plan, model: Any, sae: Any, ra
             hook_name=plan.inputs.source.hook_name,
             ignored_ids=plan.inputs.ignored,
             rows_per_batch=args.minibatch_size_tokens,
-        ).values
-    return stored
+            ranks=ranks,
+        )
+        observed.append(Observed(tokens.numpy(), stored.parts))
+    return observed
 
 
 def measure(experiment: Experiment, encode: Encode, state: Path, ranks: Ranks) -> PerText:
@@ -258,9 +253,11 @@ def measure(experiment: Experiment, encode: Encode, state: Path, ranks: Ranks) -
                     save_file(measured.arrays(), temporary)
                 saved = time.monotonic()
     if ranks.size > 1:
-        mine = torch.from_numpy(np.nan_to_num(measured.changed))
-        ranks.add(mine)
-        measured.changed[:] = mine.numpy()
+        mine = np.zeros_like(measured.changed)
+        for unit in units:
+            mine[unit] = np.nan_to_num(measured.changed[unit])
+        ranks.add(torch.from_numpy(mine))  # into the first rank's
+        measured.changed = mine
     return measured
 
 
@@ -297,6 +294,7 @@ def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, meas
     record = {
         "model": display_name(args.model_path),
         "sae": display_name(args.sae_path),
+        "sae_sha256": plan.inputs.source.weights_sha256,
         "hook_name": plan.inputs.source.hook_name,
         "reasoning_dataset": display_name(args.dataset_path),
         "ordinary_dataset": display_name(args.ordinary_dataset_path),
@@ -329,7 +327,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ranks.size > 1:
             args.device = resolve_device(ranks.device(args.device))
             ranks.connect(args.device)
-        from falsification.material import Experiment, Observed, Settings
+        import torch
+        from falsification.material import Experiment, Settings
         from falsification.results import RUN
         from reasonscore.sae import encoder_of
 
@@ -342,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         plan = ranks.on_first(begun, types=(Plan, Inputs, SaeSource))
         model, sae = load_weights(args, plan.inputs)
-        stored = observe_texts(args, plan, model, sae, ranks)
+        observed = observe_texts(args, plan, model, sae, ranks)
         settings = Settings(
             comma=plan.comma,
             ignored_ids=tuple(plan.inputs.ignored),
@@ -352,21 +351,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=args.seed,
             tokens_per_pass=args.minibatch_size_tokens * plan.ordinary.shape[1],
         )
-        experiment = Experiment(
-            Observed(plan.inputs.tokens.numpy(), [stored["reasoning"]]),
-            Observed(plan.ordinary.numpy(), [stored["ordinary"]]),
-            settings,
-        )
-        columns = encoder_of(sae, plan.features)
+        experiment = Experiment(*observed, settings)
+        columns = encoder_of(sae, torch.tensor(plan.features, device=sae.W_enc.device))
 
         def encode(ids: Tensor) -> Tensor:
             return columns(residual_stream(model, ids.to(sae.W_enc.device), plan.inputs.source.hook_name))
 
-        state = partial(args.output_dir) / f"measured_{ranks.rank}.safetensors"
+        state = work_folder(args.output_dir) / f"measured_{ranks.rank}.safetensors"
         measured = measure(experiment, encode, state, ranks)
         if ranks.is_first:
             write_all(args, plan, experiment, measured, encode)
-            shutil.rmtree(partial(args.output_dir))
+            shutil.rmtree(work_folder(args.output_dir))
         ranks.wait()
 
 

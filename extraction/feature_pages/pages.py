@@ -116,6 +116,7 @@ def write_feature_page(
     decode: Callable[[Any], Any],
     *,
     neighbours: tuple[FeatureFacts | None, FeatureFacts | None] = (None, None),
+    section: str = "",
 ) -> None:
     """Write the page of one feature.
 
@@ -126,6 +127,7 @@ def write_feature_page(
         layout: which panels to show.
         decode: what `token_text` gave.
         neighbours: the features before and after it in the index.
+        section: HTML to put behind the panels.
     """
     from sae_dashboard.html_fns import HTML
 
@@ -148,7 +150,7 @@ def write_feature_page(
             body = body.replace(unescaped, unescaped.replace("${tok}", "${escapeHtml(tok)}"))
         before, after = neighbours
         dead = not data.sequence_data.seq_group_data
-        page = _fill("feature.html", facts=facts, before=before, after=after, dead=dead, panels=body)
+        page = _fill("feature.html", facts=facts, before=before, after=after, dead=dead, panels=body, section=section)
         path.write_text(page, encoding="utf-8")
 
 

@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compute_dashboard
 import compute_score
 import falsify_features
 import numpy as np
@@ -221,3 +225,33 @@ def test_scores_of_another_sae_are_refused(flags: Flags, make_sae: Callable[...,
 def test_scores_alone_have_nothing_to_match_by(flags: Flags, scores: Path) -> None:
     with pytest.raises(UserError, match="--n_matched 0"):
         falsify_features.main(flags(scores_dir=scores / "feature_scores.pt", n_matched=1))
+
+
+def test_two_ranks_give_what_one_gives(flags: Flags, repository: Path, tmp_path: Path) -> None:
+    falsify_features.main(flags(output_dir=tmp_path / "one", minibatch_size_tokens=3))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch += [str(repository / "extraction" / "falsify_features.py"), *flags(minibatch_size_tokens=3)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote the test of 3 features") == 1
+    one, two = (load_file(tmp_path / name / "falsification.safetensors") for name in ("one", "out"))
+    for name in ("ordinary", "reasoning", "changed"):
+        there = ~np.isnan(one[name])  # the removal has no control
+        assert np.allclose(two[name][there], one[name][there], rtol=1e-4, atol=1e-5)
+    for rows in zip(table(tmp_path / "one"), table(tmp_path / "out"), strict=True):
+        assert rows[0]["verdict"] == rows[1]["verdict"] and rows[0]["tokens"] == rows[1]["tokens"]
+
+
+def test_the_dashboards_show_the_result_of_their_own_sae_alone(flags: Flags, tmp_path: Path) -> None:
+    falsify_features.main(flags())
+    shared = ("model_path", "sae_path", "dataset_path", "column_name", "scores_dir", "dtype", "device", "n_samples")
+    common = [flag for flag in flags() if flag.removeprefix("--").split("=")[0] in shared]
+    pages = ["--features=3,5", f"--falsification_dir={tmp_path / 'out'}", f"--output_dir={tmp_path / 'pages'}"]
+    compute_dashboard.main([*common, *pages])
+    text = {feature: (tmp_path / "pages" / f"feature_{feature}.html").read_text() for feature in (3, 5)}
+    assert "Does feature 3 mean reasoning?" in text[3] and "mean reasoning?" not in text[5]
+    record = tmp_path / "out" / "falsification.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "sae_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="about another SAE"):
+        compute_dashboard.main([*common, *pages])
