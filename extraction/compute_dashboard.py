@@ -26,8 +26,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonscore.inputs import Inputs, add_input_arguments, input_identity, load_inputs, load_weights
-from reasonscore.sae import SaeSource, find_sae
+from reasonscore.inputs import (
+    Inputs,
+    add_input_arguments,
+    check_same_sae,
+    input_identity,
+    load_inputs,
+    load_weights,
+)
+from reasonscore.sae import find_sae
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
 from transformer_lens_r1.shared.arguments import ArgumentParser, int_list, positive_int
@@ -83,21 +90,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         tokens_around=5,
     )
     return parser.parse_args(argv)
-
-
-def check_same_sae(saved: SavedScores, source: SaeSource, scores_dir: Path) -> None:
-    """Raise `UserError` if the scores are known to be of another SAE.
-
-    Some releases have no file of weights to hash, and scores alone do not say it; then only the number of features can
-    be compared.
-    """
-    hashes = saved.run.get("sae", {}).get("weights_sha256"), source.weights_sha256
-    n_scores = len(saved.statistics["score"])
-    if n_scores != source.d_sae or (None not in hashes and hashes[0] != hashes[1]):
-        raise UserError(
-            f"the {n_scores:,} scores in {scores_dir} are those of another SAE than {source} ({source.d_sae:,} "
-            "features): score it with compute_score.py first"
-        )
 
 
 def feature_facts(saved: SavedScores, feature: int, rank: int) -> FeatureFacts:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from reasonscore.chunks import PassState
     from reasonscore.results import Settings
     from reasonscore.score import ActivationSums, WordGroups
+    from torch import Tensor
 
 VOCABULARY = Path(__file__).resolve().parent / "reason_tokens.json"
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "datasets")
@@ -124,6 +125,7 @@ class Plan(NamedTuple):
     inputs: Inputs
     """Without the tokenizer if there are several ranks, which load it with the model."""
     groups: WordGroups
+    white_space_ids: list[int]
     run: dict[str, Any]
     """What determines the sums and scores, up to rounding."""
     record: dict[str, Any]
@@ -139,7 +141,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     from reasonscore.chunks import check_chunk_folder
     from reasonscore.results import STATS
     from reasonscore.score import group_spellings
-    from reasonscore.vocabulary import vocabulary_report
+    from reasonscore.vocabulary import vocabulary_report, white_space_ids
 
     if args.num_chunks == 1:
         check_output_folder(args.output_dir, STATS)
@@ -162,7 +164,8 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     report = vocabulary_report(spellings, encode, tokenizer.convert_ids_to_tokens, inputs.tokens)
     print("\n".join(report), flush=True)
     record = run_record(args, inputs, ranks)
-    return Plan(inputs if ranks.size == 1 else dataclasses.replace(inputs, tokenizer=None), groups, identity, record)
+    shared = inputs if ranks.size == 1 else dataclasses.replace(inputs, tokenizer=None)
+    return Plan(shared, groups, white_space_ids(tokenizer), identity, record)
 
 
 def arithmetic(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
@@ -204,8 +207,8 @@ def run_record(args: argparse.Namespace, inputs: Inputs, ranks: Ranks) -> dict[s
     }
 
 
-def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: PassState) -> ActivationSums:
-    """Load model and SAE and pass over this rank's rows; on the first rank, the sums over all rows."""
+def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: PassState) -> tuple[ActivationSums, Tensor]:
+    """Load model and SAE and pass over this rank's rows; on the first rank, the sums over all rows. And the decoder."""
     from reasonscore.chunks import chunk_features
     from reasonscore.one_pass import add_over_ranks, sum_activations
 
@@ -219,6 +222,7 @@ def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: Pass
         hook_name=source.hook_name,
         expand_range=args.expand_range,
         ignored_ids=plan.inputs.ignored,
+        white_space_ids=plan.white_space_ids,
         published_windows=args.windows == "published",
         rows_per_batch=args.minibatch_size_tokens,
         features_per_block=args.minibatch_size_features,
@@ -229,10 +233,10 @@ def compute_sums(args: argparse.Namespace, plan: Plan, ranks: Ranks, state: Pass
         progress=ranks.is_first,
     )
     add_over_ranks(sums, ranks)
-    return sums
+    return sums, sae.W_dec
 
 
-def finish(args: argparse.Namespace, plan: Plan, sums: ActivationSums) -> None:
+def finish(args: argparse.Namespace, plan: Plan, sums: ActivationSums, decoder: Tensor) -> None:
     """Write the scores, or this chunk's sums."""
     from reasonscore.chunks import chunk_path, save_sums
     from reasonscore.results import Settings
@@ -240,7 +244,7 @@ def finish(args: argparse.Namespace, plan: Plan, sums: ActivationSums) -> None:
     words = list(plan.groups)
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     if args.num_chunks == 1:
-        finish_scores(args.output_dir, sums, words, settings, plan.record)
+        finish_scores(args.output_dir, sums, decoder, words, settings, plan.record)
         return
     path = chunk_path(args.output_dir, args.chunk_num, args.num_chunks)
     save_sums(path, sums, {"run": plan.run, "settings": settings._asdict(), "words": words, "record": plan.record})
@@ -248,12 +252,12 @@ def finish(args: argparse.Namespace, plan: Plan, sums: ActivationSums) -> None:
 
 
 def finish_scores(
-    folder: Path, sums: ActivationSums, words: list[str], settings: Settings, record: dict[str, Any]
+    folder: Path, sums: ActivationSums, decoder: Tensor, words: list[str], settings: Settings, record: dict[str, Any]
 ) -> None:
     """Write the folder of scores and print the best of them."""
     from reasonscore.results import compute_result, print_summary, write_scores
 
-    result = compute_result(sums, words, settings)
+    result = compute_result(sums, decoder, words, settings)
     write_scores(folder, result, record)
     print_summary(result)
     print(f"wrote the scores of {len(result.scores.score):,} features to {folder}")
@@ -266,13 +270,14 @@ def merge(argv: Sequence[str]) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the scores")
     args = parser.parse_args(argv)
     from reasonscore.chunks import merge_chunks
-    from reasonscore.results import STATS, Settings
+    from reasonscore.results import STATS, Settings, recorded_decoder
 
     check_output_folder(args.output_dir, STATS)  # refuses the folder of the chunks too
     sums, about = merge_chunks(args.merge)
+    decoder = recorded_decoder(about["record"])
     arguments = {**about["record"]["arguments"], "chunk_num": None, "output_dir": str(args.output_dir)}
     record = {**about["record"], "arguments": arguments}
-    finish_scores(args.output_dir, sums, about["words"], Settings(**about["settings"]), record)
+    finish_scores(args.output_dir, sums, decoder, about["words"], Settings(**about["settings"]), record)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -295,9 +300,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan = ranks.on_first(begin, types=(Plan, Inputs, SaeSource))
         name = f"chunk_{args.chunk_num}_rank_{ranks.rank}"
         state = PassState(args.output_dir, name, {**plan.run, **arithmetic(args, ranks)})
-        sums = compute_sums(args, plan, ranks, state)
+        sums, decoder = compute_sums(args, plan, ranks, state)
         if ranks.is_first:
-            finish(args, plan, sums)
+            finish(args, plan, sums, decoder)
         ranks.wait()
         state.remove()
 

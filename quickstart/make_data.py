@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Make the quickstart's data: local stand-ins for LMSYS-Chat-1M and OpenThoughts-114k, and problems to evaluate on.
 
-Three things are written, in a few seconds and without the network:
+Four things are written, in a few seconds and without the network:
 
     openthoughts/    1,000 reasoning traces, in the schema of open-thoughts/OpenThoughts-114k (config metadata)
     lmsys/           500 conversations, in the schema of lmsys/lmsys-chat-1m
+    ordinary/        prose without reasoning, in a column `text`
     problems.jsonl   48 short problems with a number as answer, for the evaluation; none of them is in the other two
 
 The generated text lies in quickstart/data, whose README.md says how it was made. The text that people wrote is read
@@ -36,6 +37,7 @@ Made by `quickstart/make_data.py` for trying out the pipeline, not for drawing c
 it is generated. `{column}` names the source of each row: text from lm-eval's task files was written by people; what is
 labelled `generated` was written by a program, which computed every result in it.
 """
+ORDINARY = "in_the_year_2889.txt"
 ABOUT = {
     "openthoughts": ("Reasoning traces in the schema of OpenThoughts-114k (config `metadata`).", "source"),
     "lmsys": ("Conversations in the schema of LMSYS-Chat-1M.", "model"),
@@ -174,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             card = CARD.format(what=what, column=column)
             save_rows(dataset, folder / name, info={"made_by": "quickstart/make_data.py"}, card=card)
             print(f"{name}: {len(dataset):,} rows")
+        (folder / "ordinary").mkdir()
+        text = (DATA / ORDINARY).read_text(encoding="utf-8")
+        (folder / "ordinary" / "text.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
         shutil.copy(DATA / "problems.jsonl", folder)
     print(f"wrote the data to {args.output_dir}")
 

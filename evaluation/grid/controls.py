@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from grid.points import GridPoint
 from lm_eval_sae.errors import UserError
 from lm_eval_sae.steering.arguments import FeatureSetting, read_steering
 from lm_eval_sae.steering.scores import STATS_FILE
+from transformer_lens_r1.shared.matching import match_features
 
 KINDS = ("ablate", "matched", "words")
 STATISTICS = ("score", "firing_frequency", "max_activation")
@@ -88,7 +88,7 @@ def _matched(points: Sequence[GridPoint], n_matched: int) -> Iterator[GridPoint]
     for scores, of_scores in by_scores.items():
         score, frequency, maximum = _read_statistics(Path(scores))
         features = list(dict.fromkeys(_feature(point).feature_idx for point in of_scores))
-        controls = match(score, frequency, maximum, features=features, n_matched=n_matched)
+        controls = match_features(score, frequency, maximum, features=features, n_matched=n_matched)
         for point in of_scores:
             index, strength = _feature(point).feature_idx, point.arguments["sae_strength"]
             for control in controls[index]:
@@ -101,44 +101,6 @@ def _matched(points: Sequence[GridPoint], n_matched: int) -> Iterator[GridPoint]
                 }
                 name = point.name.replace(f"sae-{index}", f"sae-{control}-for-{index}")
                 yield GridPoint(name, arguments, read_steering(arguments))
-
-
-def match(
-    score: Tensor, frequency: Tensor, maximum: Tensor, *, features: Sequence[int], n_matched: int
-) -> dict[int, list[int]]:
-    """For each feature the nearest others that fire and are no reasoning features.
-
-    These have at most the median ReasonScore of the features that fire. The distance of two features is
-    |Δ ln firing frequency| + |Δ ln maximal activation|. No control is used twice: features choose in turn, one at a
-    time, so that the first does not take the best for all of its own.
-
-    Args:
-        score: ReasonScore, [d_sae].
-        frequency: share of positions at which each feature fires, [d_sae].
-        maximum: maximal activations in folded units, [d_sae].
-        features: that need controls.
-        n_matched: how many each.
-
-    Raises:
-        UserError: there are too few.
-    """
-    fires = (frequency > 0) & (maximum > 0)
-    free = fires & (score <= score[fires].median())
-    free[list(features)] = False
-    if free.sum() < n_matched * len(features):
-        raise UserError(
-            f"{n_matched} matched controls for each of {len(features)} features need {n_matched * len(features)} "
-            f"features that fire and are no reasoning features; the scores have {int(free.sum())}: lower --n_matched"
-        )
-    place = torch.stack([frequency.double().log(), maximum.double().log()])  # [2, d_sae]
-    controls: dict[int, list[int]] = {feature: [] for feature in features}
-    for _ in range(n_matched):
-        for feature, chosen in controls.items():
-            distance = (place - place[:, [feature]]).abs().sum(dim=0)
-            nearest = int(distance.where(free, torch.inf).argmin())
-            free[nearest] = False
-            chosen.append(nearest)
-    return controls
 
 
 def _read_statistics(scores: Path) -> list[Tensor]:

@@ -47,8 +47,10 @@ def read_about(path: Path) -> dict[str, Any]:
 
 def load_sums(path: Path) -> tuple[ActivationSums, dict[str, Any]]:
     """Read back what `save_sums` wrote, onto the CPU; errors are those of `read_about`."""
-    about = read_about(path)
-    return ActivationSums(**load_file(path)), about
+    about, tensors = read_about(path), load_file(path)
+    if tensors.keys() != {field.name for field in fields(ActivationSums)}:
+        raise UserError(f"{path} is of another version of compute_score.py: delete it to compute it again")
+    return ActivationSums(**tensors), about
 
 
 class PassState:
@@ -153,6 +155,6 @@ def merge_chunks(folder: Path) -> tuple[ActivationSums, dict[str, Any]]:
 
     by_feature = {
         name: torch.cat([getattr(sums, name) for sums, _ in parts.values()], dim=-1)
-        for name in ("by_block", "n_active", "maximum")
+        for name in ("by_block", "n_active", "maximum", "by_part")
     }
     return replace(first, **by_feature), about

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
+    from reasonscore.results import SavedScores
+
 # The published scripts tokenise in four processes, each on its part of the documents.
 PUBLISHED_SHARDS = 4
 
@@ -144,6 +146,21 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     )
     ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer, vocab_size=config.vocab_size)
     return Inputs(source, layer, tokenizer, tokens, ignored, rope_context)
+
+
+def check_same_sae(saved: SavedScores, source: SaeSource, scores_dir: Path) -> None:
+    """Raise `UserError` if the scores are known to be of another SAE.
+
+    Some releases have no file of weights to hash, and scores alone do not say it; then only the number of features can
+    be compared.
+    """
+    hashes = saved.run.get("sae", {}).get("weights_sha256"), source.weights_sha256
+    n_scores = len(saved.statistics["score"])
+    if n_scores != source.d_sae or (None not in hashes and hashes[0] != hashes[1]):
+        raise UserError(
+            f"the {n_scores:,} scores in {scores_dir} are those of another SAE than {source} ({source.d_sae:,} "
+            "features): score it with compute_score.py first"
+        )
 
 
 def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerBridge, SAE]:

@@ -32,6 +32,7 @@ def sum_activations(
     hook_name: str,
     expand_range: tuple[int, int],
     ignored_ids: Sequence[int],
+    white_space_ids: Sequence[int] = (),
     published_windows: bool = False,
     rows_per_batch: int,
     features_per_block: int,
@@ -53,6 +54,7 @@ def sum_activations(
         hook_name: where the SAE reads.
         expand_range: positions before and after a matched token that belong to its word.
         ignored_ids: ids that count nowhere.
+        white_space_ids: ids that decode to white space only.
         published_windows: see `find_membership`.
         rows_per_batch: rows in a forward pass.
         features_per_block: features encoded at once; another block is another encode, not another forward.
@@ -96,7 +98,13 @@ def sum_activations(
             residual = residual_stream(model, batch.to(device, non_blocking=True), hook_name)  # [batch, pos, d_model]
             residual = residual.to(sae.W_enc.dtype)  # here, or every block would do it
             membership = find_membership(
-                batch, groups, left=left, right=right, ignored_ids=ignored_ids, published_windows=published_windows
+                batch,
+                groups,
+                left=left,
+                right=right,
+                ignored_ids=ignored_ids,
+                white_space_ids=white_space_ids,
+                published_windows=published_windows,
             )
             sums.count(membership, blocks)
             membership = membership.to(device)
@@ -125,6 +133,6 @@ def _check_finite(sums: ActivationSums, model: TransformerBridge, sae: SAE) -> N
 
 def add_over_ranks(sums: ActivationSums, ranks: Ranks) -> None:
     """Add the sums of all ranks' rows into the first rank's."""
-    for tensor in (sums.by_block, sums.positions_by_block, sums.n_matches, sums.n_active):
+    for tensor in (sums.by_block, sums.positions_by_block, sums.n_matches, sums.n_active, sums.by_part):
         ranks.add(tensor)
     ranks.maximum(sums.maximum)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from reasonscore.bootstrap import MIN_BLOCKS, Stability, bootstrap_top_features
 from reasonscore.chunks import find_chunks, merge_chunks
+from reasonscore.distinct import decoder_clusters
+from reasonscore.sae import find_sae, load_sae
 from reasonscore.score import ActivationSums, ReasonScores, rank_features, reason_scores
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import atomic_directory, write_json
@@ -43,6 +45,8 @@ class Result(NamedTuple):
 
     scores: ReasonScores
     sums: ActivationSums
+    clusters: Tensor
+    """What `decoder_clusters` gave."""
     stability: Stability | None
     words: list[str]
     settings: Settings
@@ -60,18 +64,21 @@ class Result(NamedTuple):
     def statistics(self) -> dict[str, Tensor]:
         """Every feature's statistics, float32 [d_sae] (`word_means`: [d_sae, |W|]), by their names in the file.
 
+        `cluster` is the index of the best feature in the feature's cluster, and NaN beyond the 1,000 best.
         `score_low` and `score_high`, the ends of each top feature's 95 % interval, are there if there was a bootstrap,
         and NaN for all other features.
         """
         n_counted = self.sums.n_positions[-2:].sum().clamp(min=1)
         statistics = {
             "score": self.scores.score,
+            "cluster": self.clusters,
             "mean_reasoning": self.scores.mean_pos,
             "mean_other": self.scores.mean_neg,
             "word_means": self.scores.word_means,
             "entropy": self.scores.entropy,
             "max_activation": self.sums.maximum,
             "firing_frequency": self.sums.n_active.double() / n_counted,
+            **self.sums.shares,
         }
         if self.stability is not None:
             for name, ends in (("score_low", self.stability.low), ("score_high", self.stability.high)):
@@ -80,8 +87,8 @@ class Result(NamedTuple):
         return {name: value.float().contiguous() for name, value in statistics.items()}
 
 
-def compute_result(sums: ActivationSums, words: Sequence[str], settings: Settings) -> Result:
-    """Scores and intervals from the sums of all features.
+def compute_result(sums: ActivationSums, decoder: Tensor, words: Sequence[str], settings: Settings) -> Result:
+    """Scores, clusters and intervals from the sums of all features and the SAE's decoder rows, [d_sae, d_in].
 
     Always on the CPU, so that chunks merged on one machine give bit for bit what one pass on another did.
     """
@@ -94,7 +101,7 @@ def compute_result(sums: ActivationSums, words: Sequence[str], settings: Setting
         stability = bootstrap_top_features(
             sums, alpha=settings.alpha, k=settings.topk, n_resamples=settings.n_bootstrap, seed=settings.seed
         )
-    return Result(scores, sums, stability, list(words), settings)
+    return Result(scores, sums, decoder_clusters(scores.score, decoder), stability, list(words), settings)
 
 
 def write_scores(folder: Path, result: Result, record: dict[str, Any]) -> None:
@@ -130,6 +137,7 @@ def top_features(result: Result) -> pd.DataFrame:
     columns = {
         "rank": range(1, len(best) + 1),
         "feature": best.numpy(),
+        "cluster": pd.array(values.pop("cluster"), dtype="Int64"),  # which has an empty cell for NaN
         "score": values["score"],
         "score_low": low,
         "score_high": high,
@@ -173,7 +181,7 @@ def print_summary(result: Result, *, top: int = 10) -> None:
     """The best features, how sure their scores are and how often each word occurred, as a table on the terminal."""
     shown = {"score": "{:.3e}", "score_low": "{:.2e}", "score_high": "{:.2e}", "max_activation": "{:.3f}"}
     shown |= {"firing_frequency": "{:.3%}", "entropy": "{:.3f}"}
-    table = top_features(result).head(top)[["rank", "feature", *shown, "best_word"]].dropna(axis="columns")
+    table = top_features(result).head(top)[["rank", "feature", "cluster", *shown, "best_word"]].dropna(axis="columns")
     formats = {name: shown[name].format for name in table.columns if name in shown}
     print("\n" + table.to_string(index=False, formatters=formats))
     matches = dict(zip(result.words, result.sums.n_matches.tolist(), strict=True))
@@ -221,7 +229,7 @@ def read_scores(folder: Path) -> SavedScores:
         return SavedScores({"score": torch.cat([_read_scores_alone(file) for file in files])}, [], {})
     if not (folder / RUN).is_file() and find_chunks(folder):
         sums, about = merge_chunks(folder)
-        result = compute_result(sums, about["words"], Settings(**about["settings"]))
+        result = compute_result(sums, recorded_decoder(about["record"]), about["words"], Settings(**about["settings"]))
         return SavedScores(result.statistics(), result.words, {**_counts(result), **about["record"]})
     for name in (SCORES, STATS, RUN):
         if not (folder / name).is_file():
@@ -230,6 +238,19 @@ def read_scores(folder: Path) -> SavedScores:
         statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         words = json.loads(file.metadata()["words"])
     return SavedScores(statistics, words, json.loads((folder / RUN).read_text(encoding="utf-8")))
+
+
+def recorded_decoder(record: Mapping[str, Any]) -> Tensor:
+    """The decoder rows of the SAE that chunks were computed with, [d_sae, d_in].
+
+    Raises:
+        UserError: it is no longer where it was, or has changed.
+    """
+    path, sae_id, revision, dtype = (record["arguments"][f"sae_{name}"] for name in ("path", "id", "revision", "dtype"))
+    source = find_sae(path, sae_id, revision=revision)
+    if source.weights_sha256 != record["sae"]["weights_sha256"]:
+        raise UserError(f"SAE {source} has changed since the chunks were computed: compute them again")
+    return load_sae(source, dtype=dtype).W_dec
 
 
 def _files_of_scores_alone(path: Path) -> list[Path]:

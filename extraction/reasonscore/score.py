@@ -14,6 +14,12 @@ With a_i(t) ≥ 0 the activation of feature i at position t, for SAE features wh
 
 where j runs over all features of the SAE. A mean over no positions is 0: a word that never occurs adds nothing to
 the sum in H but counts in |W|.
+
+Beside the score, four shares say where on P a feature acts, because the window also takes in whatever stands next to a
+word. Each position of P is in one part, the first that applies: ``white_space``, its token decodes to white space
+only; ``on_words``, it is a token of a match; ``before``, a match starts at most ``left`` after it; ``after``, a match
+ends at most ``right`` before it. Where both do, the nearer one decides; equally near, it is before. A part's share is
+the sum of a_i over the part, divided by that over P; a feature that is silent on P has none.
 """
 
 from __future__ import annotations
@@ -25,12 +31,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from transformer_lens_r1.shared.vocabulary import word_of
 
 EPSILON = 1e-12
 N_BLOCKS = 64
 """Blocks of rows that sums are kept for: enough for a bootstrap, few enough for 65,536 features (0.4 GB)."""
+PARTS = ("on_words", "before", "after", "white_space")
+"""Of the reasoning positions P."""
 WordGroups = Mapping[str, Sequence[tuple[int, ...]]]
 
 
@@ -56,7 +65,7 @@ class Membership(NamedTuple):
     """Which positions of a batch belong to which set."""
 
     sets: Tensor
-    """bool [batch, |W| + 2, pos]: one set for each word, then P (any word), then N (no word, not ignored)."""
+    """bool [batch, |W| + 6, pos]: one set for each word, P (any word), N (no word, not ignored), the `PARTS` of P."""
     matches: Tensor
     """int64 [|W|]: how often a spelling of the word starts in the batch, ignored or not."""
     ignored: Tensor
@@ -90,9 +99,10 @@ def find_membership(
     left: int,
     right: int,
     ignored_ids: Sequence[int] = (),
+    white_space_ids: Sequence[int] = (),
     published_windows: bool = False,
 ) -> Membership:
-    """Sort a batch's positions into the sets that ReasonScore averages over.
+    """Sort a batch's positions into the sets that ReasonScore averages over, and the parts of P.
 
     A position counts once for a word however many of its matches reach it, and counts for every word that reaches it.
 
@@ -102,17 +112,20 @@ def find_membership(
         left: positions before a matched token that belong to it too.
         right: positions after it.
         ignored_ids: ids whose positions belong to no set.
+        white_space_ids: ids that decode to white space only.
         published_windows: with the published code's mistake at the start of rows, see `_widen_as_published`.
     """
     batch, length = tokens.shape
     words = torch.zeros(batch, len(groups), length, dtype=torch.bool, device=tokens.device)
     matches = torch.zeros(len(groups), dtype=torch.int64, device=tokens.device)
+    matched_tokens = torch.zeros_like(tokens, dtype=torch.bool)
     for index, sequences in enumerate(groups.values()):
         for sequence in sequences:
             matched = find_matches(tokens, sequence)
             spelt = torch.zeros_like(tokens, dtype=torch.bool)
             for offset in range(len(sequence)):
                 spelt[:, offset : offset + matched.shape[1]] |= matched
+            matched_tokens |= spelt
             words[:, index] |= _widen_as_published(spelt, left, right) if published_windows else spelt
             matches[index] += matched.sum()
     if not published_windows:
@@ -122,7 +135,9 @@ def find_membership(
         kept &= tokens != ignored
     words &= kept[:, None]
     any_word = words.any(dim=1, keepdim=True)
-    sets = torch.cat([words, any_word, kept[:, None] & ~any_word], dim=1)
+    white_space = torch.isin(tokens, torch.tensor(list(white_space_ids), dtype=tokens.dtype, device=tokens.device))
+    parts = any_word & _parts(matched_tokens, white_space, left, right)
+    sets = torch.cat([words, any_word, kept[:, None] & ~any_word, parts], dim=1)
     return Membership(sets, matches, (~kept).flatten().nonzero()[:, 0])
 
 
@@ -150,6 +165,24 @@ def _widen_as_published(core: Tensor, left: int, right: int) -> Tensor:
     begins[:, 1 : max(1, length - left)] = core[:, left + 1 :]
     ends[:, right + 1 :] = core[:, : max(0, length - right - 1)]
     return (begins.int() - ends.int()).cumsum(dim=1) > 0
+
+
+def _parts(matched: Tensor, white_space: Tensor, left: int, right: int) -> Tensor:
+    """Which of the `PARTS` a position near a match is in, bool [batch, 4, pos].
+
+    Args:
+        matched: whether a position is a token of a match, [batch, pos].
+        white_space: whether its token is white space only, [batch, pos].
+    """
+    taken = matched.clone()
+    before, after = torch.zeros_like(matched), torch.zeros_like(matched)
+    for distance in range(1, min(max(left, right), matched.shape[1] - 1) + 1):
+        for side, reach, shift in ((before, left, -distance), (after, right, distance)):
+            if distance <= reach:
+                near = pad(matched, (shift, -shift)) & ~taken  # moved, and cut off at the row's end
+                side |= near
+                taken |= near
+    return torch.stack([matched & ~white_space, before & ~white_space, after & ~white_space, white_space], dim=1)
 
 
 class BlockOfRows(NamedTuple):
@@ -197,6 +230,8 @@ class ActivationSums:
     """int64 [d_sae]: positions, not ignored, where the feature is above 0."""
     maximum: Tensor
     """float32 [d_sae]: largest activation over positions that are not ignored."""
+    by_part: Tensor
+    """float64 [4, d_sae]: sum of activations over each of the `PARTS` of P."""
 
     @classmethod
     def zeros(
@@ -209,6 +244,7 @@ class ActivationSums:
             n_matches=torch.zeros(n_words, dtype=torch.int64),
             n_active=torch.zeros(d_sae, dtype=torch.int64, device=device),
             maximum=torch.zeros(d_sae, device=device),
+            by_part=torch.zeros(len(PARTS), d_sae, dtype=torch.float64, device=device),
         )
 
     @property
@@ -221,6 +257,11 @@ class ActivationSums:
         """int64 [|W| + 2]: positions of each set."""
         return self.positions_by_block.sum(dim=0)
 
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """Of a feature's activation on P, the share in each of the `PARTS`, float64 [d_sae]; NaN if there is none."""
+        return dict(zip(PARTS, self.by_part / self.by_part.sum(dim=0), strict=True))
+
     def count(self, membership: Membership, blocks: Sequence[BlockOfRows]) -> None:
         """Add a batch's positions and matches; once for each batch.
 
@@ -228,7 +269,7 @@ class ActivationSums:
             membership: of the batch, on the CPU.
             blocks: what `blocks_of_rows` gave for the batch.
         """
-        positions = membership.sets.sum(dim=2)  # [batch, |W| + 2]
+        positions = membership.sets[:, : self.positions_by_block.shape[1]].sum(dim=2)  # [batch, |W| + 2]
         for block, rows in blocks:
             self.positions_by_block[block] += positions[rows].sum(dim=0)
         self.n_matches += membership.matches
@@ -255,9 +296,11 @@ class ActivationSums:
             activations = activations.float()
         by_position = activations.view(-1, activations.shape[-1])  # [batch · pos, features]
         by_position.index_fill_(0, membership.ignored, 0)
-        row_sums = torch.bmm(membership.sets.to(activations.dtype), activations)  # [batch, |W| + 2, features]
+        row_sums = torch.bmm(membership.sets.to(activations.dtype), activations)  # [batch, |W| + 6, features]
+        row_sums, parts = row_sums.split([self.by_block.shape[1], len(PARTS)], dim=1)
         for block, rows in blocks:
             self.by_block[block, :, features] += row_sums[rows].double().sum(dim=0)
+        self.by_part[:, features] += parts.double().sum(dim=0)
         self.maximum[features] = torch.maximum(self.maximum[features], by_position.amax(dim=0).float())
         # Ones where the feature is active, summed as a product with ones: a sum over booleans takes ten times as long.
         active = by_position.gt_(0)
@@ -270,6 +313,7 @@ class ActivationSums:
             by_block=self.by_block[..., features].contiguous(),  # ranks add up memory as it lies
             n_active=self.n_active[features],
             maximum=self.maximum[features],
+            by_part=self.by_part[:, features].contiguous(),
         )
 
     def to(self, device: torch.device | str) -> ActivationSums:
@@ -279,6 +323,7 @@ class ActivationSums:
             by_block=self.by_block.to(device),
             n_active=self.n_active.to(device),
             maximum=self.maximum.to(device),
+            by_part=self.by_part.to(device),
         )
 
 

@@ -33,7 +33,8 @@ def draw_text(rng: np.random.Generator, n_blocks: int, d_sae: int) -> tuple[torc
 
 def activation_sums(by_block: torch.Tensor, positions: torch.Tensor) -> ActivationSums:
     d_sae = by_block.shape[-1]
-    return ActivationSums(by_block, positions, torch.ones(3).long(), torch.ones(d_sae).long(), torch.ones(d_sae))
+    ones = torch.ones(d_sae)
+    return ActivationSums(by_block, positions, torch.ones(3).long(), ones.long(), ones, torch.ones(4, d_sae))
 
 
 def test_intervals_and_stability_equal_a_loop_over_resamples(monkeypatch: pytest.MonkeyPatch) -> None:

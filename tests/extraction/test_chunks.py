@@ -21,6 +21,7 @@ def random_sums(d_sae: int) -> ActivationSums:
         torch.randint(9, (2,), generator=generator),
         torch.randint(9, (d_sae,), generator=generator),
         torch.rand(d_sae, generator=generator),
+        torch.rand(4, d_sae, generator=generator, dtype=torch.float64),
     )
 
 

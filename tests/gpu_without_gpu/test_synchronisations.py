@@ -63,7 +63,7 @@ def test_the_pretended_device_tells_what_waits_from_what_does_not() -> None:
 def test_scoring_waits_where_a_state_is_saved_and_for_nothing_else_of_ours(results: dict[str, Result]) -> None:
     found, times = results["scoring"]
     saved = times["batches"] - 1
-    check, tensors = (READ, "one_pass._check_finite"), 3
+    check, tensors = (READ, "one_pass._check_finite"), 4
     assert found["pass"] == {check: 2}  # after the first batch and at the end
     assert found["pass with states"] == {
         check: 2 + saved,

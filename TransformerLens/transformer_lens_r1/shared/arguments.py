@@ -100,6 +100,11 @@ def int_pair(text: str) -> tuple[int, int]:
     return values[0], values[1]
 
 
+def string_list(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def domain_tuple(text: str) -> tuple[str, ...]:
     """Domains of OpenThoughts-114k with commas between them, each once; their order is kept."""
     domains = tuple(part.strip() for part in text.split(","))

@@ -20,7 +20,7 @@ from engines import (
     start_vllm,
     write_local_task,
 )
-from grid.controls import control_points, match
+from grid.controls import control_points
 from grid.points import BASELINE, GridPoint, layers, read_grid, read_scores
 from report.controls import WORD_RATE, place_features
 from report.reasoning_words import WordCounter
@@ -35,6 +35,8 @@ from lm_eval_sae.errors import UserError
 from lm_eval_sae.steering.arguments import read_steering
 from lm_eval_sae.steering.intervention import make_intervention
 from lm_eval_sae.steering.requests import intervention_key, request_arguments
+from transformer_lens_r1.shared.errors import UserError as SharedUserError
+from transformer_lens_r1.shared.matching import match_features
 
 D_SAE = 64  # of `make_sae`
 REASONING = [3, 41]
@@ -100,9 +102,9 @@ def test_matched_features_are_the_nearest_that_are_free(statistics: dict[str, to
         for feature in REASONING:
             expected[feature].append(min(free, key=lambda other: distance(feature, other)))
             free.remove(expected[feature][-1])
-    assert match(*statistics.values(), features=REASONING, n_matched=4) == expected
-    with pytest.raises(UserError, match="40 matched controls .* need 80 features .* the scores have 2[0-9]: lower --n"):
-        match(*statistics.values(), features=REASONING, n_matched=40)
+    assert match_features(*statistics.values(), features=REASONING, n_matched=4) == expected
+    with pytest.raises(SharedUserError, match="40 matched controls .* need 80 features .* the scores have 2[0-9]"):
+        match_features(*statistics.values(), features=REASONING, n_matched=40)
 
 
 @pytest.mark.parametrize("settings", [{}, {"sae_mode": "add"}, {"sae_units": "raw"}, {"sae_mode": "published"}])

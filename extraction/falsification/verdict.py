@@ -1,0 +1,65 @@
+"""From the numbers to a verdict. These rules and thresholds stand here and nowhere else; they are written beside it.
+
+The tokens decide if some strategy recovers at least ENOUGH of what reasoning text does to the feature, with Holm's p
+below ALPHA against control tokens, or if (previous, current) token explain at least EXPLAINED of its variance. In both,
+the interval must lie above half of the threshold. They do not decide if all intervals lie below the thresholds.
+
+    token     the tokens decide, and the same n-gram is no more active in reasoning text than elsewhere
+    mixed     the tokens decide, but the same n-gram is more active in reasoning text: its AUROC's interval lies above
+              DIFFERENT
+    context   the tokens do not decide
+    unclear   neither: too few texts, nothing to put in, or a feature that reasoning texts do not activate more
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from falsification.injection import LENGTH
+from falsification.statistics import Estimate
+
+ENOUGH = 0.5
+"""Recovered share from which on tokens are enough."""
+ALPHA = 0.05
+"""Of Holm's adjusted p-values."""
+EXPLAINED = 0.5
+"""R² from which on tokens explain a feature."""
+DIFFERENT = 0.6
+"""AUROC above which the same n-gram is more active in reasoning text."""
+THRESHOLDS = {"enough": ENOUGH, "alpha": ALPHA, "explained": EXPLAINED, "different": DIFFERENT}
+
+
+def decide(
+    recovered: Mapping[str, Estimate],
+    p_adjusted: Mapping[str, float],
+    r2: Mapping[int, Estimate],
+    auroc: Mapping[int, Estimate],
+) -> tuple[str, str]:
+    """The verdict, and what it is by: a strategy, or the R² of the token or the pair.
+
+    Args:
+        recovered: ρ of each strategy that could be tried, injected positions included.
+        p_adjusted: Holm's p of each.
+        r2: from the current token (1) and from (previous, current) (2).
+        auroc: of the feature's n-grams in the two texts, by their length: 1 and 2.
+    """
+    defined = {name: rho for name, rho in recovered.items() if not math.isnan(rho.value)}
+    enough = [name for name, rho in defined.items() if _reaches(rho, ENOUGH) and p_adjusted[name] < ALPHA]
+    by, length = "", 0
+    if enough:
+        # Of several, the one that puts in the shortest n-grams: a token that is enough says more than a pair.
+        by = min(enough, key=lambda name: (LENGTH[name], -defined[name].value))
+        length = min(LENGTH[by], 2)
+    elif explaining := [n for n, share in r2.items() if _reaches(share, EXPLAINED)]:
+        length = min(explaining)
+        by = {1: "R² of the token", 2: "R² of the pair"}[length]
+    if by:
+        return ("mixed" if auroc[length].low > DIFFERENT else "token"), by
+    if defined and all(rho.high < ENOUGH for rho in defined.values()) and r2[2].high < EXPLAINED:
+        return "context", max(defined, key=lambda name: defined[name].value)
+    return "unclear", ""
+
+
+def _reaches(estimate: Estimate, threshold: float) -> bool:
+    return estimate.value >= threshold and estimate.low >= threshold / 2

@@ -1,0 +1,369 @@
+"""Do the best features mean reasoning, or do a few tokens decide? The test of Ma et al. 2026, and what it lacks.
+
+For the best distinct features by ReasonScore, and for as many others that fire as often and as strongly: how much the
+token alone says, whether the feature's tokens are enough to bring it about in ordinary text, whether they are needed,
+and whether the same token is more active in reasoning text. Definitions: falsification/experiment.py; the rules of the
+verdict: falsification/verdict.py.
+
+    python extraction/falsify_features.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
+        --sae_path andreuka18/deepseek-r1-distill-llama-8b-lmsys-openthoughts --sae_id blocks.19.hook_resid_post \\
+        --dataset_path andreuka18/OpenThoughts-10k-DeepSeek-R1 --ordinary_dataset_path monology/pile-uncopyrighted \\
+        --scores_dir extraction/scores --output_dir extraction/falsification_results
+
+The output folder holds index.html, falsification.csv, strategies.csv, falsification.safetensors (what was measured on
+each text), a picture and falsification.json. Until all is done the work lies in <output_dir>.partial, and the same
+command continues it: 4 bytes for each tested feature and token. `torchrun --nproc_per_node N` shares the texts out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reasonscore.inputs import (
+    Inputs,
+    add_input_arguments,
+    check_same_sae,
+    input_identity,
+    load_inputs,
+    load_weights,
+)
+from reasonscore.sae import SaeSource
+
+from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
+from transformer_lens_r1.shared.arguments import (
+    ArgumentParser,
+    int_list,
+    non_negative_int,
+    positive_int,
+    resolve_device,
+    string_list,
+)
+from transformer_lens_r1.shared.errors import UserError, did_you_mean, run
+from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
+from transformer_lens_r1.shared.locks import locked
+from transformer_lens_r1.shared.matching import match_features
+from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
+from transformer_lens_r1.shared.same_run import check_same_run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from falsification.experiment import Encode, Experiment, PerText
+    from reasonscore.results import SavedScores
+    from torch import Tensor
+
+BEGUN = "begun.json"
+SAVE_EVERY = 20.0
+"""Seconds between two states that an interrupted run continues from."""
+LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "scipy")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with what argparse alone can refuse refused."""
+    from falsification.injection import STRATEGIES
+
+    parser = ArgumentParser(description=__doc__)
+    add_input_arguments(parser, n_samples=1024)
+    ordinary = parser.add_argument_group("ordinary text, into which tokens are put")
+    ordinary.add_argument(
+        "--ordinary_dataset_path", required=True, help="data set of ordinary text, like monology/pile-uncopyrighted"
+    )
+    ordinary.add_argument("--ordinary_column_name", default="text", help="its column of text, or of token ids")
+    ordinary.add_argument("--ordinary_dataset_revision", help="branch, tag or commit of it on the Hub")
+    tested = parser.add_argument_group("what is tested, and how")
+    tested.add_argument("--scores_dir", type=Path, required=True, help="folder that compute_score.py wrote")
+    tested.add_argument("--topk", type=positive_int, default=100, help="how many of the best distinct features to test")
+    tested.add_argument("--features", type=int_list, help="test these instead, like 12,99")
+    tested.add_argument(
+        "--n_matched", type=non_negative_int, default=1, help="matched features that are not in the top, for each"
+    )
+    tested.add_argument("--n_texts", type=positive_int, default=500, help="texts that tokens are put into")
+    tested.add_argument("--text_length", type=positive_int, default=64, help="tokens in a text")
+    tested.add_argument(
+        "--strategies", type=string_list, default=STRATEGIES, help=f"some of {','.join(STRATEGIES)} (default: all)"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the results")
+    parser.add_as_published(rows="published", rope_original_context=PUBLISHED_ROPE_CONTEXT, ignore_tokens="")
+    args = parser.parse_args(argv)
+    for name in args.strategies:
+        if name not in STRATEGIES:
+            parser.error(f"--strategies: unknown strategy {name!r}{did_you_mean(name, STRATEGIES)}")
+    return args
+
+
+class Plan(NamedTuple):
+    """What the first rank works out before any weights load, and all ranks share."""
+
+    inputs: Inputs
+    """Of the reasoning text; without the tokenizer if there are several ranks."""
+    ordinary: Tensor
+    """int64 [rows, context]."""
+    features: list[int]
+    matched_to: list[int | None]
+    """Of each feature, the top feature that it is the null of."""
+    comma: int
+    run: dict[str, Any]
+    """What determines the results."""
+
+
+def choose_features(args: argparse.Namespace, saved: SavedScores) -> tuple[list[int], list[int | None]]:
+    """The features to test, top ones first, and for each the top feature that it is matched to, or None."""
+    from reasonscore.distinct import distinct_features
+
+    statistics = saved.statistics
+    for feature in args.features or ():
+        if not 0 <= feature < len(statistics["score"]):
+            raise UserError(f"--features {feature}: the SAE's features are 0 to {len(statistics['score']) - 1}")
+    top = list(dict.fromkeys(args.features)) if args.features else distinct_features(statistics, args.topk)
+    if not args.n_matched:
+        return top, [None] * len(top)
+    if saved.alone:
+        raise UserError(
+            f"the scores in {args.scores_dir} came without statistics, by which features are matched: give "
+            "--n_matched 0, or score again with compute_score.py"
+        )
+    names = ("score", "firing_frequency", "max_activation")
+    matched = match_features(*(statistics[name] for name in names), features=top, n_matched=args.n_matched)
+    null = [(other, feature) for feature, others in matched.items() for other in others]
+    return [*top, *(other for other, _ in null)], [*[None] * len(top), *(feature for _, feature in null)]
+
+
+def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
+    """Check everything, make the rows of both texts, and choose the features."""
+    from reasonscore.results import read_scores
+
+    saved = read_scores(args.scores_dir)
+    if args.ignore_tokens is None:  # the same positions as the scores are about
+        args.ignore_tokens = saved.run.get("ignored_ids")
+    inputs = load_inputs(args)
+    check_same_sae(saved, inputs.source, args.scores_dir)
+    features, matched_to = choose_features(args, saved)
+    of_ordinary = copy.copy(args)
+    of_ordinary.dataset_path, of_ordinary.column_name = args.ordinary_dataset_path, args.ordinary_column_name
+    of_ordinary.dataset_revision = args.ordinary_dataset_revision
+    ordinary = load_inputs(of_ordinary).tokens
+    check_texts(inputs.tokens, ordinary, args)
+    run = {
+        "the features tested (--topk, --features, --n_matched)": features,
+        "--n_texts": args.n_texts,
+        "--text_length": args.text_length,
+        "--strategies": list(args.strategies),
+        "--ordinary_dataset_path": input_identity(of_ordinary, replace(inputs, tokens=ordinary))["--dataset_path"],
+        **input_identity(args, inputs),
+        "the number of ranks": ranks.size,
+        "the version of": {name: version(name) for name in LIBRARIES},
+    }
+    comma = inputs.tokenizer.encode(",", add_special_tokens=False)[-1]
+    begin(partial(args.output_dir), run)
+    if ranks.size > 1:
+        inputs = replace(inputs, tokenizer=None)
+    return Plan(inputs, ordinary, features, matched_to, comma, run)
+
+
+def check_texts(reasoning: Tensor, ordinary: Tensor, args: argparse.Namespace) -> None:
+    """Raise `UserError` if the two texts cannot be compared."""
+    if reasoning.shape[1] != ordinary.shape[1]:
+        raise UserError(
+            f"the rows of ids differ in length: {reasoning.shape[1]} tokens in --dataset_path, {ordinary.shape[1]} in "
+            "--ordinary_dataset_path"
+        )
+    if reasoning.shape[1] < args.text_length:
+        raise UserError(
+            f"--text_length {args.text_length}: the rows have {reasoning.shape[1]} tokens; give a smaller one"
+        )
+    known = {row.tobytes() for row in reasoning.numpy()}
+    same = sum(row.tobytes() in known for row in ordinary.numpy())
+    if same:
+        raise UserError(
+            f"{same:,} of the {len(ordinary):,} rows of ordinary text are rows of the reasoning text too: give "
+            "another --ordinary_dataset_path"
+        )
+
+
+def partial(output_dir: Path) -> Path:
+    """Where unfinished work lies."""
+    return output_dir.absolute().with_name(f"{output_dir.absolute().name}.partial")
+
+
+def begin(folder: Path, run: dict[str, Any]) -> None:
+    """Make the folder for unfinished work, or find in it the work of a run that depends on the same."""
+    if (folder / BEGUN).is_file():
+        begun = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
+        check_same_run(folder, begun, run, remedy="repeat its command to finish it, or delete it to start over")
+        return
+    check_output_folder(folder, BEGUN, name="the folder for unfinished work,")
+    write_json(folder / BEGUN, run)
+
+
+def observe_texts(args: argparse.Namespace, plan: Plan, model: Any, sae: Any, ranks: Ranks) -> dict[str, np.ndarray]:
+    """The features' activations on both texts, [features, rows, context] each, mapped from files."""
+    from feature_pages.activations import store_activations
+
+    stored = {}
+    for name, tokens in (("reasoning", plan.inputs.tokens), ("ordinary", plan.ordinary)):
+        folder = partial(args.output_dir) / name
+        folder.mkdir(exist_ok=True)
+        stored[name] = store_activations(
+            model,
+            sae,
+            tokens,
+            plan.features,
+            folder,
+            hook_name=plan.inputs.source.hook_name,
+            ignored_ids=plan.inputs.ignored,
+            rows_per_batch=args.minibatch_size_tokens,
+        ).values
+    return stored
+
+
+def measure(experiment: Experiment, encode: Encode, state: Path, ranks: Ranks) -> PerText:
+    """Run this rank's share of the changed texts, from where an earlier run was interrupted; on the first, all."""
+    import numpy as np
+    import torch
+    from falsification.experiment import PerText, is_measured, measure_changed, measure_unchanged
+    from safetensors.numpy import load_file, save_file
+    from tqdm import tqdm
+
+    from transformer_lens_r1.shared.files import atomic_file
+
+    if state.is_file():
+        measured = PerText(**load_file(state))
+    else:
+        measured = experiment.nothing_yet()
+        measure_unchanged(experiment, encode, measured)
+    units = experiment.units()[ranks.rank :: ranks.size]
+    left = [unit for unit in units if not is_measured(experiment, measured, unit)]
+    saved = time.monotonic()
+    total = sum(experiment.n_texts(unit) for unit in left)
+    with tqdm(total=total, desc="injected texts", unit="text", disable=not ranks.is_first) as bar:
+        for done in measure_changed(experiment, encode, measured, left):
+            bar.update(done)
+            if time.monotonic() - saved > SAVE_EVERY:
+                with atomic_file(state) as temporary:
+                    save_file(measured.arrays(), temporary)
+                saved = time.monotonic()
+    if ranks.size > 1:
+        mine = torch.from_numpy(np.nan_to_num(measured.changed))
+        ranks.add(mine)
+        measured.changed[:] = mine.numpy()
+    return measured
+
+
+def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, measured: PerText, encode: Encode) -> None:
+    """What the measurements say, as tables, pages and a picture, into ``--output_dir``, whole or not at all."""
+    from falsification.experiment import findings
+    from falsification.page import find_examples, write_pages
+    from falsification.results import Tested, print_verdicts, write_results
+    from feature_pages.pages import token_text
+    from reasonscore.results import read_scores
+    from reasonscore.score import rank_features
+
+    from transformer_lens_r1 import load_tokenizer
+
+    tokenizer = plan.inputs.tokenizer or load_tokenizer(
+        args.model_path, revision=args.revision, trust_remote_code=args.trust_remote_code
+    )
+    decode = token_text(tokenizer)
+    score = read_scores(args.scores_dir).statistics["score"]
+    rank_of = {feature: rank for rank, feature in enumerate(rank_features(score).tolist(), start=1)}
+    tested = [
+        Tested(
+            feature,
+            rank_of[feature],
+            float(score[feature]),
+            matched_to,
+            float(experiment.reasoning.of(index).max()),
+            finding,
+        )
+        for index, (feature, matched_to, finding) in enumerate(
+            zip(plan.features, plan.matched_to, findings(experiment, measured), strict=True)
+        )
+    ]
+    record = {
+        "model": display_name(args.model_path),
+        "sae": display_name(args.sae_path),
+        "hook_name": plan.inputs.source.hook_name,
+        "reasoning_dataset": display_name(args.dataset_path),
+        "ordinary_dataset": display_name(args.ordinary_dataset_path),
+        "rows": [len(plan.inputs.tokens), len(plan.ordinary)],
+        "n_texts": [len(experiment.texts(of)) for of in (experiment.reasoning, experiment.ordinary)],
+        "text_length": args.text_length,
+        "seed": args.seed,
+        "ignored_ids": plan.inputs.ignored,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    about = (
+        f"model {record['model']} · SAE {record['sae']} at {record['hook_name']} · tokens put into "
+        f"{record['n_texts'][1]} texts of {args.text_length} tokens of {record['ordinary_dataset']} · reasoning text: "
+        f"{record['reasoning_dataset']}"
+    )
+    examples = find_examples(experiment, encode, tested, decode)
+    with atomic_directory(args.output_dir) as folder:
+        write_results(
+            folder, tested, experiment, measured, lambda gram: "".join(decode(token) for token in gram), record
+        )
+        write_pages(folder, tested, examples, decode, about=about)
+    print_verdicts(tested)
+    print(f"wrote the test of {len(tested)} features; open {args.output_dir / 'index.html'}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = sys.argv[1:] if argv is None else list(argv)
+    with joined_ranks() as ranks, ExitStack() as lock:
+        args = parse_arguments(given)
+        if ranks.size > 1:
+            args.device = resolve_device(ranks.device(args.device))
+            ranks.connect(args.device)
+        from falsification.experiment import Experiment, Observed, Settings
+        from falsification.results import RUN
+        from reasonscore.sae import encoder_of
+
+        from transformer_lens_r1 import residual_stream
+
+        def begun() -> Plan:
+            check_output_folder(args.output_dir, RUN)
+            lock.enter_context(locked(args.output_dir))
+            return prepare(args, ranks)
+
+        plan = ranks.on_first(begun, types=(Plan, Inputs, SaeSource))
+        model, sae = load_weights(args, plan.inputs)
+        stored = observe_texts(args, plan, model, sae, ranks)
+        settings = Settings(
+            comma=plan.comma,
+            ignored_ids=tuple(plan.inputs.ignored),
+            strategies=tuple(args.strategies),
+            n_texts=args.n_texts,
+            text_length=args.text_length,
+            seed=args.seed,
+            tokens_per_pass=args.minibatch_size_tokens * plan.ordinary.shape[1],
+        )
+        experiment = Experiment(
+            Observed(plan.inputs.tokens.numpy(), [stored["reasoning"]]),
+            Observed(plan.ordinary.numpy(), [stored["ordinary"]]),
+            settings,
+        )
+        columns = encoder_of(sae, plan.features)
+
+        def encode(ids: Tensor) -> Tensor:
+            return columns(residual_stream(model, ids.to(sae.W_enc.device), plan.inputs.source.hook_name))
+
+        state = partial(args.output_dir) / f"measured_{ranks.rank}.safetensors"
+        measured = measure(experiment, encode, state, ranks)
+        if ranks.is_first:
+            write_all(args, plan, experiment, measured, encode)
+            shutil.rmtree(partial(args.output_dir))
+        ranks.wait()
+
+
+if __name__ == "__main__":
+    run(main)
