@@ -4,8 +4,8 @@ A planted feature fires where enough of some axes of the residual stream are the
 in PREVIOUS. As with real features the size varies a little, here with the tokens so far (a direction in WAVE).
 
 Its control fires as often in rows that begin with THINK, as often in the others, and as strongly, but no token tells
-when: it is a threshold on a direction in WAVE, lower after THINK. A token raises it at some distances and lowers it at
-others.
+when: it is a threshold on a direction in WAVE, lower after THINK. A token does next to nothing to it where it stands,
+raises it at some distances and lowers it at others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from reasonscore.sae import encoder_of
 from torch import Tensor
 
 from planted.model import (
@@ -39,7 +40,6 @@ from planted.model import (
     save_checkpoint,
 )
 from planted.texts import BOS, ORDINARY, REASONING, THINK, Vocabulary, draw_rows, draw_vocabulary
-from reasonscore.sae import encoder_of
 from transformer_lens_r1 import load_model, residual_stream
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@
     PREVIOUS  the token before it
     THIRD     the token three before it (the row's first token where there is none)
     START     the row's first token
-    WAVE      a sum over all tokens so far, whose weights go up and down with the distance: +, then −, then + again
+    WAVE      a sum over the tokens before it, whose weights go up and down with the distance: nearly 0 at the token
+              itself, then −, then +, and so on
 
 An embedding lies in THIS and has norm 1: an axis of its own for what features are planted on, and a random direction in
 WORDS. One attention head each fills PREVIOUS, THIRD and START, two of opposite sign fill WAVE. Queries come from biases
@@ -17,15 +18,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from planted.texts import BOS, N_IDS, THINK, Vocabulary
-
-if TYPE_CHECKING:
-    from transformer_lens_r1.bridge import CheckedBridge
 
 WIDTH = 32
 """Of each part of the residual stream, and of each head."""
@@ -34,18 +31,19 @@ THIS, PREVIOUS, THIRD, START, WAVE = (WIDTH * part for part in range(5))
 D_MODEL = 5 * WIDTH
 HOOK_NAME = "blocks.0.hook_resid_post"
 
-FIRST_AXIS, BOS_AXIS, THINK_AXIS, STOP_AXIS, LONE_AXIS, THREE_AXES, LEFT_AXIS, RIGHT_AXIS = 0, 1, 2, 3, 4, (5, 6, 7), 8, 9
+FIRST_AXIS, BOS_AXIS, THINK_AXIS, STOP_AXIS, LONE_AXIS = range(5)
+THREE_AXES, LEFT_AXIS, RIGHT_AXIS = (5, 6, 7), 8, 9
 WORDS = slice(10, WIDTH)
 """Axes within a part."""
 ON_AXIS = 0.5**0.5
-"""Component of a planted token's embedding on its axis; as much lies in WORDS (of a row's first token: on FIRST_AXIS)."""
+"""Component of a planted token's embedding on its axis; as much lies in WORDS, of a row's first token on FIRST_AXIS."""
 
 ROPE_BASE = 10_000.0
 FREQUENCIES = ROPE_BASE ** (-2 * np.arange(WIDTH // 2) / WIDTH)
-WAVE_FREQUENCY = 1
-"""Which of FREQUENCIES: a period of 11 tokens."""
+WAVE_FREQUENCY = 2
+"""Which of FREQUENCIES: a period of 20 tokens."""
 WAVE_HEIGHT = 2.0
-"""Logits of WAVE's heads go from minus this to this."""
+"""Logits of WAVE's heads go from minus this to this, as the sine of the distance does."""
 WAVE_SINK = 3.6
 """Logit of the row's first token there: as heavy as 16 tokens, so that the first few do not decide alone."""
 SHARP = 40.0
@@ -95,7 +93,7 @@ def save_checkpoint(table: np.ndarray, folder: Path) -> None:
 
 
 def _set_attention(attention: torch.nn.Module) -> None:
-    """The five heads. A pair of dimensions (f, f + WIDTH/2) of query and key turns by FREQUENCIES[f] at each position."""
+    """The five heads. Dimensions f and f + WIDTH/2 of query and key turn by FREQUENCIES[f] at each position."""
     half = WIDTH // 2
     slow = half - 1  # turns so little in a text that the distance does not matter
     unit = WIDTH**0.5  # a query of this length against a key of length 1 is a logit of 1
@@ -113,8 +111,9 @@ def _set_attention(attention: torch.nn.Module) -> None:
     for head, sign in ((3, 1), (4, -1)):
         query, key = _biases(attention, head)
         key[WAVE_FREQUENCY] = 1
-        attention.k_proj.weight[WIDTH * head + WAVE_FREQUENCY, THIS + FIRST_AXIS] = -1 / ON_AXIS  # the first token's is 0
-        query[WAVE_FREQUENCY], query[slow] = sign * WAVE_HEIGHT * unit, WAVE_SINK * unit
+        attention.k_proj.weight[WIDTH * head + WAVE_FREQUENCY, THIS + FIRST_AXIS] = -1 / ON_AXIS  # 0 of the first token
+        # A quarter turn ahead of the key: the logit is the sine of the distance, not its cosine.
+        query[WAVE_FREQUENCY + half], query[slow] = sign * WAVE_HEIGHT * unit, WAVE_SINK * unit
     for head, (part, sign) in enumerate(((PREVIOUS, 1), (THIRD, 1), (START, 1), (WAVE, 1), (WAVE, -1))):
         attention.o_proj.weight[part:, WIDTH * head :][:WIDTH, :WIDTH].fill_diagonal_(sign)
 
@@ -129,7 +128,7 @@ def residual_by_definition(row: list[int], table: np.ndarray) -> np.ndarray:
     vectors = table[row, :WIDTH].astype(np.float64)
     residual = np.zeros((len(row), D_MODEL))
     for t in range(len(row)):
-        logits = np.cos(FREQUENCIES[WAVE_FREQUENCY] * (t - np.arange(t + 1))) * WAVE_HEIGHT
+        logits = -np.sin(FREQUENCIES[WAVE_FREQUENCY] * (t - np.arange(t + 1))) * WAVE_HEIGHT
         crest, trough = np.exp(logits), np.exp(-logits)
         crest[0] = trough[0] = math.exp(WAVE_SINK * math.cos(FREQUENCIES[-1] * t))
         wave = (crest / crest.sum() - trough / trough.sum()) @ vectors[: t + 1]

@@ -66,18 +66,17 @@ def draw_vocabulary(random: np.random.Generator) -> Vocabulary:
     return Vocabulary(stop, comma, lone, (a, b, c), left, right, tuple(rest[:8]), tuple(rest[8:]))
 
 
-def draw_rows(
-    kind: Kind, vocabulary: Vocabulary, n_rows: int, context: int, random: np.random.Generator
-) -> np.ndarray:
+def draw_rows(kind: Kind, vocabulary: Vocabulary, n_rows: int, context: int, random: np.random.Generator) -> np.ndarray:
     """Rows of one kind of text, int64 [n_rows, context]; the first begins within a sentence, as the others do."""
     choices = [(vocabulary.lone,), *((token,) for token in vocabulary.three), (vocabulary.left, vocabulary.right)]
     weights = [kind.lone, *[kind.three] * 3, kind.pair]
     zipf = 1 / (np.arange(len(vocabulary.words)) + 2.7)
+    zipf /= zipf.sum()
     choices += [(vocabulary.right,), (vocabulary.comma,), *((word,) for word in vocabulary.words)]
     weights += [kind.right, kind.comma]
     # `left` without `right` has a frequent or rare word after it, so that it is never before `right` by chance.
     choices += [(vocabulary.left, word) for word in vocabulary.words]
-    weights = np.array([*weights, *((1 - sum(weights) - kind.left) * zipf / zipf.sum()), *(kind.left * zipf / zipf.sum())])
+    weights = [*weights, *((1 - sum(weights) - kind.left) * zipf), *(kind.left * zipf)]
 
     wanted, skipped = n_rows * (context - 1), int(random.integers(kind.sentence[1]))
     stream: list[int] = []

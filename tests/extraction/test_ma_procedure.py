@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from falsification.experiment import Experiment, Finding, Unit, observe, run_experiment
+from falsification.experiment import Experiment, Finding, observe, run_experiment
 from falsification.injection import STRATEGIES
 from falsification.statistics import explained_by_tokens, ma_et_al, same_token_in_two_texts
 from falsification.tokens import Text, find_ngrams
