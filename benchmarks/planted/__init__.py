@@ -1,0 +1,1 @@
+"""A small model, texts and features made by hand, so that it is known what each feature fires on."""
