@@ -164,14 +164,14 @@ def same_token_in_two_texts(
         chosen: the feature's n-grams.
         seed: of the bootstrap.
     """
-    wanted = {gram: index for index, gram in enumerate(map(tuple, ngrams.grams.tolist()))} if chosen else {}
     n_rows = (int(is_reasoning.sum()), int((~is_reasoning).sum()))
     weights = [bootstrap_weights(n, seed, text) * n for n, text in zip(n_rows, (1, 0), strict=True)]
     random = np.random.default_rng(seed)
     values, resampled, occurrences = [], [], []
     row_in_text = np.where(is_reasoning, np.cumsum(is_reasoning), np.cumsum(~is_reasoning)) - 1
     for gram in chosen:
-        rows, columns = np.nonzero(ngrams.of_position == wanted[gram])
+        index = np.flatnonzero((ngrams.grams == gram).all(axis=1))
+        rows, columns = np.nonzero(ngrams.of_position == index)
         value, inside = activations[rows, columns], is_reasoning[rows]
         if min(inside.sum(), (~inside).sum()) < MIN_COUNT:
             continue
