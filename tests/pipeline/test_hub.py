@@ -232,7 +232,9 @@ def test_an_sae_is_read_at_a_revision_and_a_cut_connection_is_one_line(
 def test_the_first_rows_of_a_large_data_set_come_without_the_rest(hub: HubServer, client: HubClient) -> None:
     for number in range(2):
         file = pa.BufferOutputStream()
-        pq.write_table(pa.table({"text": [f"document {number} {index}" for index in range(1000)]}), file)
+        pq.write_table(
+            pa.table({"text": [f"document {number} {index}" for index in range(1000)]}), file, row_group_size=100
+        )
         files = {f"train-0000{number}.parquet": file.getvalue().to_pybytes(), "README.md": b"no header"}
         hub.add("datasets/someone/pile", {**hub.repos.get("datasets/someone/pile", {}), **files})
     code = (
