@@ -170,10 +170,11 @@ with open(sys.argv[1], encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
 parts = ("on_words", "before", "after", "white_space")
 print("rank  feature  ReasonScore   max act   fires     on  before   after   white  best word       also")
-for row in [row for row in rows if row["cluster"] == row["feature"]][: int(sys.argv[2])]:
+# Scores of an older version know neither clusters nor shares.
+for row in [row for row in rows if row.get("cluster", row["feature"]) == row["feature"]][: int(sys.argv[2])]:
     score, maximum, fires = (float(row[name]) for name in ("score", "max_activation", "firing_frequency"))
-    shares = "".join(f"{float(row[name] or 'nan'):>8.0%}" for name in parts)
-    also = " ".join(other["feature"] for other in rows if other["cluster"] == row["feature"] and other is not row)
+    shares = "".join(f"{float(row.get(name) or 'nan'):>8.0%}" for name in parts)
+    also = " ".join(other["feature"] for other in rows if other.get("cluster") == row["feature"] and other is not row)
     print(
         f'{row["rank"]:>4} {row["feature"]:>8} {score:>12.3e} {maximum:>9.3f} {fires:>7.2%}{shares}  '
         f'{row["best_word"]:<15} {also}'
