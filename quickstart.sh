@@ -171,14 +171,15 @@ echo "── the $TOPK best distinct features by ReasonScore ($RUN/scores/top_fe
 import csv, sys
 
 scores, tests = (list(csv.DictReader(open(path, encoding="utf-8", newline=""))) for path in sys.argv[1:])
+# Scores of an older version know neither clusters nor shares.
 row_of = {row["feature"]: row for row in scores}
 parts = ("on_words", "before", "after", "white_space")
 print("rank  feature  ReasonScore   max act   fires     on  before   after   white  best word       verdict  also")
 for test in tests:
     row = row_of[test["feature"]]
     score, maximum, fires = (float(row[name]) for name in ("score", "max_activation", "firing_frequency"))
-    shares = "".join(f"{float(row[name] or 'nan'):>8.0%}" for name in parts)
-    also = " ".join(other["feature"] for other in scores if other["cluster"] == row["feature"] and other is not row)
+    shares = "".join(f"{float(row.get(name) or 'nan'):>8.0%}" for name in parts)
+    also = " ".join(other["feature"] for other in scores if other.get("cluster") == row["feature"] and other is not row)
     print(
         f'{row["rank"]:>4} {row["feature"]:>8} {score:>12.3e} {maximum:>9.3f} {fires:>7.2%}{shares}  '
         f'{row["best_word"]:<15} {test["verdict"]:<8} {also}'
