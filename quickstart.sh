@@ -145,7 +145,7 @@ stage 6 "ReasonScore of every feature, over $N_SAMPLES rows" "$RUN/scores" \
 stage 7 "do the $TOPK best distinct features mean reasoning, or do a few tokens decide?" "$RUN/falsification" \
   env N_SAMPLES=64 N_TEXTS=40 TOPK="$TOPK" N_MATCHED=0 ORDINARY_DATASET_PATH="$RUN/data/ordinary" \
   OUTPUT_DIR="$RUN/falsification" \
-  bash extraction/scripts/falsify_features.sh --strategies intersperse,inject_bigram --dtype "$DTYPE"
+  bash extraction/scripts/falsify_features.sh --strategies intersperse,inject_bigram --text_length 48 --dtype "$DTYPE"
 stage 8 "a page for each of the $TOPK best distinct features" "$RUN/dashboards" \
   env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
   bash extraction/scripts/compute_dashboard.sh --falsification_dir "$RUN/falsification" --dtype "$DTYPE"

@@ -18,7 +18,7 @@ from falsification.experiment import Finding
 from falsification.material import Experiment, PerText
 from falsification.statistics import Estimate
 from falsification.tokens import NGram
-from falsification.verdict import ENOUGH, THRESHOLDS
+from falsification.verdict import ENOUGH, EXPLAINED, THRESHOLDS
 from transformer_lens_r1.shared.files import write_json
 
 TABLE, STRATEGIES_TABLE, PER_TEXT = "falsification.csv", "strategies.csv", "falsification.safetensors"
@@ -107,40 +107,48 @@ def table_of_strategies(tested: Sequence[Tested]) -> pd.DataFrame:
 
 
 def draw(path: Path, tested: Sequence[Tested]) -> None:
-    """Recovered share against AUROC, verdicts by colour; matched features are hollow."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
+    """Recovered share against AUROC, verdicts by colour; matched features are hollow.
+
+    Features whose recovered share is not defined are on the left, by what the pair of tokens explains of them.
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
     left_out = 0
     for one in tested:
-        rho = one.finding.recovered.get(one.best)
-        auroc = one.finding.auroc[1]
-        if rho is None or math.isnan(rho.value) or math.isnan(auroc.value):
+        auroc, rho = one.finding.auroc[1], one.finding.recovered.get(one.best)
+        defined = rho is not None and not math.isnan(rho.value)
+        across = rho if defined else one.finding.r2[2]
+        if math.isnan(auroc.value) or math.isnan(across.value):
             left_out += 1
             continue
         colour = COLOURS[one.finding.verdict]
-        spans = {
-            "xerr": [[max(0.0, rho.value - rho.low)], [max(0.0, rho.high - rho.value)]],
-            "yerr": [[max(0.0, auroc.value - auroc.low)], [max(0.0, auroc.high - auroc.value)]],
-        }
-        axes.errorbar(
-            rho.value, auroc.value, **spans, fmt="o", color=colour, markersize=5, elinewidth=0.8, alpha=0.9,
-            markerfacecolor="white" if one.matched_to is not None else colour,
+        (right if defined else left).errorbar(
+            across.value, auroc.value, xerr=_span(across), yerr=_span(auroc), fmt="o", color=colour, markersize=5,
+            elinewidth=0.8, alpha=0.9, markerfacecolor="white" if one.matched_to is not None else colour,
         )  # fmt: skip
     for verdict, colour in COLOURS.items():
-        axes.plot([], [], "o", color=colour, label=verdict)
+        right.plot([], [], "o", color=colour, label=verdict)
     if any(one.matched_to is not None for one in tested):
-        axes.plot([], [], "o", color="black", markerfacecolor="white", label="matched feature")
-    axes.axvline(ENOUGH, color="grey", linestyle="--", linewidth=0.8)
-    axes.axhline(0.5, color="grey", linestyle="--", linewidth=0.8)
-    axes.set_xlim(min(-0.1, axes.get_xlim()[0]), max(1.1, axes.get_xlim()[1]))
-    axes.set_ylim(-0.05, 1.05)
-    axes.set_xlabel("share of the activation in reasoning text that the feature's tokens recover in ordinary text")
-    axes.set_ylabel("AUROC: the same token in reasoning text against ordinary text")
+        right.plot([], [], "o", color="black", markerfacecolor="white", label="matched feature")
+    for axes, threshold in ((left, EXPLAINED), (right, ENOUGH)):
+        axes.axvline(threshold, color="grey", linestyle="--", linewidth=0.8)
+        axes.axhline(0.5, color="grey", linestyle="--", linewidth=0.8)
+        axes.set_xlim(min(-0.1, axes.get_xlim()[0]), max(1.1, axes.get_xlim()[1]))
+        axes.grid(alpha=0.25)
+    left.set_ylim(-0.05, 1.05)
+    left.set_ylabel("AUROC: the same token in reasoning against ordinary text")
+    left.set_xlabel("explained by the pair of tokens (R²)")
+    left.set_title("recovered share not defined", fontsize=11)
+    right.set_xlabel("share of the activation in reasoning text that its tokens recover in ordinary text")
     title = "Does the token decide, or the context?"
-    axes.set_title(f"{title} ({left_out} features without both numbers left out)" if left_out else title, fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    right.set_title(f"{title} ({left_out} features left out: no AUROC)" if left_out else title, fontsize=11)
+    right.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _span(estimate: Estimate) -> list[list[float]]:
+    """The two arms of an error bar."""
+    return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
 
 
 def write_results(
