@@ -6,7 +6,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from transformer_lens_r1.shared.files import PROVENANCE, atomic_directory, check
 from transformer_lens_r1.shared.hub import check_hub_access, hub_errors, hub_fault, push_folder, use_token
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 SHARD_BYTES = 500 * 2**20
 
@@ -50,15 +51,61 @@ def load_rows(
         dataset = dataset if first is None else dataset.select(range(min(first, len(dataset))))
     else:
         dataset = _load_hub(str(path), name, split, revision, first)
-    for column in columns:
-        if column not in dataset.column_names:
-            raise UserError(
-                f"data set {path} has no column {column!r}{did_you_mean(column, dataset.column_names)}; "
-                f"its columns are: {', '.join(dataset.column_names)}"
-            )
+    _check_columns(path, dataset.column_names, columns)
     if len(dataset) == 0:
         raise UserError(f"data set {path} holds no rows in its split {split!r}")
     return dataset
+
+
+def _check_columns(path: str | Path, present: Sequence[str], wanted: Sequence[str]) -> None:
+    for column in wanted:
+        if column not in present:
+            raise UserError(
+                f"data set {path} has no column {column!r}{did_you_mean(column, present)}; "
+                f"its columns are: {', '.join(present)}"
+            )
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """Rows that can be read from the start as often as wanted, and are never in memory together."""
+
+    rows: "Dataset | IterableDataset"
+    n_rows: int | None
+    """None: the Hub does not say."""
+    commit: str | None
+    """Of the Hub; every reading is of this one."""
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        import datasets
+
+        try:
+            yield from self.rows
+        except (*hub_errors(), datasets.exceptions.DatasetGenerationError) as error:
+            raise UserError(f"the data set could not be read to its end: {hub_fault(error)}") from error
+
+
+def stream_rows(
+    path: str, *, columns: Sequence[str], name: str | None = None, split: str = "train", revision: str | None = None
+) -> RowStream:
+    """These columns of all rows: a folder is mapped into memory, a data set of the Hub is downloaded as it is read.
+
+    Arguments and errors are those of `load_rows`.
+    """
+    if Path(path).is_dir():
+        dataset = load_rows(path, columns=columns, name=name, split=split)
+        return RowStream(dataset.select_columns(list(columns)), len(dataset), None)
+    import datasets
+
+    with _hub_data_set(path, revision) as (repo_id, revision):
+        builder = datasets.load_dataset_builder(repo_id, name, revision=revision)
+        stream = builder.as_streaming_dataset(split=split)
+        first = next(iter(stream), None)
+    if first is None:
+        raise UserError(f"data set {path} holds no rows in its split {split!r}")
+    _check_columns(path, list(first), columns)
+    known = (builder.info.splits or {}).get(split)
+    return RowStream(stream.select_columns(list(columns)), known.num_examples if known else None, builder.hash)
 
 
 def _load_folder(folder: Path, name: str | None, split: str) -> "Dataset":
@@ -86,6 +133,19 @@ def split_revision(path: str) -> tuple[str, str | None]:
 
 
 def _load_hub(path: str, name: str | None, split: str, revision: str | None, first: int | None) -> "Dataset":
+    import datasets
+
+    with _hub_data_set(path, revision) as (repo_id, revision):
+        source = {"path": repo_id, "name": name, "split": split, "revision": revision}
+        if first is None:
+            return datasets.load_dataset(**source)
+        stream = datasets.load_dataset(**source, streaming=True)
+        return datasets.Dataset.from_list(list(stream.take(first)), features=stream.features)
+
+
+@contextmanager
+def _hub_data_set(path: str, revision: str | None) -> Iterator[tuple[str, str | None]]:
+    """The Hub id and revision of a data set; failures of the Hub in the block become a `UserError`."""
     path, named_revision = split_revision(path)
     if named_revision is not None and revision is not None and named_revision != revision:
         raise UserError(f"data set {path} is asked for at {named_revision} and at {revision}; name one revision")
@@ -93,11 +153,7 @@ def _load_hub(path: str, name: str | None, split: str, revision: str | None, fir
     import datasets
 
     try:
-        source = {"path": path, "name": name, "split": split, "revision": revision or named_revision}
-        if first is None:
-            return datasets.load_dataset(**source)
-        stream = datasets.load_dataset(**source, streaming=True)
-        return datasets.Dataset.from_list(list(stream.take(first)), features=stream.features)
+        yield path, revision or named_revision
     except (*hub_errors(), datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
             f"no data set folder {path!r}, and as a data set of the Hub it did not load: {hub_fault(error)}"

@@ -30,7 +30,14 @@ def too_many_bad_rows(n_bad: int, n_records: int, max_bad_rows: float) -> bool:
     return n_bad > max_bad_rows * n_records
 
 
-def check_bad_rows(faults: Sequence[tuple[int, str]], *, n_records: int, max_bad_rows: float, where: str) -> None:
+def check_bad_rows(
+    faults: Sequence[tuple[int, str]],
+    *,
+    n_records: int,
+    max_bad_rows: float,
+    where: str,
+    listed_in: str = PROVENANCE,
+) -> None:
     """Name the first malformed records on stderr, with what is wrong, and count all of them.
 
     Args:
@@ -38,6 +45,7 @@ def check_bad_rows(faults: Sequence[tuple[int, str]], *, n_records: int, max_bad
         n_records: records in the data set.
         max_bad_rows: the part of them that may be malformed.
         where: the data set.
+        listed_in: the file of the result that has `bad_rows_info`.
 
     Raises:
         UserError: there are more.
@@ -51,7 +59,7 @@ def check_bad_rows(faults: Sequence[tuple[int, str]], *, n_records: int, max_bad
     for index, fault in faults[:NAMED_AT_MOST]:
         print(f"left out record {index}: {fault}", file=sys.stderr)
     if faults:
-        print(f"left out {len(faults):,} of {n_records:,} records, malformed; {PROVENANCE} lists them", file=sys.stderr)
+        print(f"left out {len(faults):,} of {n_records:,} records, malformed; {listed_in} lists them", file=sys.stderr)
 
 
 def bad_rows_info(faults: Sequence[tuple[int, str]]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Words and phrases that mark reasoning against solutions: counts, log-odds, and the files."""
