@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from transformer_lens_r1.shared.arguments import ArgumentParser, non_negative_float, positive_int
 from transformer_lens_r1.shared.errors import UserError, run
@@ -25,6 +26,9 @@ from transformer_lens_r1.shared.files import atomic_directory, check_output_fold
 from transformer_lens_r1.shared.locks import locked
 from transformer_lens_r1.shared.records import add_max_bad_rows, bad_rows_info, check_bad_rows
 from transformer_lens_r1.shared.vocabulary import read_vocabulary
+
+if TYPE_CHECKING:
+    from vocabulary_search.counting import PairedTexts
 
 PUBLISHED = Path(__file__).resolve().parent / "reason_tokens.json"
 NOT_SPLIT = ("ja", "ko", "zh")
@@ -86,62 +90,81 @@ def main(argv: Sequence[str] | None = None) -> None:
         find_words(args)
 
 
-def find_words(args: argparse.Namespace) -> None:
-    """Read the text twice, and write what it says."""
-    reference = read_vocabulary(args.tokens_str_path)
-    check_language(args.language)
-    from vocabulary_search.counting import PairedTexts, count_phrases, count_words, split_columns, split_thought
-    from vocabulary_search.log_odds import rank_entries
-    from vocabulary_search.results import RUN, summary, write_results
+def open_texts(args: argparse.Namespace) -> tuple[PairedTexts, str | None]:
+    """Reasoning and solution of each row, and the commit of the Hub that they are of."""
+    from vocabulary_search.counting import PairedTexts, split_columns, split_thought
 
-    from transformer_lens_r1.shared.data import split_revision, stream_rows
+    from transformer_lens_r1.shared.data import stream_rows
 
+    columns: tuple[str, ...] = (args.reasoning_column, args.solution_column)
+    split = partial(split_columns, columns=columns)
     if args.column_name is not None:
         columns = (args.column_name,)
         split = partial(split_thought, column=args.column_name)
-    else:
-        columns = (args.reasoning_column, args.solution_column)
-        split = partial(split_columns, columns=columns)
     stream = stream_rows(args.dataset_path, columns=columns, name=args.dataset_config, revision=args.dataset_revision)
-    source, revision = split_revision(args.dataset_path)
-    texts = PairedTexts(stream, split, stream.n_rows)
+    return PairedTexts(stream, split, stream.n_rows), stream.commit
+
+
+class Counted(NamedTuple):
+    """What two readings of the text gave."""
+
+    counts: dict[str, tuple[int, int]]
+    """Of each frequent word and phrase, in reasoning and in solutions."""
+    n_words: tuple[int, int]
+    short_by: dict[str, int]
+    """By how much the counts of each kind may be too small."""
+
+
+def count_entries(texts: PairedTexts, args: argparse.Namespace, source: str) -> Counted:
+    """Read the text twice: for words, and for phrases of those that are frequent enough."""
+    from vocabulary_search.counting import count_phrases, count_words
+    from vocabulary_search.results import RUN
 
     words, n_words = count_words(texts)
-    check_bad_rows(
-        texts.faults,
-        n_records=texts.n_rows,
-        max_bad_rows=args.max_bad_rows,
-        where=display_name(source),
-        listed_in=RUN,
-    )
-    frequent = words.frequent(args.min_count)
+    check_bad_rows(texts.faults, n_records=texts.n_rows, max_bad_rows=args.max_bad_rows, where=source, listed_in=RUN)
+    counts = words.frequent(args.min_count)
     if 0 in n_words:
-        raise UserError(f"the {('reasoning', 'solutions')[n_words.index(0)]} of {display_name(source)} hold no words")
-    if not frequent:
+        raise UserError(f"the {('reasoning', 'solutions')[n_words.index(0)]} of {source} hold no words")
+    if not counts:
         raise UserError(
-            f"none of the {sum(n_words):,} words of {display_name(source)} occurs {args.min_count:,} times: give a "
-            "smaller --min_count"
+            f"none of the {sum(n_words):,} words of {source} occurs {args.min_count:,} times: give a smaller "
+            "--min_count"
         )
-    phrases = count_phrases(texts, frequent)
-    counts = dict(frequent)
-    for of_length in phrases.values():
-        counts |= {" ".join(gram): both for gram, both in of_length.frequent(args.min_count).items()}
-    short_by = {"words": words.short_by, **{f"phrases of {n}": counted.short_by for n, counted in phrases.items()}}
+    short_by = {"words": words.short_by}
+    del words  # its memory is for the phrases
+    for length, phrases in count_phrases(texts, list(counts)).items():
+        counts |= {" ".join(gram): both for gram, both in phrases.frequent(args.min_count).items()}
+        short_by[f"phrases of {length}"] = phrases.short_by
     for what, most in short_by.items():
         if most:
             print(f"note: to bound the memory rare {what} were forgotten: no count is short by more than {most:,}")
+    return Counted(counts, n_words, short_by)
 
-    table = rank_entries(counts, n_words, prior_weight=args.prior_weight, language=args.language)
+
+def find_words(args: argparse.Namespace) -> None:
+    """Count, rank, and write what came out."""
+    reference = read_vocabulary(args.tokens_str_path)
+    check_language(args.language)
+    from vocabulary_search.log_odds import rank_entries
+    from vocabulary_search.results import summary, write_results
+
+    from transformer_lens_r1.shared.data import split_revision
+
+    texts, commit = open_texts(args)
+    path, revision = split_revision(args.dataset_path)
+    source = display_name(path)
+    counted = count_entries(texts, args, source)
+    table = rank_entries(counted.counts, counted.n_words, prior_weight=args.prior_weight, language=args.language)
     record = {
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-        "source": display_name(source),
+        "source": source,
         "revision": args.dataset_revision or revision,
-        "commit": stream.commit,
+        "commit": commit,
         "rows": texts.n_rows,
         **bad_rows_info(texts.faults),
-        "words_in_reasoning": n_words[0],
-        "words_in_solutions": n_words[1],
-        "counts_short_by_at_most": short_by,
+        "words_in_reasoning": counted.n_words[0],
+        "words_in_solutions": counted.n_words[1],
+        "counts_short_by_at_most": counted.short_by,
         "versions": {name: version(name) for name in ("wordfreq", "regex", "datasets")},
     }
     with atomic_directory(args.output_dir) as folder:

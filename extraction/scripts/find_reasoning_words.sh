@@ -13,6 +13,7 @@ fi
 
 # A data set with one configuration needs no name of it (DATASET_CONFIG= leaves it out).
 DATASET_CONFIG="${DATASET_CONFIG-metadata}"
+# LANGUAGE itself is the variable in which a terminal says its own.
 exec "$PYTHON" "$here/../find_reasoning_words.py" \
     --dataset_path "${DATASET_PATH:-open-thoughts/OpenThoughts-114k}" \
     ${DATASET_CONFIG:+--dataset_config "$DATASET_CONFIG"} \

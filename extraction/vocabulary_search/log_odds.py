@@ -1,4 +1,4 @@
-"""Which words and phrases mark reasoning: log-odds with an informative Dirichlet prior (Monroe et al. 2008, eq. 15-22).
+"""Which words and phrases mark reasoning: log-odds with an informative Dirichlet prior (Monroe et al. 2008).
 
 With y_w the occurrences of w among the n words of the reasoning, y'_w and n' those of the solutions, and the prior
 α_w = ρ (y_w + y'_w), α_0 = ρ (n + n'):

@@ -11,6 +11,7 @@ from hub_server import SIGNATURE, TOKEN, HubServer
 from random_checkpoints import KINDS, save_random_checkpoint
 
 OPENTHOUGHTS = "training/datasets/prepare_openthoughts_dataset.py"
+WORDS = "extraction/find_reasoning_words.py"
 UPLOAD = "training/upload_sae.py"
 TOKENISED = "datasets/researcher/tiny-llama-OpenThoughts-114k-tokenized"
 CUT = None
@@ -245,3 +246,30 @@ def test_the_first_rows_of_a_large_data_set_come_without_the_rest(hub: HubServer
     assert done.status == 0, done.err
     assert json.loads(done.out) == [f"document 0 {index}" for index in range(7)]
     assert not any(request.endswith("train-00001.parquet") for request in hub.requests)
+
+
+def test_the_search_for_words_streams_a_data_set_of_the_hub_and_says_its_commit(
+    hub: HubServer, client: HubClient, home: Path, tmp_path: Path, openthoughts: Path
+) -> None:
+    hub.add(
+        "datasets/someone/traces", {"train.parquet": (openthoughts / "train.parquet").read_bytes(), "README.md": CARD}
+    )
+    commit = hub.repositories["datasets/someone/traces"].head()
+    flags = ["--min_count", "2", "--dataset_config", "metadata"]
+    outputs = [tmp_path / name for name in ("hub", "local")]
+    for source, out in zip(("someone/traces", openthoughts), outputs, strict=True):
+        done = client.run(WORDS, *flags, "--dataset_path", source, "--output_dir", out, token=TOKEN)
+        assert done.status == 0, done.err
+    tables = [(out / "reasoning_words.csv").read_text() for out in outputs]
+    assert tables[0] == tables[1] and "\n1,wait,1," in tables[0]
+    records = [json.loads((out / "run.json").read_text()) for out in outputs]
+    assert [record["commit"] for record in records] == [commit, None]
+    assert [record["rows"] for record in records] == [40, 40]
+    assert not any("traces" in str(path) for path in home.rglob("*.arrow"))  # nothing was kept on the disk
+
+    wrong = ["--dataset_path", "someone/traces", "--output_dir", tmp_path / "no"]
+    done = client.run(WORDS, *flags, *wrong, "--solution_column", "deepseek_solutions", token=TOKEN)
+    assert_one_line(done, "has no column 'deepseek_solutions'; did you mean 'deepseek_solution'?")
+    done = client.run(WORDS, *flags, *wrong, "--dataset_revision", "v9", token=TOKEN)
+    assert_one_line(done, "someone/traces", "no such repository, file or revision")
+    assert not (tmp_path / "no").exists()

@@ -43,10 +43,12 @@ def holder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
         yield tmp_path / "output", process
 
 
-@pytest.mark.parametrize("script", ["compute_dashboard", "compute_score"])
+@pytest.mark.parametrize("script", ["compute_dashboard", "compute_score", "find_reasoning_words"])
 def test_a_second_run_of_extraction_is_refused(script: str, holder: tuple[Path, int], load_script: Load) -> None:
     output, process = holder
-    arguments = ["--model_path", "m", "--sae_path", "s", "--dataset_path", "d", "--output_dir", str(output)]
+    arguments = ["--dataset_path", "d", "--output_dir", str(output)]
+    if script != "find_reasoning_words":
+        arguments += ["--model_path", "m", "--sae_path", "s"]
     if script == "compute_dashboard":
         arguments += ["--scores_dir", "scores"]
     with pytest.raises(UserError, match=rf"output is being written by process {process} on .* since \d{{4}}-"):
