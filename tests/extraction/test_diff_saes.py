@@ -1,4 +1,4 @@
-"""diff_saes.py: planted shared rows are found where they are, new ones are not, and intervals are those of a bootstrap."""
+"""diff_saes.py: planted shared rows are found where they are and new ones are not; intervals are a bootstrap's."""
 
 import csv
 import json
