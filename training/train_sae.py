@@ -124,6 +124,7 @@ def train(
     if ranks.is_first:
         checks.check_wandb(cfg)
     model_config = checks.check_model(cfg)
+    checks.check_pretrained(cfg)
     train_rows, held_out_rows = checks.checked_rows(cfg)
 
     from sae_training.runner import Runner, Stopped

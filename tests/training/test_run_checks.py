@@ -21,6 +21,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
         "num_hidden_layers": 32, "vocab_size": 128256,
     },
+    "meta-llama/Llama-3.1-8B": {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
+        "num_hidden_layers": 32, "vocab_size": 128256,
+    },
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": {
         "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 1536,
         "num_hidden_layers": 28, "vocab_size": 151936,
@@ -34,7 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 30, "vocab_size": 49152,
     },
 }  # fmt: skip
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "training" / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "training" / "configs").rglob("*.yaml"))
 
 
 def write_tokens(folder: Path, *, context: int, rows: int = 40, vocabulary_sha256: str | None = None) -> Path:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_training.checkpoints import SAE_CONFIG
 from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
     from transformer_lens_r1.shared.ranks import Ranks
 
+SAE_WEIGHTS = "sae_weights.safetensors"
 # At most this part of the rows is held out, however many `n_eval_batches` asks for.
 MAX_HELD_OUT = 0.1
 # Values of sae.normalize_activations for which `n_batches_for_norm_estimate` batches are read before the first step.
@@ -106,6 +110,32 @@ def fit_rope_context(cfg: LanguageModelSAERunnerConfig[Any], extra: dict[str, An
         extra["rope_original_context"] = check_rope_context(
             cfg.model_name, model_config, context, as_published=extra["as_published"]
         )
+
+
+def check_pretrained(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raise `UserError` if the run's SAE could not start as the finished one in `from_pretrained_path`."""
+    if cfg.from_pretrained_path is None:
+        return
+    folder = Path(cfg.from_pretrained_path)
+    for name in (SAE_CONFIG, SAE_WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"from_pretrained_path is {folder}, which has no {name}; name the folder of a finished SAE")
+    saved = json.loads((folder / SAE_CONFIG).read_text(encoding="utf-8"))
+    sae, given = cfg.sae, cfg.sae.normalize_activations
+    expected = {
+        "architecture": sae.architecture(),
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "apply_b_dec_to_input": sae.apply_b_dec_to_input,
+        # A finished SAE has the estimated factor in its weights; one that has not is an unfinished run's.
+        "normalize_activations": "none" if given == "expected_average_only_in" else given,
+    }
+    for key, value in expected.items():
+        if saved.get(key, value) != value:
+            raise UserError(
+                f"the SAE in from_pretrained_path, {folder}, has {key} {saved[key]}, but this run starts from a "
+                f"finished SAE with {value}; name another, or change sae.{key}"
+            )
 
 
 def layers_to_load(cfg: LanguageModelSAERunnerConfig[Any], model_config: PretrainedConfig) -> int:

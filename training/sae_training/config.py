@@ -10,7 +10,7 @@ import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,31 +92,29 @@ NARROWER: dict[str, Any] = {
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The YAML file's keys and values with ``key=value`` overrides put in, in the layout of SAELens 6.
 
-    A file in the flat layout of SAELens 5.5.2 is translated (`flat_config`), and lines on stderr say what had no
-    counterpart. Overrides may use either layout's names for it. Values are checked by `build_config`.
+    A file with the key `base` overrides keys of the file named there, just as ``key=value`` does. One in the flat
+    layout of SAELens 5.5.2 is translated (`flat_config`), and lines on stderr say what had no counterpart. Overrides of
+    it may use either layout's names. Values are checked by `build_config`.
 
     Args:
         path: a YAML file.
         overrides: ``dotted.name=value``, the value read as YAML; of two for the same key the last one counts.
 
     Raises:
-        UserError: there is no such file, it is not a YAML mapping, an override has no ``=``, a key is misspelt, or see
-            `flat_config`.
+        UserError: there is no such file or base, it is not a YAML mapping, bases go in a circle, an override has no
+            ``=``, a key is misspelt, or see `flat_config`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no config file {path}; the ones that come with this repository are in training/configs")
-    values = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no keys; expected lines like 'model_name: …'")
-    flat = flat_config.is_flat(values)
-    sectioned = []  # overrides of a flat file that only SAELens 6 has a name for
+    values, *files = _with_bases(Path(path))
+    given = [change for file in files for change in _leaves(file)]
     for override in overrides:
         name, equals, text = override.partition("=")
         name = name.strip()
         if not equals or not name:
             raise UserError(f"--set {override!r}: expected key=value, like --set device=cpu or --set sae.d_sae=4096")
-        value = read_yaml(text, f"--set {override!r}: {text!r}")
+        given.append((name, read_yaml(text, f"--set {override!r}: {text!r}")))
+    flat = flat_config.is_flat(values)
+    sectioned = []  # overrides of a flat file that only SAELens 6 has a name for
+    for name, value in given:
         if not flat:
             _put(values, name, value)
         elif (old_name := flat_config.flat_name(name)) is not None:
@@ -137,6 +135,36 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     return values
 
 
+def _with_bases(path: Path) -> list[dict[str, Any]]:
+    """The keys of a file, and before them those of its base, and so on: the file without a base comes first."""
+    files: list[dict[str, Any]] = []
+    seen: list[Path] = []
+    while True:
+        if not path.is_file() and seen:
+            raise UserError(f"{seen[-1]} has the base {path}, and there is no such file; base is relative to its file")
+        if not path.is_file():
+            raise UserError(f"no config file {path}; the ones that come with this repository are in training/configs")
+        if any(path.samefile(other) for other in seen):
+            raise UserError(f"the bases go in a circle: {' → '.join(map(str, [*seen, path]))}; take one base out")
+        seen.append(path)
+        values = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        if not isinstance(values, dict):
+            raise UserError(f"{path} holds no keys; expected lines like 'model_name: …'")
+        files.insert(0, values)
+        if "base" not in values:
+            return files
+        path = path.parent / coerce(values.pop("base"), str, f"base in {path}")
+
+
+def _leaves(values: Mapping[Any, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of what a file overrides: of a section, only the keys that it names."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{section}{key}.")
+        else:
+            yield f"{section}{key}", value
+
+
 def _refuse_misspelt(values: Mapping[str, Any], *, flat: bool) -> None:
     known = [*sae_lens_keys.TOP, *EXTRA_KEYS]
     if flat:
@@ -154,7 +182,7 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise UserError(f"--set {name}=…: {section} is a value, not a section")
+            raise UserError(f"{name}: {section} is a value, not a section")
     values[key] = value
 
 

@@ -19,6 +19,7 @@ import torch
 import wandb
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.constants import SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
+from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.prefetch import PrefetchingIterator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -39,7 +40,6 @@ from transformer_lens_r1.shared.same_run import check_same_run
 if TYPE_CHECKING:
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig
-    from sae_lens.saes.sae import TrainingSAE
 
 SAVING_FAILS = (OSError, RuntimeError, SafetensorError)  # a full disk, as the three libraries that write report it
 
@@ -73,8 +73,13 @@ class Runner(LanguageModelSAETrainingRunner):
         with warnings.catch_warnings(), quiet("sae_lens"):  # it warns that a model and a data set were handed to it
             # It compares a number of rows with a number of tokens; `report_epochs` says it right.
             warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
-            super().__init__(cfg, override_model=model, override_dataset=train_rows)
-        if extra["decoder_init"] == "published" and cfg.from_pretrained_path is None:
+            # Handed to it, the SAE is that of the config. For `from_pretrained_path` SAELens would take the finished
+            # SAE's own settings in place of the section `sae`.
+            sae = TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
+            super().__init__(cfg, override_model=model, override_dataset=train_rows, override_sae=sae)
+        if cfg.from_pretrained_path is not None:
+            self.sae.load_weights_from_checkpoint(cfg.from_pretrained_path)
+        elif extra["decoder_init"] == "published":
             start_as_published(self.sae)
         self.extra, self.ranks, self.agreement = extra, ranks, Agreement(ranks)
         self.folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path)
@@ -130,6 +135,7 @@ class Runner(LanguageModelSAETrainingRunner):
             cfg=cfg.to_sae_trainer_config(),
             between_steps=self._between_steps,
             save_snapshot=self._save_snapshot,
+            is_folded=cfg.from_pretrained_path is not None,
             ranks=self.ranks,
         )
         if checkpoint is not None:

@@ -74,6 +74,7 @@ class Trainer(SAETrainer[TrainingSAE[Any], Any]):
         *args: Any,
         between_steps: Callable[[Trainer], None],
         save_snapshot: Callable[[Trainer], None],
+        is_folded: bool = False,
         ranks: Ranks = Ranks(),  # noqa: B008 - one process, and frozen
         **kwargs: Any,
     ) -> None:
@@ -81,10 +82,12 @@ class Trainer(SAETrainer[TrainingSAE[Any], Any]):
         Args:
             between_steps: may save a checkpoint; what it raises ends the training.
             save_snapshot: is called as often as `n_checkpoints` says.
+            is_folded: whether the weights are a finished SAE's, made for activations as the model gives them.
             ranks: that train together; all start with the first one's weights.
         """
         super().__init__(*args, **kwargs)
         self.between_steps, self.save_snapshot, self.ranks = between_steps, save_snapshot, ranks
+        self.is_folded = is_folded
         self.norm_batches, self.norm_count = 0, 0
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.cfg.device)
         skip_needless_work(self.sae)
@@ -126,7 +129,12 @@ class Trainer(SAETrainer[TrainingSAE[Any], Any]):
                 self.norm_batches += 1
                 progress.update()
                 self.between_steps(self)
-        self.activation_scaler.scaling_factor = self.sae.cfg.d_in**0.5 * self.norm_count / self.norm_sum.item()
+        factor = self.sae.cfg.d_in**0.5 * self.norm_count / self.norm_sum.item()
+        if self.is_folded:
+            # For activations s x: W_enc / s, s W_dec, s b_dec. `fit` folds the factor in again, and the config says so.
+            self.sae.fold_activation_norm_scaling_factor(1 / factor)
+            self.sae.cfg.normalize_activations = NORM_ESTIMATED
+        self.activation_scaler.scaling_factor = factor
 
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
         self.n_training_samples += (self.ranks.size - 1) * len(batch)  # the other ranks' shares

@@ -1,0 +1,1 @@
+"""When do reasoning features appear? Their nearest decoder rows in the SAEs of earlier training stages."""
