@@ -22,6 +22,24 @@ def rope(theta: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta}
 
 
+# Like Qwen3's: thoughts are kept in the last answer alone, and a prompt without thinking has an empty block of them.
+QWEN3_TEMPLATE = """
+{%- for message in messages %}
+    {%- set thought, _, answer = message.content.rpartition('</think>') if message.role == 'assistant' else ('', '', '') %}
+    {{- '<|im_start|>' ~ message.role ~ '\\n' }}
+    {%- if thought and loop.last %}
+        {{- '<think>\\n' ~ thought.replace('<think>', '').strip('\\n') ~ '\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- (answer.lstrip('\\n') if thought else message.content) ~ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""  # noqa: E501
+
+
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"rope_parameters": rope(10_000.0)}),
     "llama, grouped queries": ("llama", {**GROUPED, "rope_parameters": rope(500_000.0)}),
@@ -50,7 +68,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save_random_checkpoint(architecture: str, changes: dict[str, Any], folder: Path, *, tokenizer: Path) -> None:
-    """Saves a random model of SIZES with `changes`, and the tokenizer of another checkpoint."""
+    """Saves a random model of SIZES with `changes`, and the tokenizer of another; Qwen3 has its own chat format."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **{**SIZES, **changes}))
     for name, parameter in model.named_parameters():
@@ -59,7 +77,10 @@ def save_random_checkpoint(architecture: str, changes: dict[str, Any], folder: P
         if "norm" in name:  # they start at one, likewise
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    if architecture == "qwen3":
+        loaded.chat_template = QWEN3_TEMPLATE
+    loaded.save_pretrained(folder)
 
 
 def deviation(ours: torch.Tensor, reference: torch.Tensor) -> float:

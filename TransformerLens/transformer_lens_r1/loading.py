@@ -130,7 +130,7 @@ def load_model(
     that of the weights loaded, in ``dtype``, and if the files hold another format, of what is read of them besides.
 
     Args:
-        name_or_path: Hub id or local folder; `KNOWN_MODELS` also by their names alone (``DeepSeek-R1-Distill-Llama-8B``).
+        name_or_path: Hub id or local folder; `KNOWN_MODELS` also by their names alone (``Qwen3-8B``).
         device: where the weights go.
         dtype: the weights' number format, as a torch dtype or its name (``"bfloat16"``).
         n_layers: load only the first ``n_layers`` layers. Residual streams up to there are the full model's;
@@ -260,7 +260,7 @@ def load_tokenizer(
     missing = " ".join(tag for tag in R1_TAGS if tag not in tokenizer.get_vocab())
     if missing and source not in _named_without_tags:
         _named_without_tags.add(source)
-        print(f"note: the vocabulary of {source} has no {missing}; each is several tokens", file=sys.stderr)
+        print(f"note: the vocabulary of {source} has no {missing}; in R1 text each is several tokens", file=sys.stderr)
     return tokenizer
 
 

@@ -150,7 +150,7 @@ def test_from_pretrained_with_processing_keeps_the_probabilities(make_checkpoint
 
 
 @pytest.mark.parametrize("run", [cached_activations, residual_streams])
-@pytest.mark.parametrize("kind", ["llama 3.1", "qwen2, theta 1e4"])
+@pytest.mark.parametrize("kind", ["llama 3.1", "qwen2, theta 1e4", "qwen3"])
 def test_first_layers_alone_give_the_same_activations_bit_for_bit(
     make_checkpoint: Callable[[str], Path], kind: str, run: Callable[..., Activations]
 ) -> None:
