@@ -9,6 +9,7 @@ from engines import (
     PROMPTS,
     assert_mixed_batch_equals,
     generations,
+    start_hf,
     start_vllm,
     steered_positions,
 )
@@ -36,6 +37,8 @@ def test_tensor_parallel_ranks_all_steer(
     assert_mixed_batch_equals(model, texts_of_transformers(folder), mild_steerings)
     keys = [key_of(steering) for steering in mild_steerings.values()]
     workers = model.model.collective_rpc("steered_positions", args=(keys,))
+    question = [{"role": "user", "content": "Why?"}]
+    assert model.apply_chat_template(question) == start_hf(folder).apply_chat_template(question)  # Qwen3 is to think
     model.close()
     assert len(workers) == 2 and workers[0] == workers[1] and workers[0].keys() == PLACES.keys()
 

@@ -114,7 +114,8 @@ def test_thoughts_stand_in_the_models_own_format(prompts: dict[str, Any], tokeni
     own = writes_format(tokenizer, "model")
     assert format_openthoughts(openthoughts_row("puzzle"), tokenizer=own) == (
         f"<|im_start|>system\n{prompts['openthoughts']['system']}<|im_end|>\n"
-        "<|im_start|>user\nWhat is {x}?<|im_end|>\n<|im_start|>assistant\n<think>\nWait,\n so.\n</think>\n\n \\boxed{4}\n"
+        "<|im_start|>user\nWhat is {x}?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nWait,\n so.\n</think>\n\n \\boxed{4}\n"
     )
     with pytest.raises(MalformedRow, match="'deepseek_reasoning' is missing"):
         format_openthoughts({"problem": "x", "domain": "puzzle"}, tokenizer=own)
