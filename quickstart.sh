@@ -12,7 +12,7 @@
 # 8 × 10⁸, and most of the text is generated (quickstart/README.md says what is what).
 #
 # Settings, by environment variable:
-#   MODEL=<Hub id or folder>   another Llama or Qwen2 checkpoint     LAYER=19   the layer whose residual stream is used
+#   MODEL=<Hub id or folder>   another checkpoint (docs/models.md)    LAYER=19   the layer whose residual stream is used
 #   RUN=quickstart-run         where everything goes                 TOPK=10    distinct features in the table and the dashboards
 #   TRAINING_TOKENS=120000     N_SAMPLES=256 (rows scored)           DASHBOARD_SAMPLES=192 (rows shown)
 #   STRENGTHS=1,2,4            of steering, in maximal activations   STEERED=3  best distinct features that are steered

@@ -43,7 +43,7 @@ print(json.dumps({"load": loaded - started, "forward": forward, "peak": (peak - 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--model_path", required=True, help="Hub id or local folder of a Llama or Qwen2 checkpoint")
+    parser.add_argument("--model_path", required=True, help="Hub id or local folder of the model")
     parser.add_argument("--n_layers", type=int_list, required=True, help="numbers of layers to load, like 10,20,30")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="number format of the weights")
     parser.add_argument("--rounds", type=positive_int, default=3, help="loads of each size")

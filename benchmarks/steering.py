@@ -164,7 +164,7 @@ def report(variants: list[Variant], sequences: int, *, tokens: int, kind: str) -
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model_path", required=True, help="folder or Hub id of a Llama or Qwen2 model")
+    parser.add_argument("--model_path", required=True, help="folder or Hub id of the model")
     parser.add_argument("--layer", type=int, default=19, help="layer whose output is changed")
     parser.add_argument("--expansion", type=positive_int, default=16, help="features per dimension of the SAE")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of the model")

@@ -158,7 +158,7 @@ def measure(args: Namespace, sae: Path) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model_path", help="folder or Hub id of a Llama or Qwen2 model; none: nothing is measured")
+    parser.add_argument("--model_path", help="folder or Hub id of the model; none: nothing is measured")
     parser.add_argument("--layer", type=int, default=19, help="layer whose output is changed")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of the model")
     parser.add_argument("--eager", action="store_true", help="start the engine without compiling the model")

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--model_path", required=True, help="Hub id or local folder of a Llama or Qwen2 checkpoint")
+    parser.add_argument("--model_path", required=True, help="Hub id or local folder of the model")
     parser.add_argument("--layer", type=int, default=19, help="layer whose residual stream is used")
     parser.add_argument("--expansion", type=positive_int, default=16, help="features per dimension")
     parser.add_argument("--context_size", type=positive_int, default=256, help="tokens in a row")

@@ -29,6 +29,7 @@ from lm_eval_sae.errors import UserError
 from lm_eval_sae.serving.settings import KEY_VARIABLE, Settings
 from lm_eval_sae.steering.arguments import check_model
 from lm_eval_sae.steering.requests import Served
+from transformer_lens_r1.architectures import SUPPORTED
 from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int
 from transformer_lens_r1.shared.errors import run
 from transformer_lens_r1.shared.vocabulary import read_vocabulary
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, usage="%(prog)s --model_path … [flags of vLLM's server]")
-    parser.add_argument("--model_path", required=True, help="Hub id or folder of a Llama or Qwen2 checkpoint")
+    parser.add_argument("--model_path", required=True, help=f"Hub id or folder of a {SUPPORTED} checkpoint")
     parser.add_argument("--sae_path", help="folder of a SAELens SAE of this model, or")
     parser.add_argument("--sae_release", help="Hub repository of the SAE, with --sae_id")
     parser.add_argument("--sae_id", help="folder in that repository, e.g. blocks.19.hook_resid_post")

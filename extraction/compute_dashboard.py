@@ -54,7 +54,6 @@ from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
 if TYPE_CHECKING:
     from feature_pages.pages import FeatureFacts, Snippet
     from reasonscore.results import SavedScores
-
 RECORD = "dashboards.json"
 CLUSTERS = "clusters.json"
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "sae-dashboard", "plotly", "mpld3")
@@ -86,6 +85,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--falsification_dir", type=Path, help="folder that falsify_features.py wrote: show its result on the pages"
     )
     shown.add_argument("--output_dir", type=Path, required=True, help="folder for the pages")
+    shown.add_argument(
+        "--neuronpedia",
+        type=Path,
+        metavar="DIR",
+        help="folder for the shown features in the format Neuronpedia imports",
+    )
     shown.add_argument("--separate_files", action="store_true", help="a page for each feature: always so")
     shown.add_argument("--hf_repo", help="push the folder to this repository of the Hub too, as user/name")
     shown.add_argument("--hf_repo_type", choices=("space", "dataset"), default="space", help="what to push it as")
@@ -210,6 +215,7 @@ def make_pages(folder: Path, plan: Plan, args: argparse.Namespace, ranks: Ranks)
     """
     import torch
     from feature_pages.activations import store_activations
+    from feature_pages.neuronpedia import settings, write_feature
     from feature_pages.pages import best_snippet, token_text, write_feature_page
     from feature_pages.panels import Panels
     from reasonscore.distinct import cosines, first_of_cluster
@@ -258,12 +264,16 @@ def make_pages(folder: Path, plan: Plan, args: argparse.Namespace, ranks: Ranks)
             write_feature_page(
                 folder, facts[index], data, layout, decode, neighbours=neighbours[index], section=section
             )
+            if args.neuronpedia is not None:
+                to_export = data, features[index], model, decode, settings(args, inputs)
+                write_feature(folder, *to_export, tokens_around=args.tokens_around)
             write_json(folder / f"snippet_{features[index]}.json", best_snippet(data, tokenizer)._asdict())
     return facts
 
 
 def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts], inputs: Inputs, scored: str) -> None:
     """Put the finished pages, their assets, the index and a record into ``--output_dir``, whole or not at all."""
+    from feature_pages.neuronpedia import settings, write_batch
     from feature_pages.pages import write_assets, write_index
 
     model, sae = display_name(args.model_path), display_name(args.sae_path)
@@ -301,6 +311,8 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
         write_index(folder, [(fact, snippets[fact.feature]) for fact in facts], title=title, about=about)
         write_json(folder / RECORD, record)
         (folder / "README.md").write_text(card, encoding="utf-8")
+    if args.neuronpedia is not None:
+        write_batch(args.neuronpedia, work, [fact.feature for fact in facts], settings(args, inputs))
     shutil.rmtree(work)
 
 
@@ -330,6 +342,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
         "the features shown (--topk, --features)": features,
         "--n_quantiles": args.n_quantiles,
         "--tokens_around": args.tokens_around,
+        "--neuronpedia": args.neuronpedia is not None,
         "the version of": {name: version(name) for name in LIBRARIES},
         **input_identity(args, inputs),
         "--scores_dir": {"sha256": saved.digest()},
@@ -363,6 +376,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def locked_and_prepared() -> Plan:
             check_output_folder(args.output_dir, RECORD)  # not index.html: any web site has one
+            if args.neuronpedia is not None:
+                check_output_folder(args.neuronpedia, "run_settings.json", name="--neuronpedia")
             lock.enter_context(locked(args.output_dir))
             return prepare(args, ranks)
 

@@ -1,4 +1,4 @@
-"""A sample of OpenThoughts-114k that holds every domain, as R1 text: what ReasonScore and the dashboards read.
+"""A sample of OpenThoughts-114k that holds every domain, as text: what ReasonScore and the dashboards read.
 
     python extraction/prepare_openthoughts_subset.py --num_samples 10000 --output_dir text/openthoughts-10k
 
@@ -18,11 +18,19 @@ from importlib.metadata import version
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.chat_format import DOMAINS, MalformedRow, format_openthoughts, is_of_another_domain
+from transformer_lens_r1.chat_format import (
+    DOMAINS,
+    MalformedRow,
+    format_openthoughts,
+    is_of_another_domain,
+    writes_format,
+)
 from transformer_lens_r1.shared.arguments import (
     ArgumentParser,
+    add_chat_format_argument,
     add_openthoughts_arguments,
     add_output_arguments,
+    add_revision_arguments,
     positive_int,
     public_command,
     require_output,
@@ -33,6 +41,7 @@ from transformer_lens_r1.shared.records import add_max_bad_rows, bad_rows_info, 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 COLUMNS = ("problem", "deepseek_reasoning", "deepseek_solution", "domain")
 DATASET = "open-thoughts/OpenThoughts-114k"
@@ -98,6 +107,7 @@ def make_subset(
     draw: str = "stratified",
     domains: Sequence[str] = DOMAINS,
     empty_starter_code: str = "nothing",
+    tokenizer: PreTrainedTokenizerBase | None = None,
     max_bad_rows: float,
     where: str,
 ) -> tuple[Dataset, list[tuple[int, str]]]:
@@ -110,7 +120,7 @@ def make_subset(
     """
     from tqdm import tqdm
 
-    format_text = partial(format_openthoughts, empty_starter_code=empty_starter_code)
+    format_text = partial(format_openthoughts, empty_starter_code=empty_starter_code, tokenizer=tokenizer)
     # The other columns are not needed for the text, and nested ones take long to decode.
     records = dataset.select_columns([name for name in dataset.column_names if name in COLUMNS + CODE_COLUMNS])
     good: list[int] = []
@@ -147,8 +157,8 @@ def make_card(name: str, info: Mapping[str, Any]) -> str:
 # {name}
 
 {sum(info["domains"].values()):,} problems with their reasoning and solution, drawn from `{info["source"]}`
-({", ".join(["configuration `metadata`", *known])}) with seed {info["seed"]}, in the text format of the DeepSeek-R1
-distills: columns {columns}. Licence of the source: {info["licence"] or "not stated"}.
+({", ".join(["configuration `metadata`", *known])}) with seed {info["seed"]}, in the text format of
+{info["chat_format"]}: columns {columns}. Licence of the source: {info["licence"] or "not stated"}.
 
 | domain | rows |
 |---|---|
@@ -178,6 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="published: domain by domain, each shuffled by itself, with all columns",
     )
     add_openthoughts_arguments(parser)
+    add_chat_format_argument(parser)
+    parser.add_argument("--model_path", help="Hub id or local folder of the model of --chat_format model")
+    add_revision_arguments(parser)
     add_max_bad_rows(parser)
     add_output_arguments(parser)
     parser.add_as_published(draw="published", empty_starter_code="newline")
@@ -185,7 +198,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_output(args)
     if args.num_samples < len(args.domains):
         raise UserError(f"--num_samples {args.num_samples}: expected at least {len(args.domains)}, one for each domain")
+    if (args.chat_format == "model") != (args.model_path is not None):
+        raise UserError("--chat_format model and --model_path go together: the model's chat template makes the text")
 
+    from transformer_lens_r1.loading import load_tokenizer
     from transformer_lens_r1.shared.data import (
         find_destination,
         hub_licence,
@@ -200,6 +216,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     destination = find_destination(args, name)
     if args.push_only:
         return push_rows(destination)
+    tokenizer = None
+    if args.model_path is not None:
+        hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+        tokenizer = writes_format(load_tokenizer(args.model_path, **hub), args.chat_format)
     dataset = load_rows(args.dataset_path, columns=COLUMNS, name="metadata", revision=args.dataset_revision)
     source, revision = split_revision(args.dataset_path)
     subset, faults = make_subset(
@@ -209,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw=args.draw,
         domains=args.domains,
         empty_starter_code=args.empty_starter_code,
+        tokenizer=tokenizer,
         max_bad_rows=args.max_bad_rows,
         where=display_name(source),
     )
@@ -225,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seed": args.seed,
         "draw": args.draw,
         "empty_starter_code": args.empty_starter_code,
+        "chat_format": display_name(args.model_path) if args.model_path else "the DeepSeek-R1 distills",
         "columns": subset.column_names,
         "domains": {domain: counts[domain] for domain in DOMAINS if counts[domain]},
         **bad_rows_info(faults),

@@ -7,13 +7,14 @@ For instance `576 1,2 true`. Ends with exit status 2 where the model has no such
 
 from collections.abc import Sequence
 
+from transformer_lens_r1.architectures import SUPPORTED
 from transformer_lens_r1.shared.arguments import ArgumentParser, non_negative_int
 from transformer_lens_r1.shared.errors import UserError, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--model_path", required=True, help="Hub id or local folder of a Llama or Qwen2 checkpoint")
+    parser.add_argument("--model_path", required=True, help=f"Hub id or local folder of a {SUPPORTED} checkpoint")
     parser.add_argument("--layer", type=non_negative_int, required=True, help="the layer whose output the SAE reads")
     args = parser.parse_args(argv)
 

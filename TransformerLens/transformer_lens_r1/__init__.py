@@ -13,7 +13,7 @@ _HOMES = {
     "load_tokenizer": "loading",
     "hook_layer": "loading",
     "residual_stream": "forward",
-    "R1_DISTILLS": "loading",
+    "R1_DISTILLS": "architectures",
     "register_r1_distills": "registration",
     "format_lmsys": "chat_format",
     "format_openthoughts": "chat_format",

@@ -1,11 +1,19 @@
-"""Conversations and reasoning traces as the text that a DeepSeek-R1 distill was trained on.
+"""Conversations and reasoning traces as the text that a DeepSeek-R1 distill, or another chat model, was trained on.
 
-The strings are those of the paper's data preparation; white space is part of them.
+The strings are those of the paper's data preparation; white space is part of them. Another model's are those of its
+own chat template.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from transformer_lens_r1.shared.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -33,26 +41,42 @@ CODE_WITH_FUNCTION_NAME = (
 PLAIN_DOMAINS = ("puzzle", "biology", "chemistry", "physics")
 DOMAINS = ("code", "math", *PLAIN_DOMAINS)
 EMPTY_STARTER_CODE = ("nothing", "newline")
+CHAT_FORMATS = ("r1", "model")
+# Llama 3.2's template writes today's date unless it is given one, and rows would be others tomorrow: its own default.
+DATE = "26 Jul 2024"
 
 
 class MalformedRow(ValueError):
     """A record that does not fit its data set's schema."""
 
 
-def format_openthoughts(sample: Mapping[str, Any], *, empty_starter_code: str = "nothing") -> str:
-    """One record of OpenThoughts-114k (config ``metadata``) as R1 text.
+def format_openthoughts(
+    sample: Mapping[str, Any],
+    *,
+    empty_starter_code: str = "nothing",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> str:
+    """One record of OpenThoughts-114k (config ``metadata``) as R1 text, or in the format of another model.
 
     Args:
         sample: the record.
         empty_starter_code: what a starter code of no characters adds after the problem, one of `EMPTY_STARTER_CODE`.
+        tokenizer: of the other model; the same messages go through its chat template.
 
     Raises:
-        MalformedRow: a field is missing or not text, the domain is unknown, or ``test_cases`` is not a JSON object.
+        MalformedRow: a field is missing or not text, the domain is unknown, ``test_cases`` is not a JSON object, or the
+            chat template leaves the reasoning out.
     """
-    return (
-        f"{OPENTHOUGHTS_SYSTEM}{USER}{_openthoughts_question(sample, empty_starter_code)}{ASSISTANT}{THINK}\n"
-        f"{_text(sample, 'deepseek_reasoning')}\n{END_THINK}\n{_text(sample, 'deepseek_solution')}"
-    )
+    question = _openthoughts_question(sample, empty_starter_code)
+    reasoning, solution = _text(sample, "deepseek_reasoning"), _text(sample, "deepseek_solution")
+    answer = f"{THINK}\n{reasoning}\n{END_THINK}\n{solution}"
+    if tokenizer is None:
+        return f"{OPENTHOUGHTS_SYSTEM}{USER}{question}{ASSISTANT}{answer}"
+    roles = {"system": OPENTHOUGHTS_SYSTEM, "user": question, "assistant": answer}
+    text = _by_template([{"role": role, "content": content} for role, content in roles.items()], tokenizer)
+    if reasoning.strip() not in text:  # R1's own does, as it is made for the next question of a conversation
+        raise MalformedRow("the chat template of the model leaves the reasoning out")
+    return text
 
 
 def is_of_another_domain(sample: Mapping[str, Any], domains: Sequence[str]) -> bool:
@@ -85,8 +109,12 @@ def _has_function_name(sample: Mapping[str, Any]) -> bool:
     return bool(test_cases.get("fn_name"))
 
 
-def format_lmsys(conversation: Sequence[Mapping[str, Any]]) -> str:
+def format_lmsys(conversation: Sequence[Mapping[str, Any]], *, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     """One conversation of LMSYS-Chat-1M (a list of ``{"role": …, "content": …}``) as R1 text.
+
+    Args:
+        conversation: the messages.
+        tokenizer: of another model, whose chat template makes the text instead.
 
     Raises:
         MalformedRow: not a list of messages, or a message with an unknown role or without text.
@@ -107,7 +135,31 @@ def format_lmsys(conversation: Sequence[Mapping[str, Any]]) -> str:
             parts.append(ASSISTANT + content + ("" if last else EOS))
         else:
             raise MalformedRow(f"unknown role {role!r}, expected system, user or assistant")
-    return "".join(parts)
+    return "".join(parts) if tokenizer is None else _by_template(conversation, tokenizer)
+
+
+def _by_template(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Messages in a model's own format, like R1 text without bos and without the eos that is put between documents."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, date_string=DATE)
+    text = text.removeprefix(tokenizer.bos_token or "")
+    without_eos, _, rest = text.rpartition(tokenizer.eos_token)
+    return text if rest.strip() else without_eos
+
+
+def writes_format(tokenizer: PreTrainedTokenizerBase, chat_format: str) -> PreTrainedTokenizerBase | None:
+    """What `format_openthoughts` and `format_lmsys` take as ``tokenizer`` for one of `CHAT_FORMATS`.
+
+    Raises:
+        UserError: the model is to have its own format, and has none.
+    """
+    if chat_format == "r1":
+        return None
+    if not tokenizer.chat_template or tokenizer.eos_token is None:
+        raise UserError(
+            f"--chat_format model: the tokenizer of {tokenizer.name_or_path} has no chat template, or no eos; take "
+            "--chat_format r1, or the model's variant for chats"
+        )
+    return tokenizer
 
 
 def _text(record: Mapping[str, Any], field: str) -> str:

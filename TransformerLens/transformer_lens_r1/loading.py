@@ -1,4 +1,4 @@
-"""Models and tokenizers: any checkpoint of the Llama or Qwen2 architecture, from the Hub or from a folder.
+"""Models and tokenizers: any checkpoint of the architectures of `architectures.py`, from the Hub or from a folder.
 
 torch, transformers and TransformerLens, seconds to import, are imported by the functions that need them.
 """
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformer_lens_r1.architectures import ARCHITECTURES, CLASS_NAMES, KNOWN_MODELS, Architecture
 from transformer_lens_r1.chat_format import ASSISTANT, BOS, END_THINK, EOS, THINK, USER
 from transformer_lens_r1.shared.arguments import resolve_device
 from transformer_lens_r1.shared.errors import UserError, did_you_mean, first_line
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# By the `model_type` of config.json.
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-R1_DISTILLS = tuple(
-    f"deepseek-ai/DeepSeek-R1-Distill-{size}"
-    for size in ("Llama-8B", "Llama-70B", "Qwen-1.5B", "Qwen-7B", "Qwen-14B", "Qwen-32B")
-)
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 # What the published code scales Llama 3.1's rotary frequencies for: the context that its TransformerLens caps them at.
 PUBLISHED_ROPE_CONTEXT = 16_384
@@ -43,8 +38,7 @@ def load_config(
     """The checkpoint's configuration, checked: a few kilobytes that tell width and depth before any weights load.
 
     Raises:
-        UserError: no such checkpoint, a folder without weights, a damaged config.json, or another architecture than
-            Llama and Qwen2.
+        UserError: no such checkpoint, a folder without weights, a damaged config.json, or another architecture.
     """
     from transformers import AutoConfig
 
@@ -52,7 +46,7 @@ def load_config(
     try:
         config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a damaged config.json makes of the library that reads it
-        hint = "" if isinstance(source, Path) or source in R1_DISTILLS else did_you_mean(source, R1_DISTILLS)
+        hint = "" if isinstance(source, Path) or source in KNOWN_MODELS else did_you_mean(source, KNOWN_MODELS)
         raise UserError(f"cannot load the model {source}: {_reason(error)}{hint}") from error
     check_architecture(f"model {name_or_path}", config.model_type, config.architectures)
     if isinstance(source, Path) and not any(any(source.glob(pattern)) for pattern in WEIGHT_PATTERNS):
@@ -60,7 +54,7 @@ def load_config(
     return config
 
 
-def check_architecture(model: str, model_type: str, architectures: Sequence[str] | None) -> str:
+def check_architecture(model: str, model_type: str, architectures: Sequence[str] | None) -> Architecture:
     """The supported architecture that a checkpoint is of.
 
     Args:
@@ -71,11 +65,11 @@ def check_architecture(model: str, model_type: str, architectures: Sequence[str]
     Raises:
         UserError: it is of another architecture.
     """
-    name = ARCHITECTURES.get(model_type)
-    if name is None or (architectures and name not in architectures):
+    architecture = ARCHITECTURES.get(model_type)
+    if architecture is None or (architectures and architecture.class_name not in architectures):
         given = ", ".join(architectures or [model_type])
-        raise UserError(f"{model} is of architecture {given}; supported are {', '.join(ARCHITECTURES.values())}")
-    return name
+        raise UserError(f"{model} is of architecture {given}; supported are {', '.join(CLASS_NAMES)}")
+    return architecture
 
 
 def check_rope_context(
@@ -127,7 +121,7 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     rope_original_context: int | None = None,
 ) -> TransformerBridge:
-    """A checkpoint of the Llama or Qwen2 architecture as a TransformerLens model with TransformerLens' hook names.
+    """A checkpoint as a TransformerLens model with TransformerLens' hook names.
 
     Nothing is folded or centred: logits and ``blocks.L.hook_resid_post`` are those of transformers. The functions of
     `transformer_lens_r1.forward` run the same weights faster, without hooks.
@@ -136,8 +130,7 @@ def load_model(
     that of the weights loaded, in ``dtype``, and if the files hold another format, of what is read of them besides.
 
     Args:
-        name_or_path: Hub id or local folder; the R1 distills also by their names alone
-            (``DeepSeek-R1-Distill-Llama-8B``).
+        name_or_path: Hub id or local folder; `KNOWN_MODELS` also by their names alone (``Qwen3-8B``).
         device: where the weights go.
         dtype: the weights' number format, as a torch dtype or its name (``"bfloat16"``).
         n_layers: load only the first ``n_layers`` layers. Residual streams up to there are the full model's;
@@ -267,7 +260,7 @@ def load_tokenizer(
     missing = " ".join(tag for tag in R1_TAGS if tag not in tokenizer.get_vocab())
     if missing and source not in _named_without_tags:
         _named_without_tags.add(source)
-        print(f"note: the vocabulary of {source} has no {missing}; each is several tokens", file=sys.stderr)
+        print(f"note: the vocabulary of {source} has no {missing}; in R1 text each is several tokens", file=sys.stderr)
     return tokenizer
 
 
@@ -318,7 +311,7 @@ def hook_layer(hook_name: str) -> int:
 
 
 def checkpoint_source(name_or_path: str | os.PathLike[str]) -> Path | str:
-    """The folder if it is one, else the Hub id; the R1 distills are completed by ``deepseek-ai/``.
+    """The folder if it is one, else the Hub id; the short name of one of `KNOWN_MODELS` is completed.
 
     Raises:
         UserError: neither an existing folder nor what a Hub id looks like.
@@ -327,12 +320,12 @@ def checkpoint_source(name_or_path: str | os.PathLike[str]) -> Path | str:
     if folder.is_dir():
         return folder
     text = str(name_or_path)
-    short_names = {name.split("/")[-1].lower(): name for name in R1_DISTILLS}
+    short_names = {name.split("/")[-1].lower(): name for name in KNOWN_MODELS}
     if text.lower() in short_names:
         return short_names[text.lower()]
     if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
         raise UserError(
             f"no model folder {text!r}: expected an existing folder or a Hub id like user/name"
-            f"{did_you_mean(text, [name.split('/')[-1] for name in R1_DISTILLS])}"
+            f"{did_you_mean(text, [name.split('/')[-1] for name in KNOWN_MODELS])}"
         )
     return text

@@ -18,7 +18,8 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens_r1.loading import R1_DISTILLS, check_architecture
+from transformer_lens_r1.architectures import R1_DISTILLS
+from transformer_lens_r1.loading import check_architecture
 from transformer_lens_r1.shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def register_r1_distills() -> list[str]:
 
 
 def hooked_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `HookedTransformerConfig` for a Llama or Qwen2 checkpoint.
+    """The arguments of `HookedTransformerConfig` for a checkpoint of a supported architecture.
 
     Args:
         config: the checkpoint's config.json as transformers 5 reads it (`PretrainedConfig.to_dict()`), the rotary
@@ -67,14 +68,14 @@ def hooked_config(config: Mapping[str, Any]) -> dict[str, Any]:
     _refuse_what_would_be_lost(config)
     n_heads, n_key_value_heads = config["num_attention_heads"], config["num_key_value_heads"]
     d_head = config.get("head_dim") or config["hidden_size"] // n_heads
-    is_qwen2 = architecture == "Qwen2ForCausalLM"
+    grouped = n_key_value_heads != n_heads
     return {
-        "original_architecture": architecture,
+        "original_architecture": architecture.class_name,
         "d_model": config["hidden_size"],
         "d_head": d_head,
         "n_heads": n_heads,
-        # TransformerLens' weight conversion for Llama wants None if every head has its own keys and values.
-        "n_key_value_heads": n_key_value_heads if is_qwen2 or n_key_value_heads != n_heads else None,
+        "n_key_value_heads": n_key_value_heads if grouped or architecture.numbers_ungrouped_heads else None,
+        "use_qk_norm": architecture.qk_norm,
         "d_mlp": config["intermediate_size"],
         "n_layers": config["num_hidden_layers"],
         "n_ctx": config["max_position_embeddings"],
@@ -164,7 +165,7 @@ def _with_exact_rotary(calculate_sin_cos_rotary: Callable[..., Any]) -> Callable
 
 
 def _frequencies(cfg: Any, rotary_dim: int, base: float) -> torch.Tensor:
-    """Radians per position [rotary_dim / 2], from transformers; one formula serves Llama and Qwen2."""
+    """Radians per position [rotary_dim / 2], from transformers; one formula serves all."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

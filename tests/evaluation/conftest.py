@@ -51,6 +51,18 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A random Qwen3 with `head_dim` of its own and tied embeddings."""
+    folder = tmp_path_factory.mktemp("tiny-qwen3")
+    sizes = {
+        "hidden_size": D_IN, "intermediate_size": 512, "num_hidden_layers": 3, "num_key_value_heads": 2,
+        "head_dim": 32, "tie_word_embeddings": True,
+    }  # fmt: skip
+    save_random_checkpoint("qwen3", {**sizes, "initializer_range": 0.05}, folder, tokenizer=tiny_llama)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def make_sae(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A function that saves a random SAE through SAELens: decoder rows of many norms, about half of f(x) above 0."""
     from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig

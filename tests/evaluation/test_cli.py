@@ -155,7 +155,7 @@ def test_mistakes_of_the_command_line(
         main([option.replace("MODEL", str(tiny_llama)) for option in options])
 
 
-def test_only_llama_and_qwen2_are_steered(
+def test_other_architectures_are_not_steered(
     tiny_llama: Path, problems: Path, make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     no_model: None,
 ) -> None:  # fmt: skip
@@ -165,7 +165,7 @@ def test_only_llama_and_qwen2_are_steered(
     config = json.loads((model / "config.json").read_text())
     config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is a MistralForCausalLM; steering takes LlamaForCausalLM and Qwen2"):
+    with pytest.raises(UserError, match="is a MistralForCausalLM; steering takes LlamaForCausalLM, Qwen2"):
         run_cli(model, out, sae_arguments(make_sae()))
     with pytest.raises(pytest.fail.Exception, match="loaded"):  # unsteered, it is lm-eval's to judge
         run_cli(model, out)

@@ -102,6 +102,13 @@ def test_a_missed_position_fails_the_run(tiny_llama: Path, sae: Path) -> None:
         lm.generate_until(generations(PROMPTS[:1]), disable_tqdm=True)
 
 
+def test_a_qwen3_thinks_unless_it_is_told_not_to(tiny_qwen3: Path) -> None:
+    asked = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    for arguments, expected in (({}, asked), ({"enable_thinking": False}, f"{asked}<think>\n\n</think>\n\n")):
+        model = HFSAE(str(tiny_qwen3), dtype="float32", device="cpu", **arguments)
+        assert model.apply_chat_template([{"role": "user", "content": "Why?"}]) == expected
+
+
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [

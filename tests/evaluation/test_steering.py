@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_sae.engines.hf_model import HFSAE
 from lm_eval_sae.errors import UserError
-from lm_eval_sae.steering.arguments import Steering, read_steering
+from lm_eval_sae.steering.arguments import ARCHITECTURES, Steering, read_steering
 from lm_eval_sae.steering.intervention import FeatureIntervention, make_intervention
 from lm_eval_sae.steering.sae_rows import read_config
+from transformer_lens_r1 import architectures
 
 STRENGTH, MAX_ACTIVATION = 1.5, 4.0
 TOKENS = torch.randint(6, 327, (3, 40), generator=torch.Generator().manual_seed(1))
@@ -126,7 +127,7 @@ def test_clamp_and_add_are_the_textbook_changes(
     torch.testing.assert_close(lm._model_call(TOKENS), logits_with(tiny_llama, {1: change}), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("model", ["tiny_qwen2", "smollm2"])
+@pytest.mark.parametrize("model", ["tiny_qwen2", "tiny_qwen3", "smollm2"])
 def test_several_features_on_two_layers_at_once(
     model: str, request: pytest.FixtureRequest, make_sae: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -284,3 +285,8 @@ def test_a_config_that_is_no_sae_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "cfg.json").write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path / 'cfg.json'} is not of a SAELens SAE"):
         read_config(tmp_path)
+
+
+def test_what_can_be_loaded_can_be_steered() -> None:
+    """The add-on to lm-eval installs alone, so it has a list of its own."""
+    assert {kind: of.class_name for kind, of in architectures.ARCHITECTURES.items()} == ARCHITECTURES

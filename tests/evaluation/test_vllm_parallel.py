@@ -9,6 +9,7 @@ from engines import (
     PROMPTS,
     assert_mixed_batch_equals,
     generations,
+    start_hf,
     start_vllm,
     steered_positions,
 )
@@ -27,13 +28,17 @@ def key_of(steering: Steering | None) -> str:
 
 
 @pytest.mark.needs_vllm
+@pytest.mark.parametrize("kind", ["tiny_qwen2", "tiny_qwen3"])
 def test_tensor_parallel_ranks_all_steer(
-    tiny_qwen2: Path, mild_steerings: Steerings, texts_of_transformers: TextsOf
+    kind: str, request: pytest.FixtureRequest, mild_steerings: Steerings, texts_of_transformers: TextsOf
 ) -> None:
-    model = start_vllm(tiny_qwen2, layers=PLACES, tensor_parallel_size=2)
-    assert_mixed_batch_equals(model, texts_of_transformers(tiny_qwen2), mild_steerings)
+    folder = request.getfixturevalue(kind)
+    model = start_vllm(folder, layers=PLACES, tensor_parallel_size=2)
+    assert_mixed_batch_equals(model, texts_of_transformers(folder), mild_steerings)
     keys = [key_of(steering) for steering in mild_steerings.values()]
     workers = model.model.collective_rpc("steered_positions", args=(keys,))
+    question = [{"role": "user", "content": "Why?"}]
+    assert model.apply_chat_template(question) == start_hf(folder).apply_chat_template(question)  # Qwen3 is to think
     model.close()
     assert len(workers) == 2 and workers[0] == workers[1] and workers[0].keys() == PLACES.keys()
 

@@ -321,3 +321,38 @@ def test_mistakes_are_one_line_and_the_last_pages_stay(
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
         compute_dashboard.main(flags)
     assert (pages / "index.html").read_text() == "earlier" and not (tmp_path / "pages.partial").exists()
+
+
+def test_the_files_for_neuronpedia_say_what_the_pages_say(
+    flags: list[str], tmp_path: Path, tiny_llama: Path, legacy_sae: Path
+) -> None:
+    from sae_dashboard.neuronpedia.neuronpedia_dashboard import NeuronpediaDashboardBatch
+
+    folder = tmp_path / "neuronpedia"
+    compute_dashboard.main([*flags, "--features", "362,49,5", "--dtype", "float32", "--neuronpedia", str(folder)])
+    batch = json.loads((folder / "batch-0.json").read_text())
+    assert {key: batch[key] for key in ("model_id", "layer", "sae_set")} == {
+        "model_id": tiny_llama.name, "layer": 2, "sae_set": legacy_sae.name
+    }  # fmt: skip
+    assert json.loads((folder / "run_settings.json").read_text())["n_prompts_total"] == 6
+    assert str(tmp_path) not in (folder / "run_settings.json").read_text()
+    assert NeuronpediaDashboardBatch(**batch).to_dict() == batch  # SAEDashboard reads it back
+    for one in batch["features"]:
+        name = str(one["feature_index"])
+        page = embedded_data((tmp_path / "pages" / f"feature_{name}.html").read_text(encoding="utf-8"))[name]
+        sequences = [sequence for group in page.get("tokenData", {}).values() for sequence in group["data"]]
+        assert [activation["tokens"] for activation in one["activations"]] == [
+            [token["tok"] for token in sequence] for sequence in sequences
+        ]
+        # The first 20 are around the highest activations, in their order.
+        peaks = [activation["values"][activation["qualifying_token_index"]] for activation in one["activations"]]
+        assert len(peaks) > 20 and peaks[:20] == sorted(peaks[:20], reverse=True)
+        assert peaks[0] == max(value for activation in one["activations"] for value in activation["values"])
+    assert [one["feature_index"] for one in batch["features"]] == [49, 5, 362]
+
+
+def test_a_folder_with_other_files_is_not_taken_for_an_earlier_export(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(UserError, match="--neuronpedia"):
+        compute_dashboard.main([*flags, "--neuronpedia", str(tmp_path / "mine")])

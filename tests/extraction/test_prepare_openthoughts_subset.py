@@ -8,7 +8,9 @@ import prepare_openthoughts_subset as script
 import pytest
 from datasets import Dataset
 from openthoughts_rows import openthoughts_row
+from random_checkpoints import KINDS, save_random_checkpoint
 
+from transformer_lens_r1 import load_tokenizer
 from transformer_lens_r1.chat_format import format_openthoughts
 from transformer_lens_r1.shared.data import load_rows
 from transformer_lens_r1.shared.errors import UserError
@@ -65,3 +67,16 @@ def test_a_sample_too_small_for_all_domains_is_refused(source: Path, tmp_path: P
     with pytest.raises(UserError, match="at least 6"):
         script.main(["--dataset_path", str(source), "--num_samples", "5", "--output_dir", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
+
+
+def test_the_text_may_be_in_the_format_of_another_model(source: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    save_random_checkpoint(*KINDS["qwen3"], tmp_path / "model", tokenizer=tiny_llama)
+    command = ["--dataset_path", str(source), "--num_samples", "60", "--output_dir", str(tmp_path / "subset")]
+    with pytest.raises(UserError, match="--chat_format model and --model_path go together"):
+        script.main([*command, "--chat_format", "model"])
+    script.main([*command, "--chat_format", "model", "--model_path", str(tmp_path / "model")])
+    tokenizer = load_tokenizer(tmp_path / "model")
+    texts = {format_openthoughts(row, tokenizer=tokenizer) for row in load_rows(source) if row["domain"] != "astrology"}
+    subset = load_rows(tmp_path / "subset")["text"][:]
+    assert len(subset) == 60 and set(subset) < texts and subset[0].startswith("<|im_start|>system\n")
+    assert "in the text format of\nmodel: " in (tmp_path / "subset" / "README.md").read_text()

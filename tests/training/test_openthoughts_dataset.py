@@ -7,6 +7,7 @@ import prepare_openthoughts_dataset as script
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from random_checkpoints import KINDS, save_random_checkpoint
 from transformer_lens.utilities import tokenize_and_concatenate
 from transformers import AutoTokenizer
 
@@ -58,6 +59,22 @@ def test_rows_of_some_domains_in_the_text_asked_for(
     assert sorted(rows) == sorted(expected)
     provenance = json.loads((output / "provenance.json").read_text())
     assert provenance["source"]["malformed"] == 0 and "--domains code,biology" in provenance["command"]
+
+
+def test_rows_in_the_models_own_chat_format(tiny_llama: Path, tmp_path: Path) -> None:
+    save_random_checkpoint(*KINDS["qwen3"], tmp_path / "model", tokenizer=tiny_llama)
+    record = {
+        "problem": "Why?", "deepseek_reasoning": "Wait.", "deepseek_solution": "So.", "domain": "physics",
+        "test_cases": "{}", "starter_code": "",
+    }  # fmt: skip
+    Dataset.from_list([record] * 9).to_parquet(tmp_path / "source" / "train.parquet")
+    out = tmp_path / "out"
+    paths = ["--model_path", str(tmp_path / "model"), "--dataset_path", str(tmp_path / "source")]
+    script.main([*paths, "--output_dir", str(out), "--context_size", "900", "--chat_format", "model"])
+    (row, *_) = pq.read_table(sorted(out.glob("*.parquet")))["tokens"].to_pylist()
+    text = AutoTokenizer.from_pretrained(tiny_llama).decode(row)
+    assert "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\nWait.\n</think>\n\nSo.<|im_end|>" in text
+    assert "<｜User｜>" not in text
 
 
 def test_the_model_has_the_published_default() -> None:

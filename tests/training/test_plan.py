@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from train_sae import main
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from transformer_lens_r1 import load_model, residual_stream
 from transformer_lens_r1.shared.ranks import Ranks
@@ -69,9 +69,21 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Pat
     return folder
 
 
-@pytest.fixture(params=["llama", "qwen"])
-def checkpoint(request: pytest.FixtureRequest, tiny_llama: Path, tiny_qwen: Path) -> Path:
-    return tiny_llama if request.param == "llama" else tiny_qwen
+@pytest.fixture(scope="module")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """An untrained Qwen3 whose heads together are wider than the residual stream, as in Qwen3-4B."""
+    folder = tmp_path_factory.mktemp("tiny-qwen3")
+    sizes = {
+        "hidden_size": 96, "intermediate_size": 368, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 40, "tie_word_embeddings": True,
+    }  # fmt: skip
+    save_random_checkpoint("qwen3", sizes, folder, tokenizer=tiny_llama)
+    return folder
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_qwen", "tiny_qwen3"])
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -120,6 +132,10 @@ def size_in_bytes(tensors: Any) -> int:
         Qwen2Config(
             vocab_size=50, hidden_size=32, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2,
+        ),
+        Qwen3Config(
+            vocab_size=50, hidden_size=32, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=24,
         ),
     ],
 )  # fmt: skip

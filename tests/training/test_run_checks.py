@@ -9,7 +9,7 @@ import datasets
 import pytest
 from sae_training import checks, config
 
-from transformer_lens_r1.loading import load_tokenizer
+from transformer_lens_r1.loading import hook_layer, load_tokenizer
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.tokenising import vocabulary_hash
 
@@ -32,6 +32,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": {
         "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 3584,
         "num_hidden_layers": 28, "vocab_size": 152064,
+    },
+    "Qwen/Qwen3-8B": {
+        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 4096,
+        "num_hidden_layers": 36, "vocab_size": 151936,
     },
     "quickstart-run/model": {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 576,
@@ -78,15 +82,20 @@ def test_every_config_that_is_shipped_fits_its_model_and_rows_of_its_length(tmp_
     assert cfg.output_path.startswith(("sae_runs/", "quickstart-run/"))
 
 
-def test_the_qwen_configs_are_the_papers_recipe_at_another_size(repository: Path) -> None:
+def test_the_qwen_configs_are_the_papers_recipe_for_another_model(repository: Path) -> None:
     paper = config.read_config(repository / "training/configs/r1-distill-llama-8b.yaml")
-    elsewhere = {"model_name", "hook_name", "dataset_path", "exclude_special_tokens", "sae", "logger", "output_path"}
-    for name in ("1.5b", "7b"):
-        qwen = config.read_config(repository / f"training/configs/r1-distill-qwen-{name}.yaml")
-        assert {key for key in paper if paper[key] != qwen[key]} == elsewhere and paper.keys() == qwen.keys()
-        assert {key for key in paper["sae"] if paper["sae"][key] != qwen["sae"][key]} == {"d_in", "d_sae"}
-        assert qwen["sae"]["d_sae"] == 16 * qwen["sae"]["d_in"] == 16 * SIZES[qwen["model_name"]]["hidden_size"]
-        assert qwen["exclude_special_tokens"] == [151646, 151643]
+    elsewhere = {"model_name", "hook_name", "dataset_path", "exclude_special_tokens", "logger", "output_path"}
+    for name, excluded in (
+        ("r1-distill-qwen-1.5b", [151646, 151643]), ("r1-distill-qwen-7b", [151646, 151643]),
+        ("qwen3-8b", [151643, 151645]),
+    ):  # fmt: skip
+        qwen = config.read_config(repository / f"training/configs/{name}.yaml")
+        assert {key for key in paper if paper[key] != qwen[key]} - {"sae"} == elsewhere and paper.keys() == qwen.keys()
+        assert {key for key in paper["sae"] if paper["sae"][key] != qwen["sae"][key]} <= {"d_in", "d_sae"}
+        size = SIZES[qwen["model_name"]]
+        assert qwen["sae"]["d_sae"] == 16 * qwen["sae"]["d_in"] == 16 * size["hidden_size"]
+        assert hook_layer(qwen["hook_name"]) == round(19 / 32 * size["num_hidden_layers"])
+        assert qwen["exclude_special_tokens"] == excluded
     two = config.read_config(repository / "training/configs/r1-distill-llama-8b-two-gpus.yaml")
     places = {"device", "llm_device", "act_store_device", "prefetch_llm_batches", "logger", "output_path"}
     assert {key for key in two if two[key] != paper.get(key)} == places

@@ -1,12 +1,18 @@
-"""The R1 text is, to the character, what the data preparation of the paper prescribes (tests/fixtures/prompts.json)."""
+"""The R1 text is, to the character, what the data preparation of the paper prescribes (tests/fixtures/prompts.json).
+
+That of another model is what its chat template gives.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from random_checkpoints import QWEN3_TEMPLATE
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from transformer_lens_r1 import MalformedRow, format_lmsys, format_openthoughts
+from transformer_lens_r1 import MalformedRow, UserError, format_lmsys, format_openthoughts
+from transformer_lens_r1.chat_format import writes_format
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +101,45 @@ def test_empty_fields_are_text_like_any_other() -> None:
 def test_malformed_conversations_are_named(conversation: Any) -> None:
     with pytest.raises(MalformedRow):
         format_lmsys(conversation)
+
+
+@pytest.fixture
+def tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
+    """With a chat template that gives R1 text."""
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+def test_thoughts_stand_in_the_models_own_format(prompts: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template, tokenizer.eos_token = QWEN3_TEMPLATE, "<|im_end|>"
+    own = writes_format(tokenizer, "model")
+    assert format_openthoughts(openthoughts_row("puzzle"), tokenizer=own) == (
+        f"<|im_start|>system\n{prompts['openthoughts']['system']}<|im_end|>\n"
+        "<|im_start|>user\nWhat is {x}?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nWait,\n so.\n</think>\n\n \\boxed{4}\n"
+    )
+    with pytest.raises(MalformedRow, match="'deepseek_reasoning' is missing"):
+        format_openthoughts({"problem": "x", "domain": "puzzle"}, tokenizer=own)
+
+
+def test_a_template_for_r1_text_gives_it_without_bos_and_last_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    user, assistant = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}
+    for conversation in ([user, assistant], [user, assistant, user], [user, assistant, user, assistant]):
+        assert format_lmsys(conversation, tokenizer=tokenizer) == format_lmsys(conversation)
+
+
+def test_a_template_that_drops_thoughts_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content.split('</think>')[-1] + eos_token }}{% endfor %}"
+    with pytest.raises(MalformedRow, match="leaves the reasoning out"):
+        format_openthoughts(openthoughts_row("puzzle"), tokenizer=tokenizer)
+
+
+def test_a_template_that_writes_the_date_gives_the_same_text_every_day(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}{{ eos_token }}"
+    assert format_lmsys([{"role": "user", "content": "Hi"}], tokenizer=tokenizer) == "26 Jul 2024"
+
+
+def test_a_model_without_a_chat_template_has_no_format_of_its_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = None
+    assert writes_format(tokenizer, "r1") is None
+    with pytest.raises(UserError, match="has no chat template"):
+        writes_format(tokenizer, "model")

@@ -21,11 +21,12 @@ from transformer_lens_r1 import (
     load_tokenizer,
     residual_stream,
 )
+from transformer_lens_r1.architectures import KNOWN_MODELS
 from transformer_lens_r1.forward import logits
 from transformer_lens_r1.loading import checkpoint_source
 
 
-@pytest.fixture(params=["llama, grouped queries", "qwen2, theta 1e4"])
+@pytest.fixture(params=["llama, grouped queries", "qwen2, theta 1e4", "qwen3"])
 def checkpoint(request: pytest.FixtureRequest, make_checkpoint: Callable[[str], Path]) -> Path:
     """A tiny random checkpoint of each architecture, with 3 layers."""
     return make_checkpoint(request.param)
@@ -120,10 +121,11 @@ def test_unknown_names_are_one_line(name: str, expected: str) -> None:
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_distill_is_found_by_its_name_alone() -> None:
-    assert len(R1_DISTILLS) == 6
-    for name in R1_DISTILLS:
-        assert checkpoint_source(name.removeprefix("deepseek-ai/").lower()) == checkpoint_source(name) == name
+def test_a_known_model_is_found_by_its_name_alone() -> None:
+    assert len(R1_DISTILLS) == 6 and set(R1_DISTILLS) < set(KNOWN_MODELS)
+    for name in KNOWN_MODELS:
+        assert checkpoint_source(name.split("/")[1].lower()) == checkpoint_source(name) == name
+    assert {"Qwen/Qwen3-8B", "Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.2-1B"} < set(KNOWN_MODELS)
 
 
 def test_damaged_and_incomplete_weights_are_one_line(checkpoint: Path, tmp_path: Path) -> None:

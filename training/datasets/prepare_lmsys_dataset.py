@@ -1,4 +1,4 @@
-"""Tokenise LMSYS-Chat-1M conversations, in the R1 chat format, into rows of equal length.
+"""Tokenise LMSYS-Chat-1M conversations, in the R1 or the model's own chat format, into rows of equal length.
 
     python training/datasets/prepare_lmsys_dataset.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
         --num_tokens 800_000_000 --output_dir tokens/lmsys
@@ -16,9 +16,9 @@ from transformer_lens_r1.chat_format import format_lmsys
 from transformer_lens_r1.shared.errors import run
 
 
-def format_record(record: Mapping[str, Any]) -> str:
-    """The text of one record; raises `MalformedRow`."""
-    return format_lmsys(record["conversation"])
+def format_record(record: Mapping[str, Any], **options: Any) -> str:
+    """The text of one record, by the options of `format_lmsys`; raises `MalformedRow`."""
+    return format_lmsys(record["conversation"], **options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

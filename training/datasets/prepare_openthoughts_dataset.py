@@ -1,4 +1,4 @@
-"""Tokenise OpenThoughts-114k reasoning traces, in the R1 chat format, into rows of equal length.
+"""Tokenise OpenThoughts-114k reasoning traces, in the R1 or the model's own chat format, into rows of equal length.
 
     python training/datasets/prepare_openthoughts_dataset.py --model_path deepseek-ai/DeepSeek-R1-Distill-Llama-8B \\
         --num_tokens 800_000_000 --output_dir tokens/openthoughts
@@ -20,11 +20,12 @@ from transformer_lens_r1.shared.errors import run
 COLUMNS = ("problem", "deepseek_reasoning", "deepseek_solution", "domain", "test_cases", "starter_code")
 
 
-def format_record(record: Mapping[str, Any], *, domains: Sequence[str], empty_starter_code: str) -> str | None:
-    """The text of one record, None for one of a domain that was not asked for; raises `MalformedRow`."""
-    if is_of_another_domain(record, domains):
-        return None
-    return format_openthoughts(record, empty_starter_code=empty_starter_code)
+def format_record(record: Mapping[str, Any], *, domains: Sequence[str], **options: Any) -> str | None:
+    """The text of one record, by the options of `format_openthoughts`; None for one of a domain not asked for.
+
+    Raises `MalformedRow`.
+    """
+    return None if is_of_another_domain(record, domains) else format_openthoughts(record, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformer_lens_r1.chat_format import DOMAINS, EMPTY_STARTER_CODE
+from transformer_lens_r1.architectures import SUPPORTED
+from transformer_lens_r1.chat_format import CHAT_FORMATS, DOMAINS, EMPTY_STARTER_CODE
 from transformer_lens_r1.shared.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from transformer_lens_r1.shared.files import PROVENANCE, check_output_folder, display_name
 
@@ -129,10 +130,20 @@ def add_openthoughts_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_chat_format_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--chat_format``."""
+    parser.add_argument(
+        "--chat_format",
+        choices=CHAT_FORMATS,
+        default="r1",
+        help="the text's format: r1, of the R1 distills, or model, by the chat template of the model at --model_path",
+    )
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--model_path --dtype --device --revision --trust_remote_code``."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model_path", required=True, help="Hub id or local folder of a Llama or Qwen2 checkpoint")
+    group.add_argument("--model_path", required=True, help=f"Hub id or local folder of a {SUPPORTED} checkpoint")
     group.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="number format of the model's weights")
     group.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
     add_revision_arguments(group)

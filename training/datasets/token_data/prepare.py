@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from token_data.card import make_card, say, versions
 from transformer_lens_r1.shared.arguments import (
     ROW_RULES,
     ArgumentParser,
+    add_chat_format_argument,
     add_output_arguments,
     add_revision_arguments,
     positive_int,
@@ -46,6 +48,7 @@ def make_parser(description: str, *, dataset_path: str, **published: str) -> Arg
         help="Hub id or local folder of the tokenizer's model",
     )
     add_revision_arguments(parser)
+    add_chat_format_argument(parser)
     parser.add_argument("--dataset_path", default=dataset_path, help="Hub id or local folder of the records")
     parser.add_argument("--dataset_revision", help="branch, tag or commit of the data set on the Hub (default: main)")
     parser.add_argument(
@@ -74,7 +77,7 @@ def prepare(
     parser: ArgumentParser,
     script: str,
     columns: Sequence[str],
-    format_record: Callable[[Mapping[str, Any]], str | None],
+    format_record: Callable[..., str | None],
     config_name: str | None = None,
     title: str,
     licence: str,
@@ -86,7 +89,8 @@ def prepare(
         parser: what read it, from `make_parser`.
         script: its path from the root of the repository.
         columns: the columns that the records must have.
-        format_record: one record as text, or None for one to leave out; raises `MalformedRow`.
+        format_record: one record, and the ``tokenizer`` of `writes_format`, as text, or None for a record to leave out;
+            raises `MalformedRow`.
         config_name: the data set's configuration on the Hub.
         title: the data set's short name, used in the repository's name and on the card.
         licence: of the data set that the parser has as its default.
@@ -113,6 +117,7 @@ def prepare(
         return push_rows(destination)
 
     from token_data.rows import default_processes, format_records, tokenise
+    from transformer_lens_r1.chat_format import writes_format
     from transformer_lens_r1.loading import load_config, load_tokenizer
     from transformer_lens_r1.shared.hub import cached_commit
     from transformer_lens_r1.tokenising import RowMaker, vocabulary_hash
@@ -120,6 +125,7 @@ def prepare(
     hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     config = load_config(args.model_path, **hub)
     tokenizer = load_tokenizer(args.model_path, **hub)
+    format_record = partial(format_record, tokenizer=writes_format(tokenizer, args.chat_format))
     make_rows = RowMaker(tokenizer=tokenizer, context_size=args.context_size, vocab_size=config.vocab_size)
     records = load_rows(args.dataset_path, columns=columns, name=config_name, revision=args.dataset_revision)
     dataset, revision = split_revision(args.dataset_path)

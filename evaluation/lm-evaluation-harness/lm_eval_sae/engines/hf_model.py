@@ -261,9 +261,9 @@ class _Prompt(str):
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal language model as transformers lays out Llama and Qwen2."""
+    """The decoder layers of a causal language model as transformers lays out those of `ARCHITECTURES`."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise UserError(f"{type(model).__name__} has no list of decoder layers; expected a Llama or Qwen2 model")
+        raise UserError(f"{type(model).__name__} has no list of decoder layers, so it cannot be steered")
     return layers

@@ -24,7 +24,7 @@ PlatformWorker: Any = resolve_obj_by_qualname(WORKERS[current_platform.is_cpu()]
 
 
 class SteeredLayer(nn.Module):
-    """A decoder layer of vLLM's Llama or Qwen2, whose two outputs together are the residual stream x.
+    """A decoder layer of vLLM's whose two outputs together are the residual stream x.
 
     vLLM returns x as (MLP output, residual) and adds them in the next norm: the features are read from the sum, or as
     published from the first half alone, and the change goes into that half.

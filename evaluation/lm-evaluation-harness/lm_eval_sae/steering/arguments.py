@@ -18,7 +18,8 @@ MODES = ("set", "clamp", "add", "published", "published_clamp")
 UNITS = ("folded", "raw")
 SAE_NAMES = ("sae_path", "sae_release", "sae_id", "sae_revision")
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32, which the changes are computed in
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # by model_type
+# By model_type: a layer of these leaves the residual stream in transformers, and its two summands in vLLM.
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 FEATURE_ARGUMENTS = {
     "sae_path": "folder of the SAE",
     "sae_release": "Hub repository of the SAE, with sae_id",
@@ -263,11 +264,11 @@ def read_feature_setting(arguments: Mapping[str, Any]) -> FeatureSetting:
 def check_model(steering: Steering, config: Any, *, name: str) -> None:
     """Compares an SAE with a transformers config.
 
-    Raises UserError if width or layer do not fit, and for a model that is neither Llama nor Qwen2.
+    Raises UserError if width or layer do not fit, and for a model that is none of `ARCHITECTURES`.
     """
     architecture = (config.architectures or [ARCHITECTURES.get(config.model_type, config.model_type)])[0]
     if architecture not in ARCHITECTURES.values():
-        raise UserError(f"{name} is a {architecture}; steering takes {' and '.join(ARCHITECTURES.values())}")
+        raise UserError(f"{name} is a {architecture}; steering takes {', '.join(ARCHITECTURES.values())}")
     text = config.get_text_config()
     for feature in steering.features:
         if feature.d_in != text.hidden_size:
