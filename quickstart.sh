@@ -142,9 +142,13 @@ export MODEL_PATH=$MODEL SAE_PATH=$RUN/sae SAE_ID=$HOOK DATASET_PATH=$RUN/sample
 stage 6 "ReasonScore of every feature, over $N_SAMPLES rows" "$RUN/scores" \
   env N_SAMPLES="$N_SAMPLES" TOPK=$((10 * TOPK)) OUTPUT_DIR="$RUN/scores" IGNORE_TOKENS="$SPECIAL_IDS" \
   bash extraction/scripts/compute_score.sh --dtype "$DTYPE"
-stage 7 "a page for each of the $TOPK best distinct features" "$RUN/dashboards" \
+stage 7 "do the $TOPK best distinct features mean reasoning, or do a few tokens decide?" "$RUN/falsification" \
+  env N_SAMPLES=64 N_TEXTS=40 TOPK="$TOPK" N_MATCHED=0 ORDINARY_DATASET_PATH="$RUN/data/ordinary" \
+  OUTPUT_DIR="$RUN/falsification" \
+  bash extraction/scripts/falsify_features.sh --strategies intersperse,inject_bigram --dtype "$DTYPE"
+stage 8 "a page for each of the $TOPK best distinct features" "$RUN/dashboards" \
   env N_SAMPLES="$DASHBOARD_SAMPLES" TOPK="$TOPK" MINIBATCH_SIZE_TOKENS=16 OUTPUT_DIR="$RUN/dashboards" \
-  bash extraction/scripts/compute_dashboard.sh --dtype "$DTYPE"
+  bash extraction/scripts/compute_dashboard.sh --falsification_dir "$RUN/falsification" --dtype "$DTYPE"
 
 # In vLLM the answers of the baseline and of the whole grid are one batch, in which each request has its own intervention.
 engine=dtype=$DTYPE
@@ -155,7 +159,7 @@ if [ "$BACKEND" = vllm ]; then
   flags=(--apply_chat_template --batch_size auto)
 fi
 if [ -n "$LIMIT" ]; then flags+=(--limit "$LIMIT"); fi
-stage 8 "answers of the baseline, and of the $STEERED best distinct features × strengths $STRENGTHS ($BACKEND)" "$RUN/evaluation/report" \
+stage 9 "answers of the baseline, and of the $STEERED best distinct features × strengths $STRENGTHS ($BACKEND)" "$RUN/evaluation/report" \
   env QUICKSTART_PROBLEMS="$RUN/data/problems.jsonl" \
   "$PYTHON" evaluation/evaluate.py --scores_dir "$RUN/scores" --topk "$STEERED" --strengths "$STRENGTHS" \
   --output_dir "$RUN/evaluation" --tasks quickstart_problems \
@@ -163,22 +167,25 @@ stage 8 "answers of the baseline, and of the $STEERED best distinct features × 
 
 echo
 echo "── the $TOPK best distinct features by ReasonScore ($RUN/scores/top_features.csv)"
-"$PYTHON" - "$RUN/scores/top_features.csv" "$TOPK" <<'PYTHON'
+"$PYTHON" - "$RUN/scores/top_features.csv" "$RUN/falsification/falsification.csv" <<'PYTHON'
 import csv, sys
 
-with open(sys.argv[1], encoding="utf-8") as file:
-    rows = list(csv.DictReader(file))
+scores, tests = (list(csv.DictReader(open(path, encoding="utf-8", newline=""))) for path in sys.argv[1:])
+# Scores of an older version know neither clusters nor shares.
+row_of = {row["feature"]: row for row in scores}
 parts = ("on_words", "before", "after", "white_space")
-print("rank  feature  ReasonScore   max act   fires     on  before   after   white  best word       also")
-for row in [row for row in rows if row["cluster"] == row["feature"]][: int(sys.argv[2])]:
+print("rank  feature  ReasonScore   max act   fires     on  before   after   white  best word       verdict  also")
+for test in tests:
+    row = row_of[test["feature"]]
     score, maximum, fires = (float(row[name]) for name in ("score", "max_activation", "firing_frequency"))
-    shares = "".join(f"{float(row[name] or 'nan'):>8.0%}" for name in parts)
-    also = " ".join(other["feature"] for other in rows if other["cluster"] == row["feature"] and other is not row)
+    shares = "".join(f"{float(row.get(name) or 'nan'):>8.0%}" for name in parts)
+    also = " ".join(other["feature"] for other in scores if other.get("cluster") == row["feature"] and other is not row)
     print(
         f'{row["rank"]:>4} {row["feature"]:>8} {score:>12.3e} {maximum:>9.3f} {fires:>7.2%}{shares}  '
-        f'{row["best_word"]:<15} {also}'
+        f'{row["best_word"]:<15} {test["verdict"]:<8} {also}'
     )
 print("on … white: share of its activation on the words, before and after them, on white space; also: nearly the same")
+print("verdict: whether its tokens decide (token), their context (context), or both (mixed): docs/falsification.md")
 PYTHON
 echo
 echo "── baseline and steered ($RUN/evaluation/report/summary.md)"
@@ -190,6 +197,7 @@ cat <<END
 
 Done in $((SECONDS - STARTED)) s after the installation. Places to look:
   features     $RUN/dashboards/index.html   (open it in a browser; it needs no network)
+  test         $RUN/falsification/index.html: do they mean reasoning, or do a few tokens decide?
   scores       $RUN/scores/top_features.csv, and run.json beside it for how they were made
   SAE          $RUN/sae, its quality in training_summary.json, W&B's offline run in $RUN/wandb
   answers      $RUN/evaluation/*/*/samples_*.jsonl, and how many positions were steered for them in run.json of each

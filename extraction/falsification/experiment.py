@@ -88,7 +88,6 @@ def _finding(
     experiment: Experiment, measured: PerText, injected: np.ndarray, adjusted: np.ndarray, feature: int
 ) -> Finding:
     settings, tokens = experiment.settings, experiment.tokens[feature]
-    random = np.random.default_rng([settings.seed, feature])
     activations = experiment.activations(feature).astype(np.float64)
     ordinary = measured.ordinary[feature].astype(np.float64)
     reasoning = measured.reasoning[feature].astype(np.float64)  # [texts, length]
@@ -97,21 +96,21 @@ def _finding(
     def recovered(positions: int) -> dict[str, Estimate]:
         return {
             name: recovered_share(
-                values[TOKENS, positions], values[CONTROL, positions], ordinary, reasoning.max(axis=1), random
+                values[TOKENS, positions], values[CONTROL, positions], ordinary, reasoning.max(axis=1), settings.seed
             )
             for name, values in tried.items()
         }
 
     p_adjusted = {name: float(adjusted[settings.strategies.index(name)]) for name in tried}
-    r2 = explained_by_tokens(activations, experiment.both.counted, *experiment.ngrams[:2], random)
+    r2 = explained_by_tokens(activations, experiment.both.counted, *experiment.ngrams[:2], settings.seed)
     is_reasoning = np.arange(len(activations)) < len(experiment.reasoning.ids)
     auroc = {
-        n: same_token_in_two_texts(activations, is_reasoning, experiment.ngrams[n - 1], chosen, random)
+        n: same_token_in_two_texts(activations, is_reasoning, experiment.ngrams[n - 1], chosen, settings.seed)
         for n, chosen in ((1, tokens.top), (2, tokens.bigrams))
     }
     enough = recovered(ALL)
     verdict, by = decide(enough, p_adjusted, r2, auroc)
-    on_tokens, stays = _needed(experiment, measured, reasoning, feature, random)
+    on_tokens, stays = _needed(experiment, measured, reasoning, feature)
     return Finding(
         tokens=tokens,
         r2=r2,
@@ -128,9 +127,7 @@ def _finding(
     )
 
 
-def _needed(
-    experiment: Experiment, measured: PerText, reasoning: np.ndarray, feature: int, random: np.random.Generator
-) -> tuple[float, Estimate]:
+def _needed(experiment: Experiment, measured: PerText, reasoning: np.ndarray, feature: int) -> tuple[float, Estimate]:
     """The share of a feature's activation that lies on its top tokens, and what stays elsewhere without them."""
     tokens, total = experiment.tokens[feature], reasoning.sum()
     at_tokens = np.isin(experiment.texts(experiment.reasoning), [token for (token,) in tokens.top])
@@ -139,7 +136,7 @@ def _needed(
     can_remove = tokens.top and tokens.controls.of_token
     return (
         float(1 - elsewhere.sum() / total) if total > 0 else math.nan,
-        ratio_over_texts(after, elsewhere, random) if can_remove else NOT_DEFINED,
+        ratio_over_texts(after, elsewhere, experiment.settings.seed) if can_remove else NOT_DEFINED,
     )
 
 

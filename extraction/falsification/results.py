@@ -132,6 +132,7 @@ def draw(path: Path, tested: Sequence[Tested]) -> None:
         axes.plot([], [], "o", color="black", markerfacecolor="white", label="matched feature")
     axes.axvline(ENOUGH, color="grey", linestyle="--", linewidth=0.8)
     axes.axhline(0.5, color="grey", linestyle="--", linewidth=0.8)
+    axes.set_xlim(min(-0.1, axes.get_xlim()[0]), max(1.1, axes.get_xlim()[1]))
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel("share of the activation in reasoning text that the feature's tokens recover in ordinary text")
     axes.set_ylabel("AUROC: the same token in reasoning text against ordinary text")

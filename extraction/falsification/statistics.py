@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -28,9 +29,17 @@ class Estimate(NamedTuple):
 NOT_DEFINED = Estimate(math.nan, math.nan, math.nan)
 
 
-def bootstrap_weights(n_texts: int, random: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each text is in each resample, divided by their number: float64 [resamples, n_texts]."""
-    return random.multinomial(n_texts, np.full(n_texts, 1 / n_texts), size=resamples) / n_texts
+@functools.lru_cache(maxsize=8)
+def bootstrap_weights(n_texts: int, seed: int, text: int = 0) -> np.ndarray:
+    """How often each text is in each resample, divided by their number: float64 [RESAMPLES, n_texts].
+
+    Args:
+        n_texts: texts that are resampled.
+        seed: decides the resamples; all quantities of a run have the same.
+        text: tells reasoning text (1) from ordinary text (0), so that they are resampled independently.
+    """
+    random = np.random.default_rng([seed, text])
+    return random.multinomial(n_texts, np.full(n_texts, 1 / n_texts), size=RESAMPLES) / n_texts
 
 
 def interval(value: float, resampled: np.ndarray) -> Estimate:
@@ -45,7 +54,7 @@ def recovered_share(
     control: np.ndarray,
     ordinary: np.ndarray,
     reasoning: np.ndarray,
-    random: np.random.Generator,
+    seed: int,
 ) -> Estimate:
     """ρ = (A_injected − A_control) / (A_reasoning − A_ordinary), where A is the mean over texts.
 
@@ -57,10 +66,10 @@ def recovered_share(
         control: likewise with control tokens.
         ordinary: likewise as it was.
         reasoning: in each reasoning text, [reasoning texts].
-        random: of the bootstrap.
+        seed: of the bootstrap.
     """
-    paired = bootstrap_weights(len(ordinary), random) @ np.stack([injected - control, ordinary], axis=1)
-    gap = bootstrap_weights(len(reasoning), random) @ reasoning - paired[:, 1]
+    paired = bootstrap_weights(len(ordinary), seed) @ np.stack([injected - control, ordinary], axis=1)
+    gap = bootstrap_weights(len(reasoning), seed, 1) @ reasoning - paired[:, 1]
     if not np.quantile(gap, 0.025) > 0:
         return NOT_DEFINED
     value = (injected - control).mean() / (reasoning.mean() - ordinary.mean())
@@ -85,17 +94,17 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def ratio_over_texts(numerator: np.ndarray, denominator: np.ndarray, random: np.random.Generator) -> Estimate:
+def ratio_over_texts(numerator: np.ndarray, denominator: np.ndarray, seed: int) -> Estimate:
     """Σ numerator / Σ denominator over texts, which are resampled; not defined if the denominator is 0."""
     if not denominator.sum() > 0:
         return NOT_DEFINED
-    sums = bootstrap_weights(len(numerator), random) @ np.stack([numerator, denominator], axis=1)
+    sums = bootstrap_weights(len(numerator), seed) @ np.stack([numerator, denominator], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return interval(float(numerator.sum() / denominator.sum()), sums[:, 0] / sums[:, 1])
 
 
 def explained_by_tokens(
-    activations: np.ndarray, counted: np.ndarray, unigrams: NGrams, bigrams: NGrams, random: np.random.Generator
+    activations: np.ndarray, counted: np.ndarray, unigrams: NGrams, bigrams: NGrams, seed: int
 ) -> dict[int, Estimate]:
     """R² of the activation from the current token's mean (1), and from that of (previous, current) (2).
 
@@ -108,7 +117,7 @@ def explained_by_tokens(
         counted: bool, likewise: positions that count.
         unigrams: of the same rows.
         bigrams: likewise.
-        random: of the bootstrap.
+        seed: of the bootstrap.
 
     Returns:
         Not defined if the feature does not vary.
@@ -122,7 +131,7 @@ def explained_by_tokens(
         by_pair = _means(activations, fit, bigrams, otherwise=by_token)
         for residual, estimate in zip((*residuals, total), (by_token, by_pair, mean), strict=True):
             residual[rest] = np.where(counted, (activations - estimate) ** 2, 0)[rest].sum(axis=1)
-    left = [ratio_over_texts(residual, total, random) for residual in residuals]
+    left = [ratio_over_texts(residual, total, seed) for residual in residuals]
     return {n: Estimate(1 - share.value, 1 - share.high, 1 - share.low) for n, share in enumerate(left, start=1)}
 
 
@@ -141,7 +150,7 @@ def same_token_in_two_texts(
     is_reasoning: np.ndarray,
     ngrams: NGrams,
     chosen: Sequence[tuple[int, ...]],
-    random: np.random.Generator,
+    seed: int,
 ) -> Estimate:
     """AUROC of a feature's activation at an n-gram in reasoning text against the same n-gram in ordinary text.
 
@@ -153,15 +162,16 @@ def same_token_in_two_texts(
         is_reasoning: bool [rows].
         ngrams: of both texts.
         chosen: the feature's n-grams.
-        random: of the bootstrap.
+        seed: of the bootstrap.
     """
-    wanted = {gram: index for index, gram in enumerate(map(tuple, ngrams.grams.tolist()))} if chosen else {}
     n_rows = (int(is_reasoning.sum()), int((~is_reasoning).sum()))
-    weights = [bootstrap_weights(n, random, RESAMPLES) * n for n in n_rows]
+    weights = [bootstrap_weights(n, seed, text) * n for n, text in zip(n_rows, (1, 0), strict=True)]
+    random = np.random.default_rng(seed)
     values, resampled, occurrences = [], [], []
     row_in_text = np.where(is_reasoning, np.cumsum(is_reasoning), np.cumsum(~is_reasoning)) - 1
     for gram in chosen:
-        rows, columns = np.nonzero(ngrams.of_position == wanted[gram])
+        index = np.flatnonzero((ngrams.grams == gram).all(axis=1))
+        rows, columns = np.nonzero(ngrams.of_position == index)
         value, inside = activations[rows, columns], is_reasoning[rows]
         if min(inside.sum(), (~inside).sum()) < MIN_COUNT:
             continue

@@ -1,10 +1,22 @@
 """ReasonScore by loops over positions, written from the definition alone."""
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 
 Groups = dict[str, list[tuple[int, ...]]]
+
+
+def group_by_word(tokenizer: Any, vocabulary: Path) -> Groups:
+    """The words of a vocabulary file, each with the token sequences of its spellings."""
+    groups: Groups = {}
+    for spelling in json.loads(vocabulary.read_text()):
+        ids = tuple(tokenizer.encode(spelling, add_special_tokens=False))
+        groups.setdefault(spelling.lstrip().lower(), []).append(ids)
+    return groups
 
 
 def positions_of_word(row: list[int], sequences: list[tuple[int, ...]], left: int, right: int) -> set[int]:

@@ -15,7 +15,7 @@ from typing import Any
 import compute_score
 import pytest
 import torch
-from brute_force import parts_of_positions, reason_scores, sets_of_positions
+from brute_force import group_by_word, parts_of_positions, reason_scores, sets_of_positions
 from datasets import Dataset
 from reasonscore.inputs import input_identity, load_inputs
 from reasonscore.results import read_scores
@@ -52,15 +52,6 @@ def flags(tiny_llama: Path, legacy_sae: Path, fixture_tokens: Path, tmp_path: Pa
         return [f"--{name}={value}" for name, value in arguments.items() if value is not None]
 
     return line
-
-
-def group_by_word(tokenizer: Any) -> dict[str, list[tuple[int, ...]]]:
-    """The vocabulary that ships, each word with the token sequences of its spellings."""
-    groups: dict[str, list[tuple[int, ...]]] = {}
-    for spelling in json.loads(compute_score.VOCABULARY.read_text()):
-        ids = tuple(tokenizer.encode(spelling, add_special_tokens=False))
-        groups.setdefault(spelling.lstrip().lower(), []).append(ids)
-    return groups
 
 
 def scores_of(folder: Path) -> torch.Tensor:
@@ -135,7 +126,7 @@ def test_an_sae_of_any_architecture_is_scored_as_saelens_encodes(
     if architecture != "topk_rescaled":  # whose activations are in units of unit decoder directions already
         activations = activations * sae.W_dec.norm(dim=1)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    groups = group_by_word(tokenizer)
+    groups = group_by_word(tokenizer, compute_score.VOCABULARY)
     expected = torch.tensor(reason_scores(activations, sets_of_positions(rows, groups, 1, 2, [0, 1]), 0.7))
     scores = scores_of(tmp_path / "scores")
     assert (activations > 0).any() and scores.abs().max() > 1e-4
@@ -163,7 +154,7 @@ def test_statistics_are_those_of_transformers_and_the_sae_weights(
     assert statistics["word_means"].shape == (1024, len(words)) and statistics["entropy"].shape == (1024,)
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    groups = group_by_word(tokenizer)
+    groups = group_by_word(tokenizer, compute_score.VOCABULARY)
     white_space = [token for token in range(len(tokenizer)) if tokenizer.decode([token]).isspace()]
     parts = parts_of_positions(rows.tolist(), groups, 1, 2, [0, 1], white_space)
     sums = {name: sum(by_position[place] for place in places) for name, places in parts.items()}
@@ -405,16 +396,3 @@ def test_every_mistake_is_one_line_and_the_last_result_stays(
             compute_score.main(flags(**mistake))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in (tmp_path / "others").iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.parametrize("name", ["compute_score", "compute_dashboard"])
-def test_the_shell_scripts_run_from_anywhere_and_pass_flags_on(repository: Path, tmp_path: Path, name: str) -> None:
-    shell = repository / "extraction" / "scripts" / f"{name}.sh"
-    settings = {**os.environ, "PYTHON": sys.executable, "SAE_ID": "", "SAE_PATH": "x"}
-    done = subprocess.run([shell, "--n_smaples", "3"], cwd=tmp_path, env=settings, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: unknown flag --n_smaples; did you mean '--n_samples'? (--help lists all)\n"
-    settings |= {"PYTHON": "echo"}
-    for value in ("1", "0"):
-        done = subprocess.run([shell], env={**settings, "AS_PUBLISHED": value}, capture_output=True, text=True)
-        assert done.stdout.split().count("--as_published") == int(value)

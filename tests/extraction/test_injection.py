@@ -113,10 +113,10 @@ def test_the_recovered_share_is_the_one_that_was_planted() -> None:
     ordinary, noise = random.random(300), random.normal(0, 0.1, 300)
     control, injected = ordinary + noise, ordinary + noise + 1.5
     reasoning = 3 + random.random(250)
-    share = recovered_share(injected, control, ordinary, reasoning, np.random.default_rng(0))
+    share = recovered_share(injected, control, ordinary, reasoning, 0)
     assert share.value == pytest.approx(1.5 / (reasoning.mean() - ordinary.mean()))
     assert share.low < share.value < share.high and share.high - share.low < 0.05
-    nothing = recovered_share(injected, control, ordinary, ordinary[:250], np.random.default_rng(0))
+    nothing = recovered_share(injected, control, ordinary, ordinary[:250], 0)
     assert all(math.isnan(number) for number in nothing)
     assert p_more_than_control(injected, control) < 1e-10
     assert p_more_than_control(control, control) == 1 and p_more_than_control(control, injected) > 0.99
@@ -128,7 +128,7 @@ def test_intervals_of_the_recovered_share_hold_the_true_value() -> None:
         random = np.random.default_rng(seed)
         ordinary, reasoning = random.exponential(1, 40), 2 + random.exponential(1, 40)
         injected = ordinary + 1 + random.normal(0, 0.5, 40)
-        share = recovered_share(injected, ordinary, ordinary, reasoning, random)
+        share = recovered_share(injected, ordinary, ordinary, reasoning, seed)
         held += share.low <= 0.5 <= share.high
     assert 180 <= held <= 198
 

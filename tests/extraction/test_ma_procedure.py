@@ -193,9 +193,7 @@ def test_r2_equals_a_plain_loop_over_halves_and_positions(random_text: tuple[Tex
                 for name, estimate in (("token", token), ("pair", pair), ("none", overall)):
                     squares[name] += (activations[row, pos] - estimate) ** 2
     text = Text(ids, counted)
-    found = explained_by_tokens(
-        activations, counted, find_ngrams(text, 1), find_ngrams(text, 2), np.random.default_rng(0)
-    )
+    found = explained_by_tokens(activations, counted, find_ngrams(text, 1), find_ngrams(text, 2), 0)
     for n, name in ((1, "token"), (2, "pair")):
         assert found[n].value == pytest.approx(1 - squares[name] / squares["none"], rel=1e-9)
         assert found[n].low < found[n].value < found[n].high
@@ -224,7 +222,7 @@ def test_auroc_equals_a_plain_loop_over_pairs_of_occurrences(random_text: tuple[
         count = len(sides[0]) + len(sides[1])
         weighted += count * wins / (len(sides[0]) * len(sides[1]))
         occurrences += count
-    found = same_token_in_two_texts(activations, is_reasoning, ngrams, chosen, np.random.default_rng(0))
+    found = same_token_in_two_texts(activations, is_reasoning, ngrams, chosen, 0)
     assert found.value == pytest.approx(weighted / occurrences, rel=1e-9)
     assert 0.55 < found.low < found.value < found.high
     assert left_out or n == 1

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hub_client import HubClient, assert_one_line, contents, local_rows, stored_rows
 from hub_server import SIGNATURE, TOKEN, HubServer
 from random_checkpoints import KINDS, save_random_checkpoint
@@ -225,3 +227,21 @@ def test_an_sae_is_read_at_a_revision_and_a_cut_connection_is_one_line(
     hashed = extraction.replace("load_sae(source).W_enc.double().sum().item(), ", "")
     assert client.evaluate(hashed, "someone/no-weights", sae_id).out == "None\n"
     assert client.evaluate(steering, "someone/sae", sae_id).out == "1024\n"
+
+
+def test_the_first_rows_of_a_large_data_set_come_without_the_rest(hub: HubServer, client: HubClient) -> None:
+    for number in range(2):
+        file = pa.BufferOutputStream()
+        pq.write_table(
+            pa.table({"text": [f"document {number} {index}" for index in range(1000)]}), file, row_group_size=100
+        )
+        files = {f"train-0000{number}.parquet": file.getvalue().to_pybytes(), "README.md": b"no header"}
+        hub.add("datasets/someone/pile", {**hub.repos.get("datasets/someone/pile", {}), **files})
+    code = (
+        "import json; from transformer_lens_r1.shared.data import load_rows;"
+        "print(json.dumps(load_rows('someone/pile', columns=['text'], first=7)['text'][:]))"
+    )
+    done = client.evaluate(code)
+    assert done.status == 0, done.err
+    assert json.loads(done.out) == [f"document 0 {index}" for index in range(7)]
+    assert not any(request.endswith("train-00001.parquet") for request in hub.requests)

@@ -62,13 +62,19 @@ def test_every_stage_runs_and_is_linked_to_the_next(
     pages = {path.name for path in (run / "dashboards").glob("feature_*.html")}
     assert pages == {f"feature_{feature}.html" for feature in top}
 
+    with (run / "falsification" / "falsification.csv").open(newline="") as file:
+        verdicts = {int(row["feature"]): row["verdict"] for row in csv.DictReader(file)}
+    assert list(verdicts) == top and set(verdicts.values()) <= {"token", "mixed", "context", "unclear"}
+    for feature, verdict in verdicts.items():
+        assert re.search(rf"^ +\d+ +{feature} .* {verdict} ", finished.stdout, re.MULTILINE)
+        page = (run / "dashboards" / f"feature_{feature}.html").read_text(encoding="utf-8")
+        assert f'mean reasoning? <span class="verdict">{verdict}</span>' in page
+
     names = {path.parent.name for path in (run / "evaluation").glob("*/run.json")}
     points = [f"-sae-{feature}-x{strength}" for feature in top[:2] for strength in (1, 2)]
     assert names == {f"tiny-llama-quickstart_problems{point}" for point in ["", *points]}
     steered = [json.loads((run / "evaluation" / name / "run.json").read_text())["steered_positions"] for name in names]
     assert steered.count(None) == 1 and all(count is None or count > 0 for count in steered)
-    for rank in top:
-        assert f" {rank} " in finished.stdout
     assert "Accuracy and length against strength" in (run / "evaluation" / "report" / "report.html").read_text()
     assert "summary.md" in finished.stdout
 
