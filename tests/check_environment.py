@@ -24,6 +24,7 @@ LIBRARIES = {
     "matplotlib": "matplotlib",
     "statsmodels": "statsmodels.stats.contingency_tables",
     "mpld3": "mpld3",
+    "wordfreq": "wordfreq",
     "gguf": "gguf",
     "transformer-lens-r1": "transformer_lens_r1.loading",
     "lm-eval-sae": "lm_eval_sae",

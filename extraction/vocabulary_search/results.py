@@ -50,7 +50,8 @@ def reference_ranks(table: pd.DataFrame, reference: Sequence[str]) -> dict[str, 
 def summary(table: pd.DataFrame, reference: Sequence[str], top: int) -> list[str]:
     """Lines for the terminal: the chosen entries, and where the words of the other vocabulary stand."""
     rows = table.set_index("entry")
-    lines = [f"the best {top} by z, of {len(table):,} words and phrases:", "  " + ", ".join(choose_entries(table, top))]
+    chosen = choose_entries(table, top)
+    lines = [f"chosen, {len(chosen)} of {len(table):,} words and phrases, by z:", "  " + ", ".join(chosen)]
     lines.append("the vocabulary compared, per million words in reasoning, in solutions and in the language at large:")
     for word, rank in reference_ranks(table, reference).items():
         if rank is None:
