@@ -49,6 +49,8 @@ def settings(args: argparse.Namespace, inputs: Inputs) -> NeuronpediaRunnerConfi
         n_prompts_total=len(inputs.tokens),
         n_tokens_in_prompt=inputs.tokens.shape[1],
         n_quantiles=args.n_quantiles,
+        shuffle_tokens=not args.first_rows,
+        model_dtype=args.dtype,
     )
 
 
