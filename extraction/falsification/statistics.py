@@ -73,7 +73,8 @@ def recovered_share(
     if not np.quantile(gap, 0.025) > 0:
         return NOT_DEFINED
     value = (injected - control).mean() / (reasoning.mean() - ordinary.mean())
-    return interval(float(value), paired[:, 0] / gap)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample without a gap says nothing, or "infinitely much"
+        return interval(float(value), paired[:, 0] / gap)
 
 
 def p_more_than_control(injected: np.ndarray, control: np.ndarray) -> float:
