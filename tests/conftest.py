@@ -30,7 +30,7 @@ FIXTURES = REPOSITORY / "tests" / "fixtures"
 LONG = (
     "test_vllm_gpu_paths.py", "test_vllm_compiled.py", "test_vllm_parallel.py", "test_vllm_sae.py",
     "test_gpu_report.py", "test_quickstart.py", "test_serve.py", "test_controls.py", "test_evaluate.py",
-    "test_compute_score.py",
+    "test_compute_score.py", "test_diffing_runs.py", "test_falsify_features.py",
 )  # fmt: skip
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 WITHOUT_VLLM = "needs vLLM, which is not installed here"
