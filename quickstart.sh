@@ -176,7 +176,9 @@ row_of = {row["feature"]: row for row in scores}
 parts = ("on_words", "before", "after", "white_space")
 print("rank  feature  ReasonScore   max act   fires     on  before   after   white  best word       verdict  also")
 for test in tests:
-    row = row_of[test["feature"]]
+    if (row := row_of.get(test["feature"])) is None:  # ranked behind the table's end
+        print(f'   – {test["feature"]:>8}{test["verdict"]:>80}')
+        continue
     score, maximum, fires = (float(row[name]) for name in ("score", "max_activation", "firing_frequency"))
     shares = "".join(f"{float(row.get(name) or 'nan'):>8.0%}" for name in parts)
     also = " ".join(other["feature"] for other in scores if other.get("cluster") == row["feature"] and other is not row)

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from reasonscore.results import SavedScores
     from torch import Tensor
 
+LEAST_LENGTH, LEAST_TEXTS = 16, 10
+"""Tokens in a text, and texts of each kind: with less, intervals mean nothing."""
 SAVE_EVERY = 20.0
 """Seconds between two states that an interrupted run continues from."""
 LIBRARIES = ("torch", "transformers", "transformer-lens", "sae-lens", "scipy")
@@ -99,9 +101,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the results")
     parser.add_as_published(rows="published", rope_original_context=PUBLISHED_ROPE_CONTEXT, ignore_tokens="")
     args = parser.parse_args(argv)
+    args.strategies = tuple(dict.fromkeys(args.strategies))
     for name in args.strategies:
         if name not in STRATEGIES:
             parser.error(f"--strategies: unknown strategy {name!r}{did_you_mean(name, STRATEGIES)}")
+    if not args.strategies:
+        parser.error(f"--strategies: expected some of {','.join(STRATEGIES)}")
+    if args.text_length < LEAST_LENGTH:
+        parser.error(f"--text_length {args.text_length}: expected at least {LEAST_LENGTH} tokens")
+    ordinary_text = (args.ordinary_dataset_path, args.ordinary_dataset_revision, args.ordinary_column_name)
+    if ordinary_text == (args.dataset_path, args.dataset_revision, args.column_name):
+        parser.error("--ordinary_dataset_path is the reasoning text too: give another one, of ordinary text")
     return args
 
 
@@ -157,6 +167,9 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
         args.ignore_tokens = saved.run.get("ignored_ids")
     inputs = load_inputs(args)
     check_same_sae(saved, inputs.source, args.scores_dir)
+    if inputs.source.prepend_bos and inputs.tokenizer.bos_token_id is not None:
+        # Whatever the scores counted: activations at bos are so large that a text's maximum would be about nothing else.
+        inputs = replace(inputs, ignored=sorted({*inputs.ignored, inputs.tokenizer.bos_token_id}))
     features, matched_to = choose_features(args, saved)
     of_ordinary = copy.copy(args)
     of_ordinary.dataset_path, of_ordinary.column_name = args.ordinary_dataset_path, args.ordinary_column_name
@@ -192,6 +205,13 @@ def check_texts(reasoning: Tensor, ordinary: Tensor, args: argparse.Namespace) -
         raise UserError(
             f"--text_length {args.text_length}: the rows have {reasoning.shape[1]} tokens; give a smaller one"
         )
+    for name, rows in (("--dataset_path", reasoning), ("--ordinary_dataset_path", ordinary)):
+        n_texts = min(args.n_texts, len(rows) * (rows.shape[1] // args.text_length))
+        if n_texts < LEAST_TEXTS:
+            raise UserError(
+                f"{name} gives {n_texts} texts of {args.text_length} tokens, fewer than {LEAST_TEXTS}: give more text, "
+                "or a larger --n_texts"
+            )
     known = {row.tobytes() for row in reasoning.numpy()}
     same = sum(row.tobytes() in known for row in ordinary.numpy())
     if same:
@@ -253,11 +273,9 @@ def measure(experiment: Experiment, encode: Encode, state: Path, ranks: Ranks) -
                     save_file(measured.arrays(), temporary)
                 saved = time.monotonic()
     if ranks.size > 1:
-        mine = np.zeros_like(measured.changed)
-        for unit in units:
-            mine[unit] = np.nan_to_num(measured.changed[unit])
-        ranks.add(torch.from_numpy(mine))  # into the first rank's
-        measured.changed = mine
+        mine = torch.from_numpy(np.where(np.isnan(measured.changed), -np.inf, measured.changed))
+        ranks.maximum(mine)  # into the first rank's
+        measured.changed = np.where(np.isinf(mine.numpy()), np.nan, mine.numpy())
     return measured
 
 
@@ -284,7 +302,7 @@ def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, meas
             rank_of[feature],
             float(score[feature]),
             matched_to,
-            float(experiment.reasoning.of(index).max()),
+            float(experiment.activations(index).max()),
             finding,
         )
         for index, (feature, matched_to, finding) in enumerate(
@@ -322,7 +340,7 @@ def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, meas
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else list(argv)
-    with joined_ranks() as ranks, ExitStack() as lock:
+    with joined_ranks(advice="give the same command again") as ranks, ExitStack() as lock:
         args = parse_arguments(given)
         if ranks.size > 1:
             args.device = resolve_device(ranks.device(args.device))

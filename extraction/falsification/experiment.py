@@ -123,7 +123,7 @@ def _finding(
         ma=ma_et_al(ordinary, {name: values[TOKENS, ALL] for name, values in tried.items()}) if tried else None,
         verdict=verdict,
         by=by,
-        notes=tuple(_notes(experiment, feature, enough, auroc[1], ordinary, reasoning)),
+        notes=tuple(_notes(experiment, feature, enough, auroc, stays, ordinary, reasoning)),
     )
 
 
@@ -144,7 +144,8 @@ def _notes(
     experiment: Experiment,
     feature: int,
     recovered: dict[str, Estimate],
-    auroc: Estimate,
+    auroc: dict[int, Estimate],
+    stays: Estimate,
     ordinary: np.ndarray,
     reasoning: np.ndarray,
 ) -> Iterator[str]:
@@ -159,16 +160,23 @@ def _notes(
         yield "no token on which it is active was seen often enough: nothing was injected"
     elif not tokens.controls.of_token:
         yield "too few other tokens for controls: nothing was injected"
-        return
-    if tokens.top and not tokens.controls.silent:
-        yield "active on most tokens: controls are its quieter ones"
+    elif not tokens.controls.silent:
+        yield "too few tokens on which it is silent: controls are its quieter ones"
+    left_out = [name for name in experiment.settings.strategies if name not in recovered]
+    if recovered and left_out:
+        yield f"no n-grams seen often enough for {', '.join(left_out)}"
     if recovered and all(math.isnan(rho.value) for rho in recovered.values()):
         yield (
             "recovered share not defined: reasoning texts are not clearly more active than ordinary ones "
             f"({reasoning.max(axis=1).mean():.3g} and {ordinary.mean():.3g})"
         )
-    if tokens.top and math.isnan(auroc.value):
-        yield "AUROC not defined: no top token was seen often enough in both texts"
+    for n, what in ((1, "token"), (2, "bigram")):
+        if math.isnan(auroc[n].value):
+            yield f"AUROC of {what}s not defined: no top {what} was seen often enough in both texts"
+    if not reasoning.any():
+        yield "never active on the reasoning texts that tokens were taken out of"
+    elif math.isnan(stays.value):
+        yield "nothing stays to be compared: on the reasoning texts it is active on its top tokens alone"
 
 
 def run_experiment(encode: Encode, reasoning: Tensor, ordinary: Tensor, settings: Settings) -> list[Finding]:

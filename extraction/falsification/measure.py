@@ -11,6 +11,7 @@ from torch import Tensor
 
 from falsification.injection import Injected
 from falsification.material import TOKENS, Experiment, Observed, PerText, Settings, Unit
+from transformer_lens_r1.shared.errors import UserError
 
 Encode = Callable[[Tensor], Tensor]
 """Ids int64 [rows, pos] to the tested features' activations [rows, pos, features]."""
@@ -72,8 +73,10 @@ def measure_changed(experiment: Experiment, encode: Encode, measured: PerText, u
             own = encoded[torch.arange(len(ids)), :, torch.from_numpy(features)].float()  # [texts, length]
             own = own.masked_fill(torch.isin(ids, ignored).to(own.device), 0)
             untouched = own.masked_fill(there.to(own.device), 0)
-            found = torch.stack([own.amax(1), untouched.amax(1), untouched.sum(1)], dim=1)
-            measured.changed[features, strategies, sides, :, indices] = found.cpu().numpy()
+            found = torch.stack([own.amax(1), untouched.amax(1), untouched.sum(1)], dim=1).cpu()
+            if not found.isfinite().all():
+                raise UserError("some activations are not finite in these number formats: try --dtype float32")
+            measured.changed[features, strategies, sides, :, indices] = found.numpy()
             yield len(batch)
 
 

@@ -29,7 +29,7 @@ class Shown(NamedTuple):
 
     title: str
     tokens: list[tuple[str, float, bool]]
-    """Text, activation as a share of the largest on reasoning text, and whether it was put in."""
+    """Text, activation as a share of the largest on both texts, and whether it was put in."""
 
 
 def find_examples(
@@ -45,14 +45,22 @@ def find_examples(
                 shown += [("with its tokens", tokens), ("with control tokens", control)]
         for ids in experiment.texts(experiment.reasoning)[:EXAMPLES]:
             shown.append(("reasoning text", Injected(ids, np.zeros(len(ids), dtype=bool))))
-        found.append([_shown(title, text, encode, feature, one.largest, decode) for title, text in shown])
+        ignored = experiment.settings.ignored_ids
+        found.append([_shown(title, text, encode, feature, one.largest, ignored, decode) for title, text in shown])
     return found
 
 
 def _shown(
-    title: str, text: Injected, encode: Encode, feature: int, largest: float, decode: Callable[[int], str]
+    title: str,
+    text: Injected,
+    encode: Encode,
+    feature: int,
+    largest: float,
+    ignored: Sequence[int],
+    decode: Callable[[int], str],
 ) -> Shown:
     activations = encode(torch.from_numpy(text.ids)[None])[0, :, feature].float().cpu().numpy()
+    activations[np.isin(text.ids, ignored)] = 0
     shares = activations / largest if largest > 0 else np.zeros_like(activations)
     return Shown(
         title, [(decode(int(i)), float(s), bool(t)) for i, s, t in zip(text.ids, shares, text.there, strict=True)]

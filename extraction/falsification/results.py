@@ -18,7 +18,7 @@ from falsification.experiment import Finding
 from falsification.material import Experiment, PerText
 from falsification.statistics import Estimate
 from falsification.tokens import NGram
-from falsification.verdict import ENOUGH, EXPLAINED, THRESHOLDS
+from falsification.verdict import ENOUGH, EXPLAINED, THRESHOLDS, compared_length
 from transformer_lens_r1.shared.files import write_json
 
 TABLE, STRATEGIES_TABLE, PER_TEXT = "falsification.csv", "strategies.csv", "falsification.safetensors"
@@ -37,7 +37,7 @@ class Tested:
     matched_to: int | None
     """The top feature that this one is the null of; None for a top feature."""
     largest: float
-    """Its largest activation on the reasoning text."""
+    """Its largest activation on both texts."""
     finding: Finding
 
     @property
@@ -50,6 +50,11 @@ class Tested:
         if recovered:
             return max(recovered, key=lambda name: recovered[name])
         return finding.ma.strategy if finding.ma else ""
+
+    @property
+    def compared(self) -> Estimate:
+        """The AUROC that the verdict goes by: of top tokens, or of top bigrams."""
+        return self.finding.auroc[compared_length(self.finding.by)]
 
 
 def _interval(name: str, estimate: Estimate) -> dict[str, float]:
@@ -115,7 +120,7 @@ def draw(path: Path, tested: Sequence[Tested]) -> None:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
     left_out = 0
     for one in tested:
-        auroc, rho = one.finding.auroc[1], one.finding.recovered.get(one.best)
+        auroc, rho = one.compared, one.finding.recovered.get(one.best)
         defined = rho is not None and not math.isnan(rho.value)
         across = rho if defined else one.finding.r2[2]
         if math.isnan(auroc.value) or math.isnan(across.value):
@@ -136,7 +141,7 @@ def draw(path: Path, tested: Sequence[Tested]) -> None:
         axes.set_xlim(min(-0.1, axes.get_xlim()[0]), max(1.1, axes.get_xlim()[1]))
         axes.grid(alpha=0.25)
     left.set_ylim(-0.05, 1.05)
-    left.set_ylabel("AUROC: the same token in reasoning against ordinary text")
+    left.set_ylabel("AUROC: the same tokens in reasoning against ordinary text")
     left.set_xlabel("explained by the pair of tokens (R²)")
     left.set_title("recovered share not defined", fontsize=11)
     right.set_xlabel("share of the activation in reasoning text that its tokens recover in ordinary text")
@@ -190,7 +195,7 @@ def print_verdicts(tested: Sequence[Tested], *, most: int = 20) -> None:
     for one in top[:most]:
         rho = one.finding.recovered[one.best].value if one.best else math.nan
         kind = one.finding.ma.kind if one.finding.ma else "–"
-        shown = ("–" if math.isnan(value) else f"{value:.2f}" for value in (rho, one.finding.auroc[1].value))
+        shown = ("–" if math.isnan(value) else f"{value:.2f}" for value in (rho, one.compared.value))
         print("{:>5} {:>8}  {:<7} {:>10} {:>6}  {}".format(one.rank, one.feature, one.finding.verdict, *shown, kind))
     for name, group in (("top", top), ("matched", [one for one in tested if one.matched_to is not None])):
         counts = Counter(one.finding.verdict for one in group)

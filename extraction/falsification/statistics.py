@@ -187,7 +187,11 @@ def same_token_in_two_texts(
         occurrences.append(len(rows))
     if not values:
         return NOT_DEFINED
-    return interval(float(np.average(values, weights=occurrences)), np.average(resampled, axis=0, weights=occurrences))
+    # A resample may lack an n-gram: there the others count.
+    there = ~np.isnan(resampled) * np.array(occurrences)[:, None]
+    with np.errstate(invalid="ignore"):
+        averages = np.nansum(np.array(resampled) * there, axis=0) / there.sum(axis=0)
+    return interval(float(np.average(values, weights=occurrences)), averages)
 
 
 def _wins(
@@ -216,7 +220,8 @@ class MaEtAl(NamedTuple):
 def ma_et_al(ordinary: np.ndarray, injected: dict[str, np.ndarray]) -> MaEtAl:
     """Cohen's d of the strategy with the largest, and the class that it falls into with its p.
 
-    d = difference of means / √((var + var)/2), variances with n in the denominator; p of an unpaired t-test.
+    d = difference of means / √((var + var)/2), variances with n in the denominator, and 0 if nothing varies, as in their
+    code; p of an unpaired t-test.
 
     Args:
         ordinary: the maximal activation in each ordinary text, [texts].

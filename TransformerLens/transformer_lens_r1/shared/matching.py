@@ -28,11 +28,15 @@ def match_features(
         n_matched: how many each.
 
     Raises:
-        UserError: there are too few.
+        UserError: there are too few, or one of the features never fires.
     """
     import torch
 
     fires = (frequency > 0) & (maximum > 0)
+    if dead := [feature for feature in features if not fires[feature]]:
+        raise UserError(
+            f"feature {dead[0]} never fires in the scored text, so that no other can be matched: leave it out"
+        )
     free = fires & (score <= score[fires].median())
     free[list(features)] = False
     if free.sum() < n_matched * len(features):
