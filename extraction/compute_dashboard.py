@@ -99,6 +99,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_as_published(
         rows="published",
         rope_original_context=PUBLISHED_ROPE_CONTEXT,
+        float32_matmul_precision="highest",
         first_rows=True,
         ignore_tokens="",
         n_samples=5000,
@@ -343,6 +344,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
         "--n_quantiles": args.n_quantiles,
         "--tokens_around": args.tokens_around,
         "--neuronpedia": args.neuronpedia is not None,
+        "--compile_llm": args.compile_llm,
         "the version of": {name: version(name) for name in LIBRARIES},
         **input_identity(args, inputs),
         "--scores_dir": {"sha256": saved.digest()},
@@ -377,6 +379,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         def locked_and_prepared() -> Plan:
             check_output_folder(args.output_dir, RECORD)  # not index.html: any web site has one
             if args.neuronpedia is not None:
+                folders = [path.absolute().resolve() for path in (args.output_dir, args.neuronpedia)]
+                if folders[0] in (folders[1], *folders[1].parents) or folders[1] in folders[0].parents:
+                    raise UserError(f"--neuronpedia {args.neuronpedia} and --output_dir must lie side by side")
                 check_output_folder(args.neuronpedia, "run_settings.json", name="--neuronpedia")
             lock.enter_context(locked(args.output_dir))
             return prepare(args, ranks)

@@ -104,6 +104,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_as_published(
         rows="published",
         rope_original_context=PUBLISHED_ROPE_CONTEXT,
+        float32_matmul_precision="highest",
         windows="published",
         alpha=1.0,
         expand_range="0,0",

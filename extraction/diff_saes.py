@@ -4,8 +4,8 @@
         --stage S=sae_runs/diffing/S --stage D=sae_runs/diffing/S-D --stage M=sae_runs/diffing/S-M \\
         --output_dir extraction/diffing/D-F
 
-A feature is present in a stage if some decoder row of its SAE has at least a given cosine with the feature's; so do the
-same for matched features, which fire as often and as strongly but are no reasoning features. The output folder holds
+A feature is present in a stage if some decoder row of its SAE has at least a given cosine with the feature's; the same
+is asked of matched features, which fire as often and as strongly but are no reasoning features. The output folder holds
 index.html, presence.csv (over thresholds of cosine, with intervals), features.csv (each feature's nearest row at each
 stage, with its ReasonScore there if --stage_scores names it), a picture and diff.json. Minutes on a CPU.
 """

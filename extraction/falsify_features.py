@@ -99,7 +99,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--strategies", type=string_list, default=STRATEGIES, help=f"some of {','.join(STRATEGIES)} (default: all)"
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the results")
-    parser.add_as_published(rows="published", rope_original_context=PUBLISHED_ROPE_CONTEXT, ignore_tokens="")
+    parser.add_as_published(
+        rows="published",
+        rope_original_context=PUBLISHED_ROPE_CONTEXT,
+        float32_matmul_precision="highest",
+        ignore_tokens="",
+    )
     args = parser.parse_args(argv)
     args.strategies = tuple(dict.fromkeys(args.strategies))
     for name in args.strategies:
@@ -168,7 +173,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     inputs = load_inputs(args)
     check_same_sae(saved, inputs.source, args.scores_dir)
     if inputs.source.prepend_bos and inputs.tokenizer.bos_token_id is not None:
-        # Whatever the scores counted: activations at bos are so large that a text's maximum would be about nothing else.
+        # Whatever the scores counted: at bos activations are so large that a text's maximum would be about it alone.
         inputs = replace(inputs, ignored=sorted({*inputs.ignored, inputs.tokenizer.bos_token_id}))
     features, matched_to = choose_features(args, saved)
     of_ordinary = copy.copy(args)
@@ -183,6 +188,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
         "--strategies": list(args.strategies),
         "--ordinary_dataset_path": input_identity(of_ordinary, replace(inputs, tokens=ordinary))["--dataset_path"],
         **input_identity(args, inputs),
+        "--compile_llm": args.compile_llm,
         "the number of ranks": ranks.size,
         "the version of": {name: version(name) for name in LIBRARIES},
     }

@@ -140,7 +140,12 @@ def format_lmsys(conversation: Sequence[Mapping[str, Any]], *, tokenizer: PreTra
 
 def _by_template(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
     """Messages in a model's own format, like R1 text without bos and without the eos that is put between documents."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, date_string=DATE)
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, date_string=DATE)
+    except TemplateError as error:  # roles that do not alternate, no messages at all
+        raise MalformedRow(f"the chat template of the model refuses it: {error}") from error
     text = text.removeprefix(tokenizer.bos_token or "")
     without_eos, _, rest = text.rpartition(tokenizer.eos_token)
     return text if rest.strip() else without_eos

@@ -220,8 +220,8 @@ class MaEtAl(NamedTuple):
 def ma_et_al(ordinary: np.ndarray, injected: dict[str, np.ndarray]) -> MaEtAl:
     """Cohen's d of the strategy with the largest, and the class that it falls into with its p.
 
-    d = difference of means / √((var + var)/2), variances with n in the denominator, and 0 if nothing varies, as in their
-    code; p of an unpaired t-test.
+    d = difference of means / √((var + var)/2), variances with n in the denominator; 0 if nothing varies, as in their
+    code. p of an unpaired t-test.
 
     Args:
         ordinary: the maximal activation in each ordinary text, [texts].

@@ -97,7 +97,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
         "--minibatch_size_features",
         type=positive_int,
         default=1024,
-        help="features scored at once (dashboards: all shown)",
+        help="features scored at once; no effect on dashboards",
     )
 
 
@@ -182,6 +182,11 @@ def check_same_sae(saved: SavedScores, source: SaeSource, scores_dir: Path) -> N
         )
 
 
+def matmul_precision(args: argparse.Namespace) -> str:
+    """Of products in float32. A bfloat16 model rounds more than TF32 does; who asks for float32 gets it."""
+    return args.float32_matmul_precision or ("highest" if args.dtype == "float32" else "high")
+
+
 def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerBridge, SAE]:
     """The model up to the SAE's hook point, and the SAE with the decoder norm folded in.
 
@@ -193,9 +198,7 @@ def load_weights(args: argparse.Namespace, inputs: Inputs) -> tuple[TransformerB
     from transformer_lens_r1 import load_model
     from transformer_lens_r1.forward import compile_layers
 
-    # A bfloat16 model rounds more than TF32 does; who asks for float32 gets it.
-    default = "highest" if args.dtype == "float32" else "high"
-    torch.set_float32_matmul_precision(args.float32_matmul_precision or default)
+    torch.set_float32_matmul_precision(matmul_precision(args))
     device = resolve_device(args.device)
     sae = load_sae(inputs.source, device=device, dtype=args.sae_dtype)
     model = load_model(
@@ -318,7 +321,7 @@ def input_identity(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
     return {
         "--dtype": args.dtype,
         "--sae_dtype": args.sae_dtype,
-        "--float32_matmul_precision": args.float32_matmul_precision,
+        "--float32_matmul_precision": matmul_precision(args),
         "--rope_original_context": inputs.rope_original_context,
         "--rows": args.rows,
         "--n_samples": len(tokens),

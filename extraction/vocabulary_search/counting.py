@@ -64,12 +64,14 @@ def split_thought(row: Mapping[str, Any], column: str) -> tuple[str, str]:
     """What stands between ``<think>`` and ``</think>``, and what follows; without ``<think>``, all that stands before.
 
     Raises:
-        MalformedRow: the column is not text, or has no ``</think>``.
+        MalformedRow: the column is not text, or does not have ``</think>`` exactly once.
     """
     text, _ = split_columns(row, (column, column))
     before, end, solution = text.partition(END_THINK)
     if not end:
         raise MalformedRow(f"field {column!r} has no {END_THINK}")
+    if THINK in solution or END_THINK in solution:
+        raise MalformedRow(f"field {column!r} has several thoughts, so that text is not one or the other")
     return before.rpartition(THINK)[2], solution
 
 

@@ -73,6 +73,6 @@ def choose_entries(table: pd.DataFrame, top: int) -> list[str]:
 
 
 def spellings(entry: str) -> list[str]:
-    """The four spellings in which the vocabulary's file has each word: with and without a space and a capital."""
+    """The spellings in which the vocabulary's file has each word: with and without a space and a capital."""
     capital = entry[0].upper() + entry[1:]
-    return [entry, f" {entry}", capital, f" {capital}"]
+    return list(dict.fromkeys([entry, f" {entry}", capital, f" {capital}"]))  # some scripts have no capitals

@@ -71,7 +71,7 @@ def inputs(
     rows = [(facts(41, 1), Snippet("one ", PLANTED, " two")), (facts(7, 2), Snippet("a needle ", "here", ""))]
     write_index(pages, rows, title="features", about="")
     for one, _ in rows:
-        page = _fill("feature.html", facts=one, before=None, after=None, dead=True, panels="")
+        page = _fill("feature.html", facts=one, before=None, after=None, dead=True, panels="", section="")
         (pages / one.page).write_text(page, encoding="utf-8")
     sae = make_sae("jumprelu")
     (pages / "dashboards.json").write_text(json.dumps({"hook_name": "blocks.1.hook_resid_post"}))
