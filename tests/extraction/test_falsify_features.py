@@ -203,7 +203,7 @@ def test_a_run_with_other_settings_does_not_continue_it(
         ({"text_length": 500}, "--text_length 500: the rows have 128 tokens"),
         ({"features": "1,5000"}, "--features 5000: the SAE's features are 0 to 1023"),
         ({"strategies": "prepend,injct_bigram"}, "unknown strategy 'injct_bigram'; did you mean 'inject_bigram'"),
-        ({"features": None, "topk": 600}, "ask for fewer"),
+        ({"features": None, "topk": 100, "n_matched": 20}, "ask for fewer"),
         ({"text_length": 15}, "--text_length 15: expected at least 16"),
         ({"n_texts": 9}, "--dataset_path gives 9 texts of 16 tokens, fewer than 10"),
         ({"strategies": ","}, "--strategies: expected some of"),
@@ -217,9 +217,8 @@ def test_mistakes_end_in_one_line_before_weights_load(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(falsify_features, "load_weights", lambda *_: pytest.fail("the weights are loaded"))
-    n_matched = {"n_matched": 1} if "topk" in changed else {}
     with pytest.raises((UserError, SystemExit)) as caught:
-        falsify_features.main(flags(**changed, **n_matched))
+        falsify_features.main(flags(**changed))
     assert message in str(caught.value) + capsys.readouterr().err
 
 
