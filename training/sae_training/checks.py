@@ -130,13 +130,11 @@ def check_pretrained(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         # A finished SAE has the estimated factor in its weights; one that has not is an unfinished run's.
         "normalize_activations": "none" if given == "expected_average_only_in" else given,
     }
-    saved = {**saved, **{key: value for key, value in saved.get("metadata", {}).items() if key == "hook_name"}}
-    expected["hook_name"] = cfg.hook_name
     for key, value in expected.items():
         if saved.get(key, value) != value:
             raise UserError(
                 f"the SAE in from_pretrained_path, {folder}, has {key} {saved[key]}, but this run starts from a "
-                f"finished SAE with {value}; name another, or change the config's {key}"
+                f"finished SAE with {value}; name another, or change sae.{key}"
             )
 
 
