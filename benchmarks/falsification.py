@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import numpy as np
     import torch
     from falsification.material import Experiment, Settings
-    from falsification.measure import measure_changed, observe
+    from falsification.measure import measure_changed, measure_unchanged, observe
     from reasonscore.sae import encoder_of
     from sae_lens import StandardSAE, StandardSAEConfig
 
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = torch.randint(100, 400, (2, 64, 256))
     settings = Settings(comma=50, strategies=STRATEGIES, n_texts=50)
     experiment = Experiment(*(observe(encode, text, settings) for text in rows), settings)
+    measured = measure_unchanged(experiment, encode)
     units = [unit for unit in experiment.units() if unit.strategy != experiment.removal]
     texts = [text.ids for unit in units for side in experiment.variants(unit) for text in side]
     lengths = sorted({len(ids) for ids in texts})
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         floor, started = time.perf_counter() - started, time.perf_counter()
-        for _ in measure_changed(experiment, encode, experiment.nothing_yet(), units):
+        for _ in measure_changed(experiment, encode, measured, units):
             pass
         seconds.append(time.perf_counter() - started)
         ratios.append(seconds[-1] / floor)

@@ -262,11 +262,7 @@ def measure(experiment: Experiment, encode: Encode, state: Path, ranks: Ranks) -
 
     from transformer_lens_r1.shared.files import atomic_file
 
-    if state.is_file():
-        measured = PerText(**load_file(state))
-    else:
-        measured = experiment.nothing_yet()
-        measure_unchanged(experiment, encode, measured)
+    measured = PerText(**load_file(state)) if state.is_file() else measure_unchanged(experiment, encode)
     units = experiment.units()[ranks.rank :: ranks.size]
     left = [unit for unit in units if not is_measured(experiment, measured, unit)]
     saved = time.monotonic()
@@ -308,11 +304,10 @@ def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, meas
             rank_of[feature],
             float(score[feature]),
             matched_to,
-            float(experiment.activations(index).max()),
             finding,
         )
-        for index, (feature, matched_to, finding) in enumerate(
-            zip(plan.features, plan.matched_to, findings(experiment, measured), strict=True)
+        for feature, matched_to, finding in zip(
+            plan.features, plan.matched_to, findings(experiment, measured), strict=True
         )
     ]
     record = {
@@ -323,7 +318,7 @@ def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, meas
         "reasoning_dataset": display_name(args.dataset_path),
         "ordinary_dataset": display_name(args.ordinary_dataset_path),
         "rows": [len(plan.inputs.tokens), len(plan.ordinary)],
-        "n_texts": [len(experiment.texts(of)) for of in (experiment.reasoning, experiment.ordinary)],
+        "n_texts": [len(experiment.reasoning_texts), len(experiment.ordinary_texts)],
         "text_length": args.text_length,
         "seed": args.seed,
         "ignored_ids": plan.inputs.ignored,
@@ -334,7 +329,7 @@ def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, meas
         f"{record['n_texts'][1]} texts of {args.text_length} tokens of {record['ordinary_dataset']} · reasoning text: "
         f"{record['reasoning_dataset']}"
     )
-    examples = find_examples(experiment, encode, tested, decode)
+    examples = find_examples(experiment, measured, encode, tested, decode)
     with atomic_directory(args.output_dir) as folder:
         write_results(
             folder, tested, experiment, measured, lambda gram: "".join(decode(token) for token in gram), record

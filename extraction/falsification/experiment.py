@@ -64,6 +64,8 @@ class Finding:
     """Of the feature's top tokens (1) and top bigrams (2)."""
     ma: MaEtAl | None
     """Their class; None if nothing could be injected."""
+    largest: float
+    """The largest activation on both texts."""
     verdict: str
     by: str
     notes: tuple[str, ...] = field(default=())
@@ -121,22 +123,22 @@ def _finding(
         stays=stays,
         auroc=auroc,
         ma=ma_et_al(ordinary, {name: values[TOKENS, ALL] for name, values in tried.items()}) if tried else None,
+        largest=float(activations.max()),
         verdict=verdict,
         by=by,
-        notes=tuple(_notes(experiment, feature, enough, auroc, stays, ordinary, reasoning)),
+        notes=tuple(_notes(experiment, feature, enough, auroc, stays, ordinary, reasoning, activations)),
     )
 
 
 def _needed(experiment: Experiment, measured: PerText, reasoning: np.ndarray, feature: int) -> tuple[float, Estimate]:
     """The share of a feature's activation that lies on its top tokens, and what stays elsewhere without them."""
     tokens, total = experiment.tokens[feature], reasoning.sum()
-    at_tokens = np.isin(experiment.texts(experiment.reasoning), [token for (token,) in tokens.top])
+    at_tokens = np.isin(experiment.reasoning_texts, [token for (token,) in tokens.top])
     elsewhere = np.where(at_tokens, 0, reasoning).sum(axis=1)
-    after = measured.changed[feature, -1, TOKENS, SUM_UNTOUCHED, : len(reasoning)].astype(np.float64)
-    can_remove = tokens.top and tokens.controls.of_token
+    after = measured.changed[feature, experiment.removal, TOKENS, SUM_UNTOUCHED, : len(reasoning)].astype(np.float64)
     return (
         float(1 - elsewhere.sum() / total) if total > 0 else math.nan,
-        ratio_over_texts(after, elsewhere, experiment.settings.seed) if can_remove else NOT_DEFINED,
+        ratio_over_texts(after, elsewhere, experiment.settings.seed) if tokens.can_be_replaced else NOT_DEFINED,
     )
 
 
@@ -148,13 +150,14 @@ def _notes(
     stays: Estimate,
     ordinary: np.ndarray,
     reasoning: np.ndarray,
+    activations: np.ndarray,
 ) -> Iterator[str]:
     """What could not be computed for a feature, and why."""
     tokens = experiment.tokens[feature]
-    if not experiment.activations(feature).any():
+    if not activations.any():
         yield "never active on either text"
         return
-    if not experiment.ordinary.of(feature).any():
+    if not activations[len(experiment.reasoning.ids) :].any():
         yield "never active on the ordinary text"
     if not tokens.top:
         yield "no token on which it is active was seen often enough: nothing was injected"
@@ -189,8 +192,7 @@ def run_experiment(encode: Encode, reasoning: Tensor, ordinary: Tensor, settings
         settings: how the test is made.
     """
     experiment = Experiment(observe(encode, reasoning, settings), observe(encode, ordinary, settings), settings)
-    measured = experiment.nothing_yet()
-    measure_unchanged(experiment, encode, measured)
+    measured = measure_unchanged(experiment, encode)
     for _ in measure_changed(experiment, encode, measured, experiment.units()):
         pass
     return findings(experiment, measured)

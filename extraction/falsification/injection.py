@@ -37,7 +37,7 @@ def added_tokens(strategy: str) -> int:
 def can_inject(tokens: FeatureTokens, strategy: str) -> bool:
     """Whether the feature has what the strategy puts in."""
     source = {"inject_bigram": tokens.bigrams, "inject_trigram": tokens.trigrams}.get(strategy, tokens.top)
-    return bool(source) and bool(tokens.controls.of_token)
+    return bool(source) and tokens.can_be_replaced
 
 
 def draw(tokens: FeatureTokens, strategy: str, random: np.random.Generator) -> list[NGram]:

@@ -95,13 +95,15 @@ class Experiment:
         ]
         self.removal = len(settings.strategies)
         """What stands for the removal of tokens among the strategies."""
+        self.reasoning_texts, self.ordinary_texts = self._texts(reasoning), self._texts(ordinary)
+        """ids [texts, length]"""
 
     def activations(self, feature: int) -> np.ndarray:
         """Of one feature on the reasoning rows, then on the ordinary ones: [rows, context]."""
         return np.concatenate([self.reasoning.of(feature), self.ordinary.of(feature)])
 
-    def texts(self, of: Observed) -> np.ndarray:
-        """ids [texts, length]: pieces of the rows, the first of all rows before the second ones.
+    def _texts(self, of: Observed) -> np.ndarray:
+        """Pieces of the rows, the first of all rows before the second ones.
 
         If rows begin with ids that are ignored (bos), each of a row's pieces does.
         """
@@ -118,15 +120,15 @@ class Experiment:
         strategies = self.settings.strategies
         order = sorted(range(len(strategies)), key=lambda index: added_tokens(strategies[index]))
         features = range(len(self.tokens))
-        removals = [Unit(f, self.removal) for f in features if self.tokens[f].top and self.tokens[f].controls.of_token]
+        removals = [Unit(f, self.removal) for f in features if self.tokens[f].can_be_replaced]
         return removals + [Unit(f, s) for s in order for f in features if can_inject(self.tokens[f], strategies[s])]
 
     def variants(self, unit: Unit) -> tuple[list[Injected], ...]:
         """The changed texts of a unit: with the feature's tokens and with controls; for the removal, without them."""
         tokens, settings = self.tokens[unit.feature], self.settings
         if unit.strategy == self.removal:
-            return (replaced(self.texts(self.reasoning), tokens),)
-        texts = self.texts(self.ordinary)
+            return (replaced(self.reasoning_texts, tokens),)
+        texts = self.ordinary_texts
         first = int(np.isin(texts[:, 0], settings.ignored_ids).all())  # bos stays where it is
         strategy = settings.strategies[unit.strategy]
         seed = (settings.seed, unit.feature, STRATEGIES.index(strategy))
@@ -135,16 +137,5 @@ class Experiment:
     def n_texts(self, unit: Unit) -> int:
         """Texts that `variants` gives for a unit."""
         if unit.strategy == self.removal:
-            return len(self.texts(self.reasoning))
-        return 2 * len(self.texts(self.ordinary))
-
-    def nothing_yet(self) -> PerText:
-        """Arrays to fill."""
-        n_features, n_strategies = len(self.tokens), len(self.settings.strategies)
-        ordinary, reasoning = self.texts(self.ordinary), self.texts(self.reasoning)
-        n_texts = max(len(ordinary), len(reasoning))
-        return PerText(
-            np.full((n_features, len(ordinary)), np.nan, dtype=np.float32),
-            np.full((n_features, *reasoning.shape), np.nan, dtype=np.float32),
-            np.full((n_features, n_strategies + 1, 2, 3, n_texts), np.nan, dtype=np.float32),
-        )
+            return len(self.reasoning_texts)
+        return 2 * len(self.ordinary_texts)

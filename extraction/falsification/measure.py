@@ -26,24 +26,22 @@ def observe(encode: Encode, ids: Tensor, settings: Settings) -> Observed:
     return Observed(ids.numpy(), [encoded.permute(2, 0, 1).contiguous().numpy()])
 
 
-def measure_unchanged(experiment: Experiment, encode: Encode, measured: PerText) -> None:
+def measure_unchanged(experiment: Experiment, encode: Encode) -> PerText:
     """The maximal activation in each ordinary text, and every activation on the reasoning texts, of all features."""
-    ignored = torch.tensor(experiment.settings.ignored_ids, dtype=torch.int64)
-    for of, store in ((experiment.ordinary, "ordinary"), (experiment.reasoning, "reasoning")):
-        texts = torch.from_numpy(experiment.texts(of))
-        done = 0
-        for batch in texts.split(max(1, experiment.settings.tokens_per_pass // texts.shape[1])):
-            encoded = encode(batch).float()
-            encoded = encoded.masked_fill(torch.isin(batch, ignored).to(encoded.device)[..., None], 0)
-            found = encoded.amax(dim=1).T if store == "ordinary" else encoded.permute(2, 0, 1)
-            getattr(measured, store)[:, done : done + len(batch)] = found.cpu().numpy()
-            done += len(batch)
-    highest, total = measured.reasoning.max(axis=2), measured.reasoning.sum(axis=2)  # of texts that no removal changes
-    measured.changed[:, -1, TOKENS, :, : highest.shape[1]] = np.stack([highest, highest, total], axis=1)
+
+    def activations(texts: np.ndarray) -> np.ndarray:  # [features, texts, length]
+        return observe(encode, torch.from_numpy(texts), experiment.settings).parts[0]
+
+    ordinary, reasoning = activations(experiment.ordinary_texts).max(axis=2), activations(experiment.reasoning_texts)
+    n_texts = max(ordinary.shape[1], reasoning.shape[1])
+    changed = np.full((len(ordinary), experiment.removal + 1, 2, 3, n_texts), np.nan, dtype=np.float32)
+    highest, total = reasoning.max(axis=2), reasoning.sum(axis=2)  # of texts that no removal changes
+    changed[:, experiment.removal, TOKENS, :, : reasoning.shape[1]] = np.stack([highest, highest, total], axis=1)
     for feature, strategy in experiment.units():
         if strategy == experiment.removal:
             with_tokens = [text.there.any() for text in experiment.variants(Unit(feature, strategy))[0]]
-            measured.changed[feature, strategy, TOKENS, :, np.flatnonzero(with_tokens)] = np.nan
+            changed[feature, strategy, TOKENS, :, np.flatnonzero(with_tokens)] = np.nan
+    return PerText(ordinary, reasoning, changed)
 
 
 def measure_changed(experiment: Experiment, encode: Encode, measured: PerText, units: Sequence[Unit]) -> Iterator[int]:
@@ -82,7 +80,7 @@ def measure_changed(experiment: Experiment, encode: Encode, measured: PerText, u
 
 def is_measured(experiment: Experiment, measured: PerText, unit: Unit) -> bool:
     """Whether all of a unit's texts were run."""
-    of = experiment.reasoning if unit.strategy == experiment.removal else experiment.ordinary
-    sides = slice(0, experiment.n_texts(unit) // len(experiment.texts(of)))
-    values = measured.changed[unit.feature, unit.strategy, sides, :, : len(experiment.texts(of))]
-    return not np.isnan(values).any()
+    sides, texts = 2, experiment.ordinary_texts
+    if unit.strategy == experiment.removal:
+        sides, texts = 1, experiment.reasoning_texts
+    return not np.isnan(measured.changed[unit.feature, unit.strategy, :sides, :, : len(texts)]).any()

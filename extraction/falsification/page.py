@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from falsification.injection import Injected
-from falsification.material import Experiment, Unit
-from falsification.measure import Encode
+from falsification.material import Experiment, PerText, Unit
+from falsification.measure import Encode, observe
 from falsification.results import Tested
 from falsification.statistics import Estimate
 from transformer_lens_r1.shared.files import write_json
@@ -33,38 +34,30 @@ class Shown(NamedTuple):
 
 
 def find_examples(
-    experiment: Experiment, encode: Encode, tested: Sequence[Tested], decode: Callable[[int], str]
+    experiment: Experiment, measured: PerText, encode: Encode, tested: Sequence[Tested], decode: Callable[[int], str]
 ) -> list[list[Shown]]:
     """For each feature some texts, with the tokens of its best strategy put in and with the controls."""
     found = []
     for feature, one in enumerate(tested):
-        shown: list[tuple[str, Injected]] = []
+
+        def shown(title: str, text: Injected, activations: np.ndarray, largest: float = one.finding.largest) -> Shown:
+            shares = activations / (largest or 1)
+            tokens = zip(map(decode, text.ids.tolist()), shares.tolist(), text.there.tolist(), strict=True)
+            return Shown(title, list(tokens))
+
+        examples: list[Shown] = []
         if one.best:
             unit = Unit(feature, experiment.settings.strategies.index(one.best))
-            for tokens, control in list(zip(*experiment.variants(unit), strict=True))[:EXAMPLES]:
-                shown += [("with its tokens", tokens), ("with control tokens", control)]
-        for ids in experiment.texts(experiment.reasoning)[:EXAMPLES]:
-            shown.append(("reasoning text", Injected(ids, np.zeros(len(ids), dtype=bool))))
-        ignored = experiment.settings.ignored_ids
-        found.append([_shown(title, text, encode, feature, one.largest, ignored, decode) for title, text in shown])
+            pairs = itertools.islice(zip(*experiment.variants(unit), strict=True), EXAMPLES)
+            texts = [text for pair in pairs for text in pair]  # with the tokens and with controls, in turn
+            ids = torch.from_numpy(np.stack([text.ids for text in texts]))
+            activations = observe(encode, ids, experiment.settings).of(feature)
+            titles = itertools.cycle(("with its tokens", "with control tokens"))
+            examples += map(shown, titles, texts, activations)
+        for ids, activations in zip(experiment.reasoning_texts[:EXAMPLES], measured.reasoning[feature], strict=False):
+            examples.append(shown("reasoning text", Injected(ids, np.zeros(len(ids), dtype=bool)), activations))
+        found.append(examples)
     return found
-
-
-def _shown(
-    title: str,
-    text: Injected,
-    encode: Encode,
-    feature: int,
-    largest: float,
-    ignored: Sequence[int],
-    decode: Callable[[int], str],
-) -> Shown:
-    activations = encode(torch.from_numpy(text.ids)[None])[0, :, feature].float().cpu().numpy()
-    activations[np.isin(text.ids, ignored)] = 0
-    shares = activations / largest if largest > 0 else np.zeros_like(activations)
-    return Shown(
-        title, [(decode(int(i)), float(s), bool(t)) for i, s, t in zip(text.ids, shares, text.there, strict=True)]
-    )
 
 
 def _number(value: float, form: str = "{:.2f}") -> str:

@@ -36,8 +36,6 @@ class Tested:
     score: float
     matched_to: int | None
     """The top feature that this one is the null of; None for a top feature."""
-    largest: float
-    """Its largest activation on both texts."""
     finding: Finding
 
     @property
@@ -179,8 +177,8 @@ def write_results(
     table_of_strategies(tested).to_csv(folder / STRATEGIES_TABLE, **options)
     arrays = {
         "features": np.array([one.feature for one in tested]),
-        "ordinary_ids": experiment.texts(experiment.ordinary),
-        "reasoning_ids": experiment.texts(experiment.reasoning),
+        "ordinary_ids": experiment.ordinary_texts,
+        "reasoning_ids": experiment.reasoning_texts,
         **measured.arrays(),
     }
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / PER_TEXT)

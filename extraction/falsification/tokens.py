@@ -51,6 +51,11 @@ class FeatureTokens:
     after: dict[int, tuple[int, ...]]
     controls: Controls
 
+    @property
+    def can_be_replaced(self) -> bool:
+        """Whether there are tokens to put in or take out, and controls of them."""
+        return bool(self.top and self.controls.of_token)
+
 
 class NGrams(NamedTuple):
     """The distinct n-grams of a text, and where each is."""

@@ -86,7 +86,7 @@ def test_top_tokens_bigrams_and_trigrams_are_those_of_a_loop_over_positions(smal
 
 def test_what_is_injected_are_three_tokens_two_bigrams_or_one_trigram_of_the_feature(small: Small) -> None:
     pieces = {"inject_bigram": 2, "bigram_before": 2, "inject_trigram": 3, "trigram": 3}
-    texts = small.experiment.texts(small.experiment.ordinary)
+    texts = small.experiment.ordinary_texts
     tried = [unit for unit in small.experiment.units() if unit.strategy < len(STRATEGIES)]
     assert {STRATEGIES[unit.strategy] for unit in tried} == set(STRATEGIES)
     for unit in tried:
@@ -116,7 +116,7 @@ def test_what_is_injected_are_three_tokens_two_bigrams_or_one_trigram_of_the_fea
 
 
 def test_class_d_and_p_equal_a_plain_loop_on_the_same_injected_texts(small: Small) -> None:
-    ordinary_texts = list(small.experiment.texts(small.experiment.ordinary))
+    ordinary_texts = list(small.experiment.ordinary_texts)
     classes = set()
     for feature, finding in enumerate(small.findings):
         ordinary = maxima(small, ordinary_texts, feature)
