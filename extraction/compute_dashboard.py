@@ -31,6 +31,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from reasonscore.choice import add_choice_arguments, choose_features
 from reasonscore.inputs import (
     Inputs,
     Parser,
@@ -44,7 +45,7 @@ from reasonscore.sae import SaeSource, find_sae
 from reasonscore.unfinished import begin, work_folder
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
-from transformer_lens_r1.shared.arguments import int_list, positive_int, resolve_device
+from transformer_lens_r1.shared.arguments import positive_int
 from transformer_lens_r1.shared.errors import UserError, run
 from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
 from transformer_lens_r1.shared.hub import check_hub_access, push_folder
@@ -70,11 +71,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="folder that compute_score.py wrote, or scores alone: a file, or a folder with nothing but published ones",
     )
-    shown.add_argument("--topk", type=positive_int, default=100, help="how many of the best distinct features to show")
-    shown.add_argument(
-        "--keep_similar", action="store_true", help="of the best, show those too that nearly coincide with a better one"
-    )
-    shown.add_argument("--features", type=int_list, help="show these instead, like 12,99")
+    add_choice_arguments(shown, "show")
     shown.add_argument(
         "--n_quantiles", type=positive_int, default=5, help="intervals of activation that a page has text from"
     )
@@ -124,8 +121,8 @@ class Plan(NamedTuple):
     """HTML for some of the features' pages, by feature."""
 
 
-def feature_facts(saved: SavedScores, feature: int, ranked: Sequence[int]) -> FeatureFacts:
-    """What the scores say about one feature; ``ranked`` are all, best first."""
+def feature_facts(saved: SavedScores, feature: int, rank_of: Sequence[int]) -> FeatureFacts:
+    """What the scores say about one feature; ``rank_of`` has every feature's rank."""
     from feature_pages.pages import FeatureFacts
     from reasonscore.distinct import similar_features
     from reasonscore.score import PARTS
@@ -134,11 +131,11 @@ def feature_facts(saved: SavedScores, feature: int, ranked: Sequence[int]) -> Fe
     has_interval = not math.isnan(row.get("score_low", math.nan))  # only the best have one
     return FeatureFacts(
         feature=feature,
-        rank=ranked.index(feature) + 1,
+        rank=rank_of[feature],
         interval=(row["score_low"], row["score_high"]) if has_interval else None,
         word_means=tuple(zip(saved.words, row.get("word_means", ()), strict=True)),
         parts=tuple((name, row[name]) for name in PARTS if name in row),
-        similar=tuple((other, ranked.index(other) + 1) for other in similar_features(saved.statistics, feature)),
+        similar=tuple((other, rank_of[other]) for other in similar_features(saved.statistics, feature)),
         **{name: row.get(name) for name in ("score", "max_activation", "firing_frequency", "entropy")},
     )
 
@@ -319,23 +316,19 @@ def publish(work: Path, args: argparse.Namespace, facts: Sequence[FeatureFacts],
 
 def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     """Check everything, read the scores and the text, and make or find the folder of unfinished work."""
-    from reasonscore.distinct import distinct_features
     from reasonscore.results import read_scores
-    from reasonscore.score import rank_features
+    from reasonscore.score import ranks_of
 
     saved = read_scores(args.scores_dir)
-    for feature in args.features or ():
-        if not 0 <= feature < len(saved.statistics["score"]):
-            raise UserError(f"--features {feature}: the SAE's features are 0 to {len(saved.statistics['score']) - 1}")
+    chosen = choose_features(saved.statistics, args)
     check_same_sae(saved, find_sae(args.sae_path, args.sae_id, revision=args.sae_revision), args.scores_dir)
-    ranked = rank_features(saved.statistics["score"]).tolist()
-    best = ranked[: args.topk] if args.keep_similar else distinct_features(saved.statistics, args.topk)
-    features = sorted(set(args.features or best), key=ranked.index)
+    rank_of = ranks_of(saved.statistics["score"])
+    features = sorted(chosen, key=rank_of.__getitem__)
     check_push(args)
     if args.ignore_tokens is None:  # the same positions as the scores are about
         args.ignore_tokens = saved.run.get("ignored_ids")
     inputs = load_inputs(args)
-    facts = [feature_facts(saved, feature, ranked) for feature in features]
+    facts = [feature_facts(saved, feature, rank_of) for feature in features]
 
     sections = read_sections(args, inputs.source)
     work = work_folder(args.output_dir)
@@ -371,9 +364,7 @@ def finish(args: argparse.Namespace, plan: Plan, facts: Sequence[FeatureFacts]) 
 def main(argv: Sequence[str] | None = None) -> None:
     with joined_ranks("give the same command again") as ranks, ExitStack() as lock:
         args = parse_arguments(argv)
-        if ranks.size > 1:
-            args.device = resolve_device(ranks.device(args.device))
-            ranks.connect(args.device)
+        args.device = ranks.join_on(args.device)
         from feature_pages.pages import FeatureFacts
 
         def locked_and_prepared() -> Plan:

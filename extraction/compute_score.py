@@ -286,9 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with joined_ranks() as ranks, ExitStack() as lock:
         args = parse_arguments(given)
-        if ranks.size > 1:
-            args.device = resolve_device(ranks.device(args.device))
-            ranks.connect(args.device)
+        args.device = ranks.join_on(args.device)
         from reasonscore.chunks import PassState, chunk_path
 
         def begin() -> Plan:

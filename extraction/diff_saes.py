@@ -20,7 +20,6 @@ from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int
 from transformer_lens_r1.shared.errors import UserError, did_you_mean, run
 from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
 from transformer_lens_r1.shared.locks import locked
-from transformer_lens_r1.shared.matching import match_features
 
 RUN = "diff.json"
 
@@ -80,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Check everything, then compare one stage after the other, and write."""
+    from reasonscore.choice import matched_features
     from reasonscore.distinct import distinct_features
     from reasonscore.inputs import check_same_sae
     from reasonscore.results import read_scores
@@ -89,11 +89,6 @@ def compare(args: argparse.Namespace) -> None:
 
     final, saved = find_sae(args.sae_path, args.sae_id, revision=args.sae_revision), read_scores(args.scores_dir)
     check_same_sae(saved, final, args.scores_dir)
-    if saved.alone:
-        raise UserError(
-            f"the scores in {args.scores_dir} came without statistics, by which features are matched: score again "
-            "with compute_score.py"
-        )
     sources, stage_statistics = {}, {}
     for name, value in args.stage.items():
         path, _, sae_id = value.partition(",")
@@ -119,8 +114,8 @@ def compare(args: argparse.Namespace) -> None:
 
     statistics = saved.statistics
     top = distinct_features(statistics, args.topk)
-    columns = ("score", "firing_frequency", "max_activation")
-    matched = match_features(*(statistics[name] for name in columns), features=top, n_matched=args.n_matched)
+    remedy = "score again with compute_score.py"
+    matched = matched_features(saved, top, args.n_matched, args.scores_dir, remedy=remedy)
     features = [*top, *(other for others in matched.values() for other in others)]
     directions = load_sae(final).W_dec[features].clone()
     stages = [

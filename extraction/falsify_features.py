@@ -29,6 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from reasonscore.choice import add_choice_arguments, choose_features, matched_features
 from reasonscore.inputs import (
     Inputs,
     Parser,
@@ -43,16 +44,13 @@ from reasonscore.unfinished import begin, work_folder
 
 from transformer_lens_r1.loading import PUBLISHED_ROPE_CONTEXT
 from transformer_lens_r1.shared.arguments import (
-    int_list,
     non_negative_int,
     positive_int,
-    resolve_device,
     string_list,
 )
 from transformer_lens_r1.shared.errors import UserError, did_you_mean, run
 from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name
 from transformer_lens_r1.shared.locks import locked
-from transformer_lens_r1.shared.matching import match_features
 from transformer_lens_r1.shared.ranks import Ranks, joined_ranks
 
 if TYPE_CHECKING:
@@ -60,6 +58,7 @@ if TYPE_CHECKING:
     from falsification.measure import Encode
     from reasonscore.results import SavedScores
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 LEAST_LENGTH, LEAST_TEXTS = 16, 10
 """Tokens in a text, and texts of each kind: with less, intervals mean nothing."""
@@ -85,11 +84,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     tested = parser.add_argument_group("what is tested, and how")
     tested.add_argument("--scores_dir", type=Path, required=True, help="folder that compute_score.py wrote")
-    tested.add_argument("--topk", type=positive_int, default=100, help="how many of the best distinct features to test")
-    tested.add_argument(
-        "--keep_similar", action="store_true", help="of the best, test those too that nearly coincide with a better one"
-    )
-    tested.add_argument("--features", type=int_list, help="test these instead, like 12,99")
+    add_choice_arguments(tested, "test")
     tested.add_argument(
         "--n_matched", type=non_negative_int, default=1, help="matched features that are not in the top, for each"
     )
@@ -127,45 +122,30 @@ class Plan(NamedTuple):
     """Of the reasoning text; without the tokenizer if there are several ranks."""
     ordinary: Tensor
     """int64 [rows, context]."""
-    features: list[int]
-    matched_to: list[int | None]
-    """Of each feature, the top feature that it is the null of."""
+    features: dict[int, int | None]
+    """With the top feature that each is the null of; None for a top feature."""
+    ranks_and_scores: list[tuple[int, float]]
+    """Of each feature."""
     comma: int
     run: dict[str, Any]
     """What determines the results."""
 
 
-def choose_features(args: argparse.Namespace, saved: SavedScores) -> tuple[list[int], list[int | None]]:
+def tested_features(args: argparse.Namespace, saved: SavedScores) -> dict[int, int | None]:
     """The features to test, top ones first, and for each the top feature that it is matched to, or None."""
-    from reasonscore.distinct import distinct_features
-    from reasonscore.score import rank_features
-
-    statistics = saved.statistics
-    for feature in args.features or ():
-        if not 0 <= feature < len(statistics["score"]):
-            raise UserError(f"--features {feature}: the SAE's features are 0 to {len(statistics['score']) - 1}")
-    if args.features:
-        top = list(dict.fromkeys(args.features))
-    elif args.keep_similar:
-        top = rank_features(statistics["score"])[: args.topk].tolist()
-    else:
-        top = distinct_features(statistics, args.topk)
-    if not args.n_matched:
-        return top, [None] * len(top)
-    if saved.alone:
-        raise UserError(
-            f"the scores in {args.scores_dir} came without statistics, by which features are matched: give "
-            "--n_matched 0, or score again with compute_score.py"
-        )
-    names = ("score", "firing_frequency", "max_activation")
-    matched = match_features(*(statistics[name] for name in names), features=top, n_matched=args.n_matched)
-    null = [(other, feature) for feature, others in matched.items() for other in others]
-    return [*top, *(other for other, _ in null)], [*[None] * len(top), *(feature for _, feature in null)]
+    top = choose_features(saved.statistics, args)
+    found: dict[int, int | None] = dict.fromkeys(top)
+    if args.n_matched:
+        remedy = "give --n_matched 0, or score again with compute_score.py"
+        matched = matched_features(saved, top, args.n_matched, args.scores_dir, remedy=remedy)
+        found |= {other: feature for feature, others in matched.items() for other in others}
+    return found
 
 
 def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     """Check everything, make the rows of both texts, and choose the features."""
     from reasonscore.results import read_scores
+    from reasonscore.score import ranks_of
 
     saved = read_scores(args.scores_dir)
     if args.ignore_tokens is None:  # the same positions as the scores are about
@@ -175,14 +155,14 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     if inputs.source.prepend_bos and inputs.tokenizer.bos_token_id is not None:
         # Whatever the scores counted: at bos activations are so large that a text's maximum would be about it alone.
         inputs = replace(inputs, ignored=sorted({*inputs.ignored, inputs.tokenizer.bos_token_id}))
-    features, matched_to = choose_features(args, saved)
+    features = tested_features(args, saved)
     of_ordinary = copy.copy(args)
     of_ordinary.dataset_path, of_ordinary.column_name = args.ordinary_dataset_path, args.ordinary_column_name
     of_ordinary.dataset_revision = args.ordinary_dataset_revision
     ordinary = load_inputs(of_ordinary, n_documents=args.ordinary_documents).tokens
     check_texts(inputs.tokens, ordinary, args)
     run = {
-        "the features tested (--topk, --features, --n_matched)": features,
+        "the features tested (--topk, --features, --n_matched)": list(features),
         "--n_texts": args.n_texts,
         "--text_length": args.text_length,
         "--strategies": list(args.strategies),
@@ -197,7 +177,10 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     begin(work_folder(args.output_dir), run, n_bytes)
     if ranks.size > 1:
         inputs = replace(inputs, tokenizer=None)
-    return Plan(inputs, ordinary, features, matched_to, comma, run)
+    score = saved.statistics["score"]
+    rank_of = ranks_of(score)
+    ranks_and_scores = [(rank_of[feature], float(score[feature])) for feature in features]
+    return Plan(inputs, ordinary, features, ranks_and_scores, comma, run)
 
 
 def check_texts(reasoning: Tensor, ordinary: Tensor, args: argparse.Namespace) -> None:
@@ -240,7 +223,7 @@ def observe_texts(args: argparse.Namespace, plan: Plan, model: Any, sae: Any, ra
             model,
             sae,
             tokens,
-            plan.features,
+            list(plan.features),
             folder,
             hook_name=plan.inputs.source.hook_name,
             ignored_ids=plan.inputs.ignored,
@@ -281,34 +264,24 @@ def measure(experiment: Experiment, encode: Encode, state: Path, ranks: Ranks) -
     return measured
 
 
-def write_all(args: argparse.Namespace, plan: Plan, experiment: Experiment, measured: PerText, encode: Encode) -> None:
+def write_all(
+    args: argparse.Namespace,
+    plan: Plan,
+    experiment: Experiment,
+    measured: PerText,
+    encode: Encode,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """What the measurements say, as tables, pages and a picture, into ``--output_dir``, whole or not at all."""
     from falsification.experiment import findings
     from falsification.page import find_examples, write_pages
     from falsification.results import Tested, print_verdicts, write_results
     from feature_pages.pages import token_text
-    from reasonscore.results import read_scores
-    from reasonscore.score import rank_features
 
-    from transformer_lens_r1 import load_tokenizer
-
-    tokenizer = plan.inputs.tokenizer or load_tokenizer(
-        args.model_path, revision=args.revision, trust_remote_code=args.trust_remote_code
-    )
     decode = token_text(tokenizer)
-    score = read_scores(args.scores_dir).statistics["score"]
-    rank_of = {feature: rank for rank, feature in enumerate(rank_features(score).tolist(), start=1)}
+    told = zip(plan.features.items(), plan.ranks_and_scores, findings(experiment, measured), strict=True)
     tested = [
-        Tested(
-            feature,
-            rank_of[feature],
-            float(score[feature]),
-            matched_to,
-            finding,
-        )
-        for feature, matched_to, finding in zip(
-            plan.features, plan.matched_to, findings(experiment, measured), strict=True
-        )
+        Tested(feature, rank, score, matched_to, finding) for (feature, matched_to), (rank, score), finding in told
     ]
     record = {
         "model": display_name(args.model_path),
@@ -343,9 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else list(argv)
     with joined_ranks(advice="give the same command again") as ranks, ExitStack() as lock:
         args = parse_arguments(given)
-        if ranks.size > 1:
-            args.device = resolve_device(ranks.device(args.device))
-            ranks.connect(args.device)
+        args.device = ranks.join_on(args.device)
         import torch
         from falsification.material import Experiment, Settings
         from falsification.results import RUN
@@ -371,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             tokens_per_pass=args.minibatch_size_tokens * plan.ordinary.shape[1],
         )
         experiment = Experiment(*observed, settings)
-        columns = encoder_of(sae, torch.tensor(plan.features, device=sae.W_enc.device))
+        columns = encoder_of(sae, torch.tensor(list(plan.features), device=sae.W_enc.device))
 
         def encode(ids: Tensor) -> Tensor:
             return columns(residual_stream(model, ids.to(sae.W_enc.device), plan.inputs.source.hook_name))
@@ -379,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         state = work_folder(args.output_dir) / f"measured_{ranks.rank}.safetensors"
         measured = measure(experiment, encode, state, ranks)
         if ranks.is_first:
-            write_all(args, plan, experiment, measured, encode)
+            write_all(args, plan, experiment, measured, encode, plan.inputs.tokenizer or model.tokenizer)
             shutil.rmtree(work_folder(args.output_dir))
         ranks.wait()
 

@@ -366,3 +366,10 @@ def reason_scores(by_set: Tensor, n_positions: Tensor, *, alpha: float) -> Reaso
 def rank_features(scores: Tensor) -> Tensor:
     """Feature indices from the highest score down; equal scores by index."""
     return torch.sort(scores, descending=True, stable=True).indices
+
+
+def ranks_of(scores: Tensor) -> list[int]:
+    """Each feature's rank by score, from 1."""
+    ranks = torch.empty(len(scores), dtype=torch.int64)
+    ranks[rank_features(scores)] = torch.arange(1, len(scores) + 1)
+    return ranks.tolist()

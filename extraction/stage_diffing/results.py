@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
-from reasonscore.score import rank_features
+from reasonscore.score import ranks_of
 from torch import Tensor
 
 from stage_diffing.presence import THRESHOLDS, Nearest, Share, present, share_with_interval
@@ -66,7 +66,7 @@ def table_of_features(matched: Mapping[int, Sequence[int]], scores: Tensor, stag
     columns = {
         "feature": features,
         "matched_to": pd.array(of, dtype="Int64"),
-        "rank": _ranks(scores)[features],
+        "rank": np.array(ranks_of(scores))[features],
         "score": scores[features].double().numpy(),
     }
     for stage in stages:
@@ -75,18 +75,11 @@ def table_of_features(matched: Mapping[int, Sequence[int]], scores: Tensor, stag
         columns[f"cosine:{stage.name}"] = stage.nearest.cosine.double().numpy()
         if stage.statistics:
             score = stage.statistics["score"]
-            columns[f"rank:{stage.name}"] = _ranks(score)[row.numpy()]
+            columns[f"rank:{stage.name}"] = np.array(ranks_of(score))[row.numpy()]
             columns[f"score:{stage.name}"] = score[row].double().numpy()
         if "firing_frequency" in stage.statistics:
             columns[f"firing_frequency:{stage.name}"] = stage.statistics["firing_frequency"][row].double().numpy()
     return pd.DataFrame(columns)
-
-
-def _ranks(scores: Tensor) -> np.ndarray:
-    """Each feature's rank by score, from 1."""
-    ranks = np.empty(len(scores), dtype=np.int64)
-    ranks[rank_features(scores).numpy()] = np.arange(1, len(scores) + 1)
-    return ranks
 
 
 def table_of_presence(found: Sequence[Presence]) -> pd.DataFrame:

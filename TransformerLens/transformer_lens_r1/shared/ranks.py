@@ -71,6 +71,18 @@ class Ranks:
             backend, store=self.store, rank=self.rank, world_size=self.size, timeout=PATIENCE
         )
 
+    def join_on(self, name: str) -> str:
+        """Connect on this rank's device, if the user asked for ``name``, and return it; one process keeps the name.
+
+        Raises:
+            UserError: see `device`.
+        """
+        if self.size == 1:
+            return name
+        device = resolve_device(self.device(name))
+        self.connect(device)
+        return device
+
     def on_first(self, function: Callable[[], Any], *, types: Sequence[type]) -> Any:
         """What ``function`` gives on the first rank, on every rank.
 
