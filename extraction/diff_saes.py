@@ -16,6 +16,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from reasonscore.inputs import add_sae_arguments, check_same_sae
+
 from transformer_lens_r1.shared.arguments import ArgumentParser, positive_int
 from transformer_lens_r1.shared.errors import UserError, did_you_mean, run
 from transformer_lens_r1.shared.files import atomic_directory, check_output_folder, display_name, write_json
@@ -36,9 +38,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; what names a stage, as dictionaries."""
     parser = ArgumentParser(__doc__)
     final = parser.add_argument_group("final stage")
-    final.add_argument("--sae_path", required=True, help="folder of a SAELens SAE, SAELens release, or Hub repo")
-    final.add_argument("--sae_id", help="SAE within the release, repo or folder, like blocks.19.hook_resid_post")
-    final.add_argument("--sae_revision", help="branch, tag or commit of the SAE's Hub repo (default: its main branch)")
+    add_sae_arguments(final)
     final.add_argument("--scores_dir", type=Path, required=True, help="folder that compute_score.py wrote for it")
     final.add_argument("--dashboards_dir", type=Path, help="its pages, to link to")
     stages = parser.add_argument_group("earlier stages, each flag once for a stage")
@@ -81,8 +81,7 @@ def compare(args: argparse.Namespace) -> None:
     """Check everything, then compare one stage after the other, and write."""
     from reasonscore.choice import matched_features
     from reasonscore.distinct import distinct_features
-    from reasonscore.inputs import check_same_sae
-    from reasonscore.results import read_scores
+    from reasonscore.results import CSV, read_scores
     from reasonscore.sae import find_sae, load_sae
     from stage_diffing import results
     from stage_diffing.presence import nearest_rows
@@ -141,8 +140,8 @@ def compare(args: argparse.Namespace) -> None:
     about = f"the {len(top)} best distinct features of SAE {record['final']['sae']} at {final.hook_name} · stages: "
     about += ", ".join(f"{name} is {stage['sae']}" for name, stage in record["stages"].items())
     with atomic_directory(args.output_dir) as folder:
-        table.to_csv(folder / results.FEATURES, **results.OPTIONS)
-        results.table_of_presence(found).to_csv(folder / results.PRESENCE, **results.OPTIONS)
+        table.to_csv(folder / results.FEATURES, **CSV)
+        results.table_of_presence(found).to_csv(folder / results.PRESENCE, **CSV)
         results.draw(folder / results.PICTURE, found)
         results.write_page(folder, args.output_dir, table, found, dashboards, about)
         write_json(folder / RUN, record)

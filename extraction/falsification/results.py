@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from reasonscore.results import CSV
 from safetensors.numpy import save_file
 
 from falsification.experiment import Finding
@@ -172,9 +173,8 @@ def write_results(
         decode: an n-gram's text.
         record: what is known of the run besides.
     """
-    options = {"index": False, "float_format": "%.9g", "lineterminator": "\r\n"}
-    table_of(tested, decode).to_csv(folder / TABLE, **options)
-    table_of_strategies(tested).to_csv(folder / STRATEGIES_TABLE, **options)
+    table_of(tested, decode).to_csv(folder / TABLE, **CSV)
+    table_of_strategies(tested).to_csv(folder / STRATEGIES_TABLE, **CSV)
     arrays = {
         "features": np.array([one.feature for one in tested]),
         "ordinary_ids": experiment.ordinary_texts,

@@ -52,9 +52,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
         help="scale Llama 3.1's rotary frequencies as if trained on contexts of N tokens (default: its own)",
     )
     sae = parser.add_argument_group("SAE")
-    sae.add_argument("--sae_path", required=True, help="folder of a SAELens SAE, SAELens release, or Hub repo")
-    sae.add_argument("--sae_id", help="SAE within the release, repo or folder, like blocks.19.hook_resid_post")
-    sae.add_argument("--sae_revision", help="branch, tag or commit of the SAE's Hub repo (default: its main branch)")
+    add_sae_arguments(sae)
     sae.add_argument("--sae_dtype", choices=DTYPES, default="float32", help="number format of the SAE's weights")
     text = parser.add_argument_group("text")
     text.add_argument("--dataset_path", required=True, help="data set: folder or Hub id")
@@ -99,6 +97,13 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, n_samples: int) -> N
         default=1024,
         help="features scored at once; no effect on dashboards",
     )
+
+
+def add_sae_arguments(group: Any) -> None:
+    """Add ``--sae_path --sae_id --sae_revision``."""
+    group.add_argument("--sae_path", required=True, help="folder of a SAELens SAE, SAELens release, or Hub repo")
+    group.add_argument("--sae_id", help="SAE within the release, repo or folder, like blocks.19.hook_resid_post")
+    group.add_argument("--sae_revision", help="branch, tag or commit of the SAE's Hub repo (default: its main branch)")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from reasonscore.score import ActivationSums, ReasonScores, rank_features, reaso
 from transformer_lens_r1.shared.errors import UserError
 from transformer_lens_r1.shared.files import atomic_directory, write_json
 
+CSV = {"index": False, "float_format": "%.9g", "lineterminator": "\r\n"}
+"""How tables are written: nine digits say a float32 exactly."""
 SCORES, STATS, TABLE, RUN = "feature_scores.pt", "feature_stats.safetensors", "top_features.csv", "run.json"
 
 
@@ -120,7 +122,7 @@ def write_scores(folder: Path, result: Result, record: dict[str, Any]) -> None:
         metadata = {"words": json.dumps(result.words, ensure_ascii=False)}
         save_file(statistics, temporary / STATS, metadata=metadata)
         table = top_features(result)
-        table.to_csv(temporary / TABLE, index=False, float_format="%.9g", lineterminator="\r\n")
+        table.to_csv(temporary / TABLE, **CSV)
         draw_scores(temporary / "feature_scores.png", result)
         draw_words(temporary / "top_features.png", result)
         write_json(temporary / RUN, {**_counts(result), **_bootstrap_record(result), **record})

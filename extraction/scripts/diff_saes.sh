@@ -7,11 +7,7 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-root="$(cd "$here/../.." && pwd)"
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON="$root/.venv/bin/python"
-    [ -x "$PYTHON" ] || PYTHON=python
-fi
+. "$here/shared/settings.sh"
 
 FINAL="${FINAL:-D-F}"
 SAE_DIR="${SAE_DIR:-sae_runs/diffing}"

@@ -5,11 +5,7 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-root="$(cd "$here/../.." && pwd)"
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON="$root/.venv/bin/python"
-    [ -x "$PYTHON" ] || PYTHON=python
-fi
+. "$here/shared/settings.sh"
 
 # A data set with one configuration needs no name of it (DATASET_CONFIG= leaves it out).
 DATASET_CONFIG="${DATASET_CONFIG-metadata}"

@@ -21,7 +21,6 @@ FEATURES, PRESENCE, PICTURE, PAGE = "features.csv", "presence.csv", "presence.pn
 SHOWN = (0.5, 0.7, 0.9)
 """Thresholds on the page and on the terminal."""
 COLOURS = ("#33658a", "#e09f3e", "#c8553d", "#5f7a61", "#7d5ba6", "#6c757d")
-OPTIONS = {"index": False, "float_format": "%.9g", "lineterminator": "\r\n"}
 
 
 @dataclass(frozen=True)

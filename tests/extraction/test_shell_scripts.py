@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["compute_score", "compute_dashboard"])
+@pytest.mark.parametrize("name", ["compute_score", "compute_dashboard", "falsify_features"])
 def test_the_shell_scripts_run_from_anywhere_and_pass_flags_on(repository: Path, tmp_path: Path, name: str) -> None:
     shell = repository / "extraction" / "scripts" / f"{name}.sh"
     settings = {**os.environ, "PYTHON": sys.executable, "SAE_ID": "", "SAE_PATH": "x"}
