@@ -18,7 +18,6 @@ command continues it: 4 bytes for each tested feature and token. `torchrun --npr
 from __future__ import annotations
 
 import argparse
-import copy
 import shutil
 import sys
 import time
@@ -35,9 +34,11 @@ from reasonscore.inputs import (
     Parser,
     add_input_arguments,
     check_same_sae,
+    draw_rows,
     input_identity,
     load_inputs,
     load_weights,
+    tokens_identity,
 )
 from reasonscore.sae import SaeSource
 from reasonscore.unfinished import begin, work_folder
@@ -147,6 +148,8 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
     from reasonscore.results import read_scores
     from reasonscore.score import ranks_of
 
+    from transformer_lens_r1.shared.data import load_rows
+
     saved = read_scores(args.scores_dir)
     if args.ignore_tokens is None:  # the same positions as the scores are about
         args.ignore_tokens = saved.run.get("ignored_ids")
@@ -156,17 +159,27 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Plan:
         # Whatever the scores counted: at bos activations are so large that a text's maximum would be about it alone.
         inputs = replace(inputs, ignored=sorted({*inputs.ignored, inputs.tokenizer.bos_token_id}))
     features = tested_features(args, saved)
-    of_ordinary = copy.copy(args)
-    of_ordinary.dataset_path, of_ordinary.column_name = args.ordinary_dataset_path, args.ordinary_column_name
-    of_ordinary.dataset_revision = args.ordinary_dataset_revision
-    ordinary = load_inputs(of_ordinary, n_documents=args.ordinary_documents).tokens
+    ordinary = draw_rows(
+        args,
+        load_rows(
+            args.ordinary_dataset_path,
+            columns=(args.ordinary_column_name,),
+            revision=args.ordinary_dataset_revision,
+            first=args.ordinary_documents,
+        ),
+        inputs.tokenizer,
+        column=args.ordinary_column_name,
+        context_size=inputs.tokens.shape[1],
+        prepend_bos=inputs.source.prepend_bos,
+        vocab_size=inputs.vocab_size,
+    )
     check_texts(inputs.tokens, ordinary, args)
     run = {
         "the features tested (--topk, --features, --n_matched)": list(features),
         "--n_texts": args.n_texts,
         "--text_length": args.text_length,
         "--strategies": list(args.strategies),
-        "--ordinary_dataset_path": input_identity(of_ordinary, replace(inputs, tokens=ordinary))["--dataset_path"],
+        "--ordinary_dataset_path": tokens_identity(ordinary),
         **input_identity(args, inputs),
         "--compile_llm": args.compile_llm,
         "the number of ranks": ranks.size,

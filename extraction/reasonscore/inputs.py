@@ -117,16 +117,14 @@ class Inputs:
     tokens: Tensor
     """int64 [rows, context], on the CPU."""
     ignored: list[int]
+    vocab_size: int
+    """Of the model."""
     rope_original_context: int | None = None
     """What the model's rotary scaling goes by; None: what its config.json says."""
 
 
-def load_inputs(args: argparse.Namespace, *, n_documents: int | None = None) -> Inputs:
+def load_inputs(args: argparse.Namespace) -> Inputs:
     """Check SAE, model and data set against each other, then make the rows of tokens; no weights are loaded.
-
-    Args:
-        args: with the flags of `add_input_arguments`.
-        n_documents: take the first so many of the data set; None: all.
 
     Raises:
         UserError: something is missing or does not fit.
@@ -153,23 +151,27 @@ def load_inputs(args: argparse.Namespace, *, n_documents: int | None = None) -> 
     context_size = args.context_size or source.context_size
     if context_size is None:
         raise UserError(f"SAE {source} does not say its context size: give --context_size")
-    dataset = load_rows(
-        args.dataset_path, columns=(args.column_name,), revision=args.dataset_revision, first=n_documents
-    )
+    dataset = load_rows(args.dataset_path, columns=(args.column_name,), revision=args.dataset_revision)
     tokenizer = load_tokenizer(args.model_path, **remote)
-    tokens = sample_rows(
+    model = {"context_size": context_size, "prepend_bos": source.prepend_bos, "vocab_size": config.vocab_size}
+    tokens = draw_rows(args, dataset, tokenizer, column=args.column_name, **model)
+    ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer, vocab_size=config.vocab_size)
+    return Inputs(source, layer, tokenizer, tokens, ignored, config.vocab_size, rope_context)
+
+
+def draw_rows(
+    args: argparse.Namespace, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, column: str, **model: Any
+) -> Tensor:
+    """`sample_rows` with what the command line says of the draw."""
+    return sample_rows(
         dataset,
         tokenizer,
-        column=args.column_name,
-        context_size=context_size,
-        prepend_bos=source.prepend_bos,
+        column=column,
         n_samples=args.n_samples,
-        vocab_size=config.vocab_size,
         seed=None if args.first_rows else args.seed,
         published=args.rows == "published",
+        **model,
     )
-    ignored = ignored_ids(args.ignore_tokens, source.exclude_special_tokens, tokenizer, vocab_size=config.vocab_size)
-    return Inputs(source, layer, tokenizer, tokens, ignored, rope_context)
 
 
 def check_same_sae(saved: SavedScores, source: SaeSource, scores_dir: Path) -> None:
@@ -321,21 +323,25 @@ def input_identity(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
     """What tells the model, the SAE and the text of a run from others, for `check_same_run`."""
     source = inputs.source
     config = hash_file(source.folder / CONFIG) if source.folder is not None else f"{source} {source.revision}"
-    tokens = inputs.tokens
-    digest = hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.numpy().tobytes())
     return {
         "--dtype": args.dtype,
         "--sae_dtype": args.sae_dtype,
         "--float32_matmul_precision": matmul_precision(args),
         "--rope_original_context": inputs.rope_original_context,
         "--rows": args.rows,
-        "--n_samples": len(tokens),
+        "--n_samples": len(inputs.tokens),
         "--seed": args.seed,
         "--ignore_tokens": inputs.ignored,
         "--model_path": _model_identity(args.model_path, args.revision),
         "--sae_path": {"weights_sha256": source.weights_sha256, "config_sha256": config},
-        "--dataset_path": {"tokens_sha256": digest.hexdigest()},
+        "--dataset_path": tokens_identity(inputs.tokens),
     }
+
+
+def tokens_identity(tokens: Tensor) -> dict[str, str]:
+    """What tells rows of tokens from others, for `check_same_run`."""
+    digest = hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.numpy().tobytes())
+    return {"tokens_sha256": digest.hexdigest()}
 
 
 def _model_identity(model_path: str, revision: str | None) -> dict[str, Any]:
